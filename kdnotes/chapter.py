@@ -1,0 +1,87 @@
+"""What every chapter says in the same way: its answer, its verdicts, its provenance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdnotes import layout, results, stats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdnotes.probes.outcome import Outcome
+    from kdnotes.study import Study
+
+_MARKS = {
+    "reproduced": "✔",
+    "not reproduced": "✘",
+    "inconclusive": "~",
+    "not applicable": "–",
+}
+
+
+def say(text: str) -> None:
+    """Show computed Markdown as a part of the page's text."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
+def answer(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The chapter's claims as a list, verdict first: what stands at the top of a chapter."""
+    lines = []
+    for claim in claims:
+        mark = _MARKS[claim["verdict"]]
+        lines.append(f"- {mark} **{claim['verdict']}**: {claim['statement']} {found(claim)}")
+    return "\n".join(lines)
+
+
+def found(claim: Mapping[str, Any]) -> str:
+    """The estimate of a claim with its interval, or why there is none, as a short sentence."""
+    if claim["estimate"] is None:
+        return f"({claim['reason']})"
+    bounds = [stats.format_number(claim[name]) for name in ("low", "high") if claim[name] is not None]
+    number = f"{stats.format_number(claim['estimate'])} [{', '.join(bounds)}]"
+    kind = "gap closed" if claim["kind"] == "gap closed" else "difference"
+    reason = f"; {claim['reason']}" if claim["verdict"] == "inconclusive" else ""
+    return f"({kind} {number}{reason})"
+
+
+def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of claims: what is claimed, what the paper has, what was found, verdict."""
+    rows = ["| claim | the paper | here | counts as reproduced if | verdict |", "|:--|:--|--:|:--|:--|"]
+    for claim in claims:
+        numbers = claim["paper"].get("numbers") or {}
+        paper = "; ".join(f"{name}: {value}" for name, value in numbers.items()) or "not reported"
+        rows.append(
+            f"| {claim['statement']} (section {claim['section']}) | {paper} | {found(claim)} "
+            f"| {claim['criterion']} | {claim['verdict']} |"
+        )
+    return "\n".join(rows)
+
+
+def finish(
+    study: Study, outcome: Outcome, claims: Sequence[Mapping[str, Any]], started: float
+) -> str:
+    """Save a chapter's table, items, claims and provenance; returns the stamp to show."""
+    seconds = time.perf_counter() - started
+    parameters = study.parameters()
+    results.save(study.chapter, outcome, claims, parameters, seconds)
+    versions = results.versions()
+    said = ", ".join(f"{name} {value}" for name, value in parameters.items() if value is not None)
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("kdnotes", "torch", "timm"))
+    return (
+        f"Table: `{study.chapter}.csv`, one row per arm, seed, condition and measure; single images: "
+        f"`{study.chapter}.items.parquet`. Settings: {said}. Versions: {packages}. "
+        f"Measured in {seconds:.0f} seconds, training not counted."
+    )
+
+
+def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
+    """The table of another published run of a chapter (``results/PRESET``), None if there is none."""
+    folder = layout.root() / "results" / preset
+    if not (folder / f"{chapter}.json").is_file():
+        return None
+    return results.table(chapter, folder)

@@ -1,0 +1,513 @@
+"""The command line: list, run, build, sweep, audit, show and cache.
+
+Exit status: 0 done; 2 the request is wrong (one message on stderr, nothing run, nothing written);
+1 the run itself failed (what it made is kept and named); 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from kdnotes import __version__
+from kdnotes.errors import RequestError
+
+if TYPE_CHECKING:
+    from kdnotes.book import Done, Request
+
+STOPPED = 130
+MAIN_NUMBERS = 40  # rows of means that `show` prints for each chapter
+
+
+class Edition(StrEnum):
+    """Who a site is for."""
+
+    full = "full"
+    student = "student"
+
+
+class Commands(TyperGroup):
+    """Turns what a command raises into one message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RequestError as error:
+            _leave(str(error), 2)
+        except KeyboardInterrupt:
+            _leave(
+                "stopped; what was finished is kept, the same command goes on from there", STOPPED
+            )
+        except RuntimeError as error:
+            from kdnotes.book import RunFailedError
+
+            if not isinstance(error, RunFailedError):
+                raise
+            _leave(str(error), 1)
+
+
+SETTINGS: dict[str, Any] = {
+    "cls": Commands,
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(
+    name="kdnotes",
+    add_completion=False,
+    help="Run, rebuild and extend the book 'What does the student inherit?'.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    **SETTINGS,
+)
+cache = typer.Typer(help="The trained networks and teacher tables, kept between runs.", **SETTINGS)
+app.add_typer(cache, name="cache")
+
+ChapterName = Annotated[
+    str, typer.Argument(metavar="CHAPTER", help="Name of a chapter, as `kdnotes list` shows it.")
+]
+Given = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="NAME=VALUE", help="Value of a parameter; may be repeated."),
+]
+Preset = Annotated[
+    str | None, typer.Option(help="How large: smoke, laptop (default), full or paper.")
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: cores).")]
+
+
+def main() -> None:
+    """Run the command line; leaves with its exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    app()
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    typer.echo(f"kdnotes: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_chapters(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """The chapters with their parameters: name, type, default, meaning.
+
+    \b
+    kdnotes list
+    kdnotes list --json
+    """
+    from kdnotes import book
+
+    found = book.chapters()
+    if as_json:
+        described = [
+            {
+                "chapter": each.name,
+                "title": each.title,
+                "file": f"book/{each.path.name}",
+                "parameters": [
+                    {
+                        "name": item.name,
+                        "type": item.type,
+                        "default": item.default,
+                        "meaning": item.meaning,
+                    }
+                    for item in each.parameters.values()
+                ],
+            }
+            for each in found
+        ]
+        typer.echo(json.dumps(described, indent=1))
+        return
+    for number, each in enumerate(found):
+        typer.echo(("\n" if number else "") + f"{each.name}: {each.title}")
+        rows = [
+            (f"  {item.name}", item.type, repr(item.default), item.meaning)
+            for item in each.parameters.values()
+        ]
+        typer.echo(_aligned(rows))
+
+
+@app.command()
+def run(
+    chapter: ChapterName,
+    p: Given = None,
+    preset: Preset = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what comes out (default: _build/runs/by-hand).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
+    ] = False,
+) -> None:
+    """Run one chapter: train the networks it lacks, then execute its notebook.
+
+    OUT/CHAPTER.ipynb is the executed notebook, OUT/CHAPTER.csv the table, OUT/CHAPTER.items.parquet
+    the outcome of every image, and OUT/CHAPTER.json the verdicts and what they were made with.
+
+    \b
+    kdnotes run localization
+    kdnotes run localization -p tau=8 -p methods=kl,crd --out warmer
+    kdnotes run adversarial -p dataset=imagefolder:photos -p seeds=3 --dry-run
+    """
+    from kdnotes import book, layout, parameters
+
+    given = book.with_preset(parameters.assignments(p or (), "-p"), preset)
+    request = book.request(book.chapter(chapter), given)
+    if dry_run:
+        typer.echo(_plan([request]))
+        return
+    folder = book.make_folder(out or layout.by_hand_folder())
+    book.train([request])
+    book.execute([book.Run(request, folder)], report=_report)
+    for path in sorted(folder.glob(f"{chapter}.*")):
+        typer.echo(path)
+
+
+@app.command()
+def build(
+    preset: Preset = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Run these chapters only.")
+    ] = None,
+    jobs: Jobs = None,
+    edition: Annotated[
+        Edition, typer.Option(help="The student edition has the exercises without the solutions.")
+    ] = Edition.full,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Execute chapters again though nothing changed.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for runs and site (default: _build).")
+    ] = None,
+) -> None:
+    """Run all chapters, then build the site in _build/html.
+
+    Chapters whose template, parameters, networks and code are unchanged are not executed again.
+    Executed chapters, tables and verdicts are left in _build/runs/PRESET.
+
+    \b
+    kdnotes build
+    kdnotes build --preset smoke --out /tmp/try
+    kdnotes build --only localization,scorecard
+    kdnotes build --edition student
+    """
+    from kdnotes import site
+
+    started = time.perf_counter()
+    names = [name.strip() for name in (only or "").split(",") if name.strip()]
+    built = site.build(preset or "laptop", names, jobs, out, edition.value, fresh, report=_report)
+    typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
+    typer.echo(built.index)
+
+
+@app.command()
+def sweep(
+    chapter: ChapterName,
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=V1,V2", help="Values of a parameter; may be repeated for a product."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the points and the table of them all.")],
+    p: Given = None,
+    preset: Preset = None,
+    jobs: Jobs = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A dask scheduler, whose workers (one thread each) share this file system.",
+        ),
+    ] = None,
+) -> None:
+    """Run a chapter once per point of a grid, and gather one table: OUT/CHAPTER.csv.
+
+    Separate values by semicolons where they have commas in them.
+
+    \b
+    kdnotes sweep fidelity --grid tau=1,2,4,8 -p methods=kl --out temperatures
+    kdnotes sweep fidelity --grid tau=1,4 --grid "methods=kl;kl,crd" --out both
+    kdnotes sweep fidelity --grid tau=1,4 --scheduler tcp://node:8786 --out /shared/tau
+    """
+    from kdnotes import book, parameters
+    from kdnotes import sweep as sweeping
+
+    given = book.with_preset(parameters.assignments(p or (), "-p"), preset)
+    points = sweeping.grid_points(parameters.assignments(grid, "--grid"))
+    folder = out.absolute()
+    runs = sweeping.runs(chapter, given, points, folder)
+    if scheduler is not None:
+        sweeping.on_scheduler(runs, scheduler)
+    else:
+        sweeping.here(runs, jobs, _report)
+    table = sweeping.combine(
+        chapter, [*zip(points, (run.folder for run in runs), strict=True)], out
+    )
+    typer.echo(table)
+
+
+@app.command()
+def audit(
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help="The network that taught.")],
+    student: Annotated[str, typer.Option(metavar="MODEL", help="The network that was taught.")],
+    data: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Test images, a folder for each class.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the table and the summary.")],
+    independent: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The student's twin, trained without a teacher."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels (default: theirs, up to 64).")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="How many images (default: all).")] = None,
+) -> None:
+    """Measure what your own distilled network took from its teacher.
+
+    MODEL is ARCH:FILE (a timm architecture, or one of the book's, with your checkpoint), or ARCH
+    for timm's published weights. FOLDER holds a test or val folder with a folder for each class; of
+    a folder that holds the classes directly, a fifth is measured. Without an independent student
+    there is nothing to tell inheritance from what all networks share, and only the measures that
+    need none are taken.
+
+    \b
+    kdnotes audit --teacher resnet50 --student resnet18:mine.safetensors \\
+        --independent resnet18:twin.pt --data photos --size 224 --out audit
+    """
+    from kdnotes import audit as auditing
+    from kdnotes import book
+
+    def report(line: str) -> None:
+        if sys.stderr.isatty():
+            typer.echo(line, err=True)
+
+    found = auditing.run(
+        teacher,
+        student,
+        independent,
+        data,
+        size,
+        images,
+        out=lambda: book.make_folder(out),
+        report=report,
+    )
+    auditing.save(found, out)
+    typer.echo(auditing.summary(found))
+    typer.echo(out / "audit.md")
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a sweep.")],
+) -> None:
+    """A run's parameters, verdicts and main numbers.
+
+    \b
+    kdnotes show _build/runs/laptop
+    """
+    from kdnotes import results
+
+    if not folder.is_dir():
+        raise RequestError(f"no folder {str(folder)!r}; name the --out folder of a run")
+    names = results.chapters(folder)
+    if not names:
+        raise RequestError(f"no results in {str(folder)!r}; name the --out folder of a run")
+    for number, name in enumerate(names):
+        typer.echo(("\n" if number else "") + _described(name, folder))
+
+
+@cache.command("list")
+def cache_list() -> None:
+    """Every trained network: key, arm, architecture, seed, size, seconds it took.
+
+    \b
+    kdnotes cache list
+    """
+    from kdnotes import zoo
+
+    rows = [
+        (
+            item.key,
+            item.arm,
+            item.model,
+            f"seed {item.seed}",
+            _size(item.bytes),
+            f"{item.seconds:.0f} s",
+        )
+        for item in zoo.entries()
+    ]
+    if rows:
+        typer.echo(_aligned(rows))
+    typer.echo(f"{len(rows)} networks in {zoo.networks_folder()}")
+
+
+@cache.command()
+def verify() -> None:
+    """Check every network against its checksum; exit status 1 if one is damaged.
+
+    \b
+    kdnotes cache verify
+    """
+    from kdnotes import zoo
+    from kdnotes.book import RunFailedError
+
+    problems = zoo.verify()
+    if problems:
+        listed = "\n".join(problems)
+        raise RunFailedError(f"{listed}\nthe next run that needs them trains them again")
+    typer.echo(f"{len(zoo.entries())} networks are sound")
+
+
+@cache.command()
+def clear() -> None:
+    """Delete all trained networks and teacher tables.
+
+    \b
+    kdnotes cache clear
+    """
+    from kdnotes import zoo
+
+    typer.echo(f"freed {_size(zoo.clear())}")
+
+
+@cache.command("export")
+def cache_export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
+) -> None:
+    """Write all networks into one archive, so that a class need not train them.
+
+    \b
+    kdnotes cache export networks.tar
+    """
+    from kdnotes import zoo
+
+    try:
+        typer.echo(f"{zoo.export(file)} networks in {file}")
+    except OSError as error:
+        raise RequestError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
+
+
+@cache.command("import")
+def cache_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive of `export`.")],
+) -> None:
+    """Add the networks of an archive, each checked first.
+
+    \b
+    kdnotes cache import networks.tar
+    """
+    from kdnotes import zoo
+
+    typer.echo(f"{zoo.import_(file)} networks were new")
+
+
+def _report(done: Done) -> None:
+    note = " (unchanged, not executed again)" if done.reused else ""
+    typer.echo(f"{done.run.title}: {done.seconds:.0f} s{note}")
+
+
+def _plan(requests: Sequence[Request]) -> str:
+    """What would be trained, by arm, and for about how long."""
+    from kdnotes import book, pool, zoo
+
+    wanted = book.networks(requests)
+    lacking = zoo.missing(wanted)
+    keys = {item.spec.key for item in lacking}
+    rows = [("arm", "networks", "to train")]
+    for arm in dict.fromkeys(item.arm for item in wanted):
+        those = [item for item in wanted if item.arm == arm]
+        missing = sum(item.spec.key in keys for item in those)
+        rows.append((arm, str(len(those)), str(missing)))
+    rows.append(("all", str(len(wanted)), str(len(lacking))))
+    minutes = book.estimated_minutes(lacking)
+    return f"{_aligned(rows)}\nabout {minutes:.1f} minutes of training on {pool.cores()} cores"
+
+
+def _described(name: str, folder: Path) -> str:
+    from kdnotes import results
+
+    saved = results.load(name, folder)
+    lines = [f"{name} ({saved.seconds:.0f} s)", "", "parameters"]
+    lines.append(_aligned([(f"  {key}", str(value)) for key, value in saved.parameters.items()]))
+    if saved.claims:
+        rows = [("  claim", "measure", "estimate", "95% interval", "verdict")]
+        for claim in saved.claims:
+            point = "".join(f" {key}={value}" for key, value in claim.get("point", {}).items())
+            low, high = _number(claim["low"]), _number(claim["high"])
+            rows.append(
+                (
+                    f"  {claim['id']}{point}",
+                    str(claim["measure"]),
+                    _number(claim["estimate"]),
+                    f"[{low}, {high}]" if low else "",
+                    str(claim["verdict"]),
+                )
+            )
+        lines += ["", "verdicts", _aligned(rows)]
+    table = results.table(name, folder)
+    if len(table):
+        axes = [column for column in table.columns if column not in results.COLUMNS]
+        wanted = {"accuracy", *(str(claim["measure"]) for claim in saved.claims)}
+        shown = table[table["measure"].isin(wanted)]
+        shown = table if shown.empty else shown
+        keys = [*axes, "measure", "condition", "arm"]
+        means = shown.groupby(keys, sort=False)["value"].agg(["mean", "count"]).reset_index()
+        numbers = [(f"  {keys[0]}", *keys[1:], "mean", "networks")]
+        for row in means.head(MAIN_NUMBERS).itertuples(index=False):
+            *labels, mean, count = row
+            numbers.append((f"  {labels[0]}", *map(str, labels[1:]), _number(mean), str(count)))
+        lines += ["", "main numbers", _aligned(numbers)]
+        if len(means) > MAIN_NUMBERS:
+            lines.append(f"  and {len(means) - MAIN_NUMBERS} more in {folder / name}.csv")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    from kdnotes.stats import format_number
+
+    return "" if value is None else format_number(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as columns of equal width."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    main()

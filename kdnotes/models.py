@@ -1,0 +1,369 @@
+"""Networks: small preset nets from timm's blocks, any timm model, folding and feature taps.
+
+Every network takes float images in [0, 1] and normalises inside, so that attacks and pictures
+live in one space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kdnotes.errors import RequestError
+
+# name -> (family, stage widths or width, convolutions or blocks per stage)
+PRESET_NETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
+    "vgg-small": ("vgg", (16, 32, 64), (1, 1, 1)),
+    "vgg-medium": ("vgg", (32, 64, 128), (1, 1, 1)),
+    "vgg-large": ("vgg", (32, 64, 128), (2, 2, 2)),
+    "resnet-small": ("resnet", (16, 32, 64, 64), (1, 1, 1, 1)),
+    "resnet-large": ("resnet", (32, 64, 128, 128), (2, 2, 2, 2)),
+    "vit-small": ("vit", (96,), (4,)),
+    "vit-large": ("vit", (192,), (6,)),
+    "paper-mnist": ("paper-mnist", (32, 64), (1, 1)),
+}
+
+
+class Normalized(nn.Module):
+    """A network with its normalisation in front: [0, 1] images in, logits out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body((images - self.mean) / self.std)
+
+
+class SmallVGG(nn.Module):
+    """A VGG-like net: stages that each halve the image first, global average pool, linear head."""
+
+    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        from timm.layers import ConvNormAct
+
+        stages = []
+        channels = 3
+        for width, depth in zip(widths, depths, strict=True):
+            blocks = []
+            for position in range(depth):
+                stride = 2 if position == 0 else 1
+                blocks.append(ConvNormAct(channels, width, 3, stride=stride))
+                channels = width
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.num_features = channels
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.stages(images)
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        pooled = maps.mean((2, 3))
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+class PaperMNIST(nn.Module):
+    """The study's MNIST network (that of the PyTorch MNIST example), with three input channels."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(32, 64, 3), nn.ReLU()),
+        )
+        self.pool = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(0.25), nn.AdaptiveAvgPool2d(12))
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(9216, 128), nn.ReLU())
+        self.dropout = nn.Dropout(0.5)
+        self.num_features = 128
+        self.head = nn.Linear(128, num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return self.stages(images)
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        features = self.dropout(self.hidden(self.pool(maps)))
+        return features if pre_logits else self.head(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+def check_name(name: str) -> None:
+    """Raise RequestError unless the name is a preset net or one of timm's models."""
+    if name in PRESET_NETS:
+        return
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        hint = f"; timm has {', '.join(near)}" if near else ""
+        raise RequestError(
+            f"unknown model {name!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
+        )
+
+
+def build(
+    name: str,
+    num_classes: int,
+    seed: int,
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.25, 0.25, 0.25),
+    small_images: bool = True,
+    pretrained: bool = False,
+) -> Normalized:
+    """An initialised network; the same name, classes and seed give the same weights.
+
+    ``small_images``: for timm's ResNets, a stride-1 stem without pooling, as is usual at 32 pixels.
+    ``pretrained`` fetches timm's weights. Raises RequestError for an unknown name.
+    """
+    check_name(name)
+    # Layers draw their first weights from the global generator: lend it, seeded, and restore it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = _build_body(name, num_classes, small_images, pretrained)
+    return Normalized(body, mean, std)
+
+
+def _build_body(name: str, num_classes: int, small_images: bool, pretrained: bool) -> nn.Module:
+    if name not in PRESET_NETS:
+        import timm
+
+        body = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+        if small_images and not pretrained and hasattr(body, "maxpool"):
+            body.conv1 = _stem_like(body.conv1)
+            body.maxpool = nn.Identity()
+        return body
+    family, widths, depths = PRESET_NETS[name]
+    if family == "vgg":
+        return SmallVGG(widths, depths, num_classes)
+    if family == "resnet":
+        return _small_resnet(widths, depths, num_classes)
+    if family == "vit":
+        return _small_vit(widths[0], depths[0], num_classes)
+    return PaperMNIST(num_classes)
+
+
+def _stem_like(conv: nn.Module) -> nn.Module:
+    """A 3x3 stride-1 stem in place of a plain 7x7 stride-2 one; other stems stay."""
+    if isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7):
+        return nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
+    return conv
+
+
+def _small_resnet(widths: tuple[int, ...], depths: tuple[int, ...], num_classes: int) -> nn.Module:
+    from timm.models.resnet import BasicBlock, ResNet
+
+    body = ResNet(
+        BasicBlock,
+        depths,
+        num_classes=num_classes,
+        channels=widths,
+        output_stride=16,
+        stem_type="deep",
+        stem_width=16,
+    )
+    body.maxpool = nn.Identity()  # keeps a 4x4 last map at 32 pixels
+    return body
+
+
+def _small_vit(width: int, depth: int, num_classes: int) -> nn.Module:
+    from timm.layers import ConvNormAct, HybridEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    # Three strided convolutions instead of patches: a ViT on raw patches stays near chance
+    # for the first minutes of training.
+    stem = nn.Sequential(
+        ConvNormAct(3, 32, 3, stride=2),
+        ConvNormAct(32, 64, 3, stride=2),
+        ConvNormAct(64, width, 3, stride=2),
+    )
+    return VisionTransformer(
+        img_size=32,
+        patch_size=1,
+        num_classes=num_classes,
+        global_pool="avg",
+        class_token=False,
+        embed_dim=width,
+        depth=depth,
+        num_heads=max(1, width // 32),
+        embed_layer=partial(HybridEmbed, backbone=stem),
+    )
+
+
+def taps(network: Normalized) -> tuple[str, ...]:
+    """Dotted paths of a network's stages, from shallow to deep."""
+    body = network.body
+    for attribute in ("stages", "blocks", "layers", "features"):
+        part = getattr(body, attribute, None)
+        if isinstance(part, nn.Sequential | nn.ModuleList):
+            return tuple(f"body.{attribute}.{index}" for index in range(len(part)))
+    names = [f"layer{number}" for number in range(1, 5) if hasattr(body, f"layer{number}")]
+    if names:
+        return tuple(f"body.{name}" for name in names)
+    raise RequestError(
+        f"{type(body).__name__} has no stages that can be found; name the layers to look at"
+    )
+
+
+def forward_with_features(network: Normalized, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and the penultimate, pooled features (N, D) of one forward pass."""
+    body: Any = network.body
+    maps = body.forward_features((images - network.mean) / network.std)
+    features = body.forward_head(maps, pre_logits=True)
+    head = body.get_classifier() if hasattr(body, "get_classifier") else body.head
+    return head(features), features
+
+
+@contextmanager
+def tapped(network: nn.Module, paths: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of the named layers, refilled on every forward pass; hooks go when the block ends.
+
+    Raises RequestError when there is no such layer.
+    """
+    known = dict(network.named_modules())
+    unknown = [path for path in paths if path not in known]
+    if unknown:
+        near = ", ".join(name for name in known if name.count(".") <= 2 and name)
+        raise RequestError(f"no layer {unknown[0]!r} in the network; it has {near}")
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        known[path].register_forward_hook(
+            lambda module, inputs, output, path=path: outputs.__setitem__(path, output)
+        )
+        for path in paths
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def freeze(network: Normalized) -> Normalized:
+    """A copy for measuring: evaluation mode, BatchNorm folded, no gradients, channels last.
+
+    Folded logits equal the original's to about 1e-5. The original is left alone.
+    """
+    import copy
+
+    frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    fold_batch_norm(frozen)
+    return frozen.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold each BatchNorm that follows a convolution into it, in place; evaluation mode only.
+
+    Understands timm's ConvNormAct and BatchNormAct2d (whose activation is kept), and neighbours in
+    a Sequential or in ResNet-style attribute pairs (conv1/bn1, ...).
+    """
+    for child in module.children():
+        fold_batch_norm(child)
+    for conv_name, norm_name in _conv_norm_pairs(module):
+        holder, conv, norm = module, getattr(module, conv_name), getattr(module, norm_name)
+        if isinstance(conv, nn.Sequential) and len(conv):  # a deep stem: its last convolution
+            holder, conv_name, conv = conv, str(len(conv) - 1), conv[-1]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(holder, conv_name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, norm_name, _what_remains(norm))
+
+
+def _conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
+    if isinstance(module, nn.Sequential):
+        names = list(module._modules)
+        return list(zip(names, names[1:], strict=False))
+    pairs = [(f"conv{number}", f"bn{number}") for number in range(1, 4)]
+    pairs.append(("conv", "bn"))
+    return [pair for pair in pairs if hasattr(module, pair[0]) and hasattr(module, pair[1])]
+
+
+def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
+    """After folding: timm's fused norm keeps dropout and activation, plain BatchNorm nothing."""
+    rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+    rest = [part for part in rest if not isinstance(part, nn.Identity)]
+    if not rest:
+        return nn.Identity()
+    return rest[0] if len(rest) == 1 else nn.Sequential(*rest)
+
+
+def load_user_model(text: str, num_classes: int) -> Normalized:
+    """One's own network: ``ARCH`` (timm's pretrained weights) or ``ARCH:FILE`` (a checkpoint).
+
+    FILE is safetensors, or a PyTorch state dictionary (read with weights_only). Raises
+    RequestError for an unknown architecture, a missing or unfitting file, or other classes.
+    """
+    name, _, file = text.partition(":")
+    check_name(name)
+    if not file:
+        network = build(name, num_classes, seed=0, small_images=False, pretrained=True)
+        return network
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise RequestError(f"no checkpoint {file!r}")
+    state = read_state(path)
+    problems = []
+    for small_images in (True, False):
+        network = build(name, num_classes, seed=0, small_images=small_images)
+        target = network if any(key.startswith("body.") for key in state) else network.body
+        try:
+            target.load_state_dict(state)
+            return network
+        except RuntimeError as error:
+            problems.append(str(error).splitlines()[-1].strip())
+    raise RequestError(
+        f"checkpoint {path.name} does not fit {name} with {num_classes} classes: {problems[-1]}"
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name; a nested ``state_dict`` or ``model`` entry is opened."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch errors alike: the file cannot be used
+        raise RequestError(
+            f"cannot read {path.name} as a checkpoint of tensors: {error}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if key in content and isinstance(content[key], dict):
+            content = content[key]
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+@lru_cache(maxsize=64)
+def multiply_adds(name: str, size: int) -> int:
+    """Multiply-adds of one forward pass of one (3, size, size) image through a named model."""
+    network = build(name, 10, seed=0).eval()
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            per_output = module.weight[0].numel()
+            total += per_output * output.numel()
+
+    handles = [module.register_forward_hook(count) for module in network.modules()]
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, size, size))
+    for handle in handles:
+        handle.remove()
+    return total

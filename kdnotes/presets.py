@@ -1,0 +1,179 @@
+"""The presets: how large, how long and how often, from a test run to a cluster."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kdnotes import data as data_sets
+from kdnotes.errors import RequestError
+from kdnotes.paths import base_folder
+from kdnotes.transforms import Views
+
+METHODS = ("kl", "hint", "crd")
+DEVICES = ("cpu", "cuda", "cuda:all")
+
+
+class Preset(BaseModel):
+    """Sizes and schedules that a preset stands for.
+
+    Counts are images, None meaning all there are; batches and epochs are those of the recipe.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str = "vgg-large"
+    student: str = "vgg-small"
+    seeds: int = 5
+    control_seeds: int = 3
+    train_count: int | None = 8000
+    test_count: int | None = 2000
+    teacher_epochs: int = 6
+    student_epochs: int = 8
+    batch: int = 128
+    tau: float = 4.0
+
+
+PRESETS: dict[str, Preset] = {
+    "smoke": Preset(
+        teacher="vgg-medium",
+        seeds=2,
+        control_seeds=1,
+        train_count=600,
+        test_count=240,
+        teacher_epochs=2,
+        student_epochs=2,
+        batch=64,
+    ),
+    "laptop": Preset(),
+    "full": Preset(train_count=20_000, test_count=5000, teacher_epochs=15, student_epochs=15),
+}
+
+
+class Settings(BaseModel):
+    """Everything a chapter's networks depend on, resolved from its preset and its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str
+    dataset: str
+    teacher: str
+    student: str
+    methods: tuple[Literal["kl", "hint", "crd"], ...]
+    tau: float
+    seeds: tuple[int, ...]
+    control_seeds: tuple[int, ...]
+    device: str
+    train_count: int | None
+    test_count: int | None
+    teacher_epochs: int
+    student_epochs: int
+    batch: int
+
+    @property
+    def is_scenes(self) -> bool:
+        """Whether the images are drawn here, with their factors known."""
+        return self.dataset == "scenes"
+
+    @property
+    def views(self) -> Views:
+        """The finite set of training views that suits the data: mirrored for natural images only."""
+        if self.dataset in ("scenes", "digits", "mnist"):
+            return Views(pad=2, step=2)
+        return Views(pad=4, step=1, flip=True)
+
+
+def resolve(
+    preset: str = "laptop",
+    dataset: str | None = None,
+    teacher: str | None = None,
+    student: str | None = None,
+    methods: str | None = None,
+    tau: float | None = None,
+    seeds: int | None = None,
+    first_seed: int = 0,
+    device: str | None = None,
+) -> Settings:
+    """Settings from parameters, empty ones taken from the preset.
+
+    Raises RequestError naming what is wrong and what would be right.
+    """
+    chosen = PRESETS.get(preset)
+    if chosen is None:
+        raise RequestError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    from kdnotes import models
+
+    dataset = dataset or "scenes"
+    data_sets.check_name(dataset)
+    for name in (teacher, student):
+        if name:
+            models.check_name(name)
+    temperature = chosen.tau if tau is None else tau
+    if not temperature > 0:
+        raise RequestError(f"tau must be above 0, not {temperature}")
+    count = chosen.seeds if seeds is None else seeds
+    if not 1 <= count <= 1000:
+        raise RequestError(f"seeds must be from 1 to 1000, not {count}")
+    if first_seed < 0:
+        raise RequestError(f"first_seed must be 0 or more, not {first_seed}")
+    numbers = tuple(range(first_seed, first_seed + count))
+    return Settings(
+        preset=preset,
+        dataset=dataset,
+        teacher=teacher or chosen.teacher,
+        student=student or chosen.student,
+        methods=parse_methods(methods),
+        tau=temperature,
+        seeds=numbers,
+        control_seeds=numbers[: chosen.control_seeds],
+        device=check_device(device),
+        train_count=chosen.train_count,
+        test_count=chosen.test_count,
+        teacher_epochs=chosen.teacher_epochs,
+        student_epochs=chosen.student_epochs,
+        batch=chosen.batch,
+    )
+
+
+def parse_methods(text: str | None) -> tuple[Any, ...]:
+    """Method names from a comma-separated list; empty means all. Raises RequestError."""
+    if not text:
+        return METHODS
+    names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise RequestError(f"unknown method {name!r}{hint}; known: {', '.join(METHODS)}")
+    return names
+
+
+def check_device(device: str | None) -> str:
+    """The device to train on; empty means CUDA if there is one. Raises RequestError."""
+    if device == "cpu":
+        return device
+    import torch
+
+    available = torch.cuda.is_available()
+    if not device:
+        return "cuda" if available else "cpu"
+    if device not in DEVICES:
+        raise RequestError(f"unknown device {device!r}; known: {', '.join(DEVICES)}")
+    if not available:
+        raise RequestError(
+            f"device {device!r} was asked for, but there is no CUDA device here; use cpu"
+        )
+    return device
+
+
+def resolve_data_dir(text: str | None) -> Path | None:
+    """A data folder as given, relative to KDNOTES_BASE if that is set. Raises RequestError."""
+    if not text:
+        return None
+    path = base_folder() / Path(text).expanduser()
+    if not path.is_dir():
+        raise RequestError(f"no folder {text!r} (data_dir); name an existing one or leave it empty")
+    return path

@@ -1,0 +1,481 @@
+"""The command line on a small real book: what it makes, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tiny_book
+from tiny_book import chapter, code
+from typer.testing import CliRunner
+
+from kdnotes import book, results, sweep
+from kdnotes.cli import app
+from kdnotes.errors import RequestError
+
+FAILING = "value = 1\nraise ValueError(f'value was {value}')"
+SLEEPING = "import time\ntime.sleep(120)"
+SAVING_TAU = """\
+import os
+from types import SimpleNamespace
+import pandas as pd
+import kdnotes as kd
+table = pd.DataFrame([dict(arm="kl", seed=0, condition="", measure="tau", value=tau)])
+items = pd.DataFrame(columns=kd.results.ITEM_COLUMNS)
+claim = dict(id="warm", measure="tau", estimate=tau, low=0.0, high=9.0, criterion="above 0",
+             verdict="reproduced", paper=None)
+kd.results.save("{name}", SimpleNamespace(table=table, items=items), [claim],
+                dict(preset=preset, tau=tau), 1.5)
+print(os.environ["OMP_NUM_THREADS"], "agg" in os.environ.get("MPLBACKEND", ""))
+"""
+
+
+def kdnotes(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def make_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make a book of one chapter that needs no networks, and use it."""
+
+    def make(*cells: Any, save: str = SAVING_TAU) -> Path:
+        root = tiny_book.make(
+            tmp_path / "book {1}", {"scorecard": chapter("scorecard", *cells, save=save)}
+        )
+        monkeypatch.setenv("KDNOTES_BOOK", str(root))
+        monkeypatch.chdir(tmp_path)
+        return root
+
+    return make
+
+
+def files_under(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+# --- what is right --------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_shows_an_example_of_each_command() -> None:
+    started = time.process_time()
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import kdnotes.cli, sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert time.process_time() - started < 5
+    assert not {"torch", "pandas", "numpy", "papermill", "rich", "nbformat"} & set(loaded)
+    commands = ("list", "run", "build", "sweep", "audit", "show")
+    caches = ("list", "verify", "clear", "export", "import")
+    for words in [(name,) for name in commands] + [("cache", name) for name in caches]:
+        shown = kdnotes(*words, "--help")
+        assert shown.exit_code == 0
+        assert f"  kdnotes {' '.join(words)}" in shown.stdout
+
+
+def test_list(make_book: Any) -> None:
+    make_book()
+    shown = kdnotes("list")
+    assert shown.exit_code == 0
+    assert shown.stdout.startswith("scorecard: Does the student scorecard?\n")
+    assert re.search(r"seeds +int \| None +1 +students per method", shown.stdout)
+    (described,) = json.loads(kdnotes("list", "--json").stdout)
+    assert described["chapter"] == "scorecard"
+    assert described["file"] == "book/scorecard.ipynb"
+    by_name = {each["name"]: each for each in described["parameters"]}
+    assert by_name["tau"] == {
+        "name": "tau",
+        "type": "float",
+        "default": 4.0,
+        "meaning": "temperature of the soft labels",
+    }
+
+
+def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_book(tiny_book.figure("a"))
+    template = (root / "book" / "scorecard.ipynb").read_text()
+    monkeypatch.setenv("MPLBACKEND", "agg")  # as scripts set it: no figure would be shown
+    (tmp_path / "data").mkdir()
+    data = tmp_path / "data"
+    done = kdnotes("run", "scorecard", "-p", "tau=1e-3", "-p", f"data_dir={data}", "--out", "out")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    out = tmp_path / "out"
+    files = ["csv", "ipynb", "items.parquet", "json"]
+    assert files_under(out) == [f"scorecard.{suffix}" for suffix in files]
+    assert results.table("scorecard", out)["value"].tolist() == [0.001]
+    assert results.load("scorecard", out).parameters == {"preset": "smoke", "tau": 0.001}
+    assert (root / "book" / "scorecard.ipynb").read_text() == template
+    for path in out.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+    notebook = json.loads((out / "scorecard.ipynb").read_text())
+    injected = [
+        cell
+        for cell in notebook["cells"]
+        if "injected-parameters" in cell["metadata"].get("tags", ())
+    ]
+    assert "".join(injected[0]["source"]) == '# Parameters\ntau = 0.001\ndata_dir = "data"\n'
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert outputs[-1]["text"] == ["1 False\n"]
+
+    shown = kdnotes("show", "out")
+    assert shown.exit_code == 0
+    for expected in (
+        r"scorecard \(2 s\)",
+        r"tau +0\.001",
+        r"warm +tau +\.00 +\[\.00, 9\.00\] +reproduced",
+        r"tau +kl +\.00 +1",
+    ):
+        assert re.search(expected, shown.stdout), expected
+
+
+def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    root = tiny_book.make(tmp_path / "book", {"02-fidelity": chapter("fidelity")})
+    monkeypatch.setenv("KDNOTES_BOOK", str(root))
+    before = files_under(tmp_path)
+    shown = kdnotes("run", "fidelity", "-p", "seeds=3", "--dry-run", "--out", tmp_path / "out")
+    assert shown.exit_code == 0, shown.output
+    for line in (r"teacher +1 +1", r"independent +3 +3", r"kl +3 +3", r"about [\d.]+ minutes"):
+        assert re.search(rf"^{line}", shown.stdout, re.MULTILINE), line
+    assert not re.search(r"^(hint|crd) ", shown.stdout, re.MULTILINE)
+    assert files_under(tmp_path) == before
+
+
+def test_sweep_gathers_one_table_and_goes_on_where_it_stopped(
+    make_book: Any, tmp_path: Path
+) -> None:
+    make_book()
+    sweep_it = ("sweep", "scorecard", "--grid", "tau=1,2.5", "--preset", "smoke", "--out", "out")
+    done = kdnotes(*sweep_it)
+    assert done.exit_code == 0, done.output
+    table = results.table("scorecard", tmp_path / "out")
+    assert list(table.columns) == ["tau", *results.COLUMNS]
+    assert table["tau"].tolist() == table["value"].tolist() == [1, 2.5]
+    saved = results.load("scorecard", tmp_path / "out")
+    assert [claim["point"] for claim in saved.claims] == [{"tau": "1"}, {"tau": "2.5"}]
+    assert saved.parameters == {"preset": "smoke"}
+    assert saved.seconds == 3
+    first = tmp_path / "out" / "tau=1" / "scorecard.ipynb"
+    changed = first.stat().st_mtime_ns
+    (tmp_path / "out" / "tau=2.5" / "scorecard.csv").unlink()
+    again = kdnotes(*sweep_it)
+    assert "scorecard tau=1: " in again.stdout
+    assert again.stdout.count("not executed again") == 1
+    assert first.stat().st_mtime_ns == changed
+    assert "warm tau=2.5" in kdnotes("show", "out").stdout
+
+
+def test_sweep_on_a_dask_scheduler(make_book: Any, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="dask is not installed")
+    make_book()
+    grid = ("sweep", "scorecard", "--grid", "tau=1,2", "--out", "out", "--scheduler")
+    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(threads_per_worker=2, **options) as cluster:
+        wrong = kdnotes(*grid, cluster.scheduler_address)
+        assert wrong.exit_code == 2
+        assert "workers with 2 threads; start them with 'dask worker" in wrong.stderr
+        assert not (tmp_path / "out").exists()
+    with distributed.LocalCluster(threads_per_worker=1, **options) as cluster:
+        done = kdnotes(*grid, cluster.scheduler_address)
+        assert done.exit_code == 0, done.output
+    assert results.table("scorecard", tmp_path / "out")["value"].tolist() == [1, 2]
+
+
+# --- what is wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run scorcard", "unknown chapter 'scorcard' (did you mean 'scorecard'?)"),
+        ("run", "Missing argument 'CHAPTER'"),
+        ("run scorecard --bogus", "No such option"),
+        ("run scorecard -p seeds", "-p 'seeds' must be NAME=VALUE"),
+        ("run scorecard -p seeds=abc", "parameter 'seeds' must be a whole number"),
+        ("run scorecard -p seeds=0", "seeds must be from 1"),
+        ("run scorecard -p tau=-1", "tau must be above 0"),
+        ("run scorecard -p tua=1", "no parameter 'tua' (did you mean 'tau'?)"),
+        ("run scorecard -p methods=kl,hnt", "unknown method 'hnt' (did you mean 'hint'?)"),
+        ("run scorecard -p dataset=digit", "unknown data set 'digit'"),
+        ("run scorecard -p dataset=imagefolder:none", "no folder 'none'"),
+        ("run scorecard -p data_dir=none", "no folder 'none'"),
+        ("run scorecard -p teacher=vgg-huge", "unknown model 'vgg-huge'"),
+        ("run scorecard -p device=tpu", "unknown device 'tpu'"),
+        ("run scorecard --preset tiny", "unknown preset 'tiny'"),
+        ("run scorecard --preset smoke -p preset=full", "two presets: "),
+        ("run scorecard --out FILE", "cannot write to output folder"),
+        ("run scorecard --out /proc/none", "cannot write to output folder"),
+        ("build --only scorecard,nothing", "unknown chapter 'nothing'"),
+        ("build --preset tiny", "unknown preset 'tiny'"),
+        ("build --edition teacher", "'teacher' is not one of"),
+        ("build --jobs 0", "Invalid value for '--jobs'"),
+        ("build --out FILE/x", "cannot write to output folder"),
+        ("sweep scorecard --out new", "Missing option '--grid'"),
+        ("sweep scorecard --grid tau=1", "Missing option '--out'"),
+        ("sweep scorecard --grid tau --out new", "--grid 'tau' must be NAME=VALUE"),
+        ("sweep scorecard --grid tau=, --out new", "--grid tau has no value"),
+        ("sweep scorecard --grid tau=1,1 --out new", "names a value twice"),
+        ("sweep scorecard --grid tau=1,-1 --out new", "tau must be above 0"),
+        ("sweep scorecard --grid tau=1 -p tau=2 --out new", "'tau' is both in --grid and in -p"),
+        ("sweep scorecard --grid tau=1 --out new --scheduler nowhere", "'nowhere'"),
+        ("show none", "no folder 'none'"),
+        ("show .", "no results in '.'"),
+        ("cache import none.tar", "none.tar"),
+        ("cache import FILE", "FILE"),
+        ("cache export new.tar", "nothing to export"),
+    ],
+)
+def test_a_wrong_request_is_named_and_nothing_is_run_or_written(
+    make_book: Any, tmp_path: Path, arguments: str, message: str
+) -> None:
+    make_book()
+    (tmp_path / "FILE").write_text("")
+    before = files_under(tmp_path)
+    done = kdnotes(*arguments.split())
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr.replace("\n", " ")
+    assert done.stdout == ""
+    left = [path for path in files_under(tmp_path) if not path.startswith("cache")]
+    assert left == before
+
+
+def test_without_a_book_the_way_out_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("KDNOTES_BOOK", str(tmp_path))
+    done = kdnotes("list")
+    assert done.exit_code == 2
+    assert "KDNOTES_BOOK" in done.stderr
+
+
+# --- what fails -----------------------------------------------------------------------------
+
+
+def test_a_failing_chapter_names_its_cell_and_keeps_what_it_did(
+    make_book: Any, tmp_path: Path
+) -> None:
+    make_book(code("print('done before')"), code(FAILING))
+    out = tmp_path / "out"
+    done = kdnotes("run", "scorecard", "--out", out)
+    assert done.exit_code == 1
+    assert "scorecard failed in cell 4 (value = 1): ValueError: value was 1" in done.stderr
+    partial = out / "scorecard.partial.ipynb"
+    assert str(partial) in done.stderr
+    assert files_under(out) == [partial.name]
+    assert "done before" in partial.read_text()
+    # Mended, it runs, and nothing is left of the failure.
+    tiny_book.write(
+        Path(os.environ["KDNOTES_BOOK"]) / "book" / "scorecard.ipynb",
+        chapter("scorecard", save=SAVING_TAU),
+    )
+    assert kdnotes("run", "scorecard", "--out", out).exit_code == 0
+    assert not partial.exists()
+
+
+def test_a_dead_kernel_and_a_chapter_that_saves_nothing_are_failures(
+    make_book: Any, tmp_path: Path
+) -> None:
+    root = make_book(code("import os\nos._exit(3)"))
+    died = kdnotes("run", "scorecard", "--out", "out")
+    assert died.exit_code == 1
+    assert "DeadKernelError" in died.stderr
+    tiny_book.write(root / "book" / "scorecard.ipynb", chapter("scorecard", save="pass"))
+    unsaved = kdnotes("run", "scorecard", "--out", "out")
+    assert unsaved.exit_code == 1
+    assert "without saving scorecard.csv, scorecard.items.parquet, scorecard.json" in unsaved.stderr
+    assert files_under(tmp_path / "out") == ["scorecard.partial.ipynb"]
+
+
+def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
+    make_book: Any, tmp_path: Path
+) -> None:
+    make_book(code("print('done before')"), code(SLEEPING))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdnotes.cli", "run", "scorecard", "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not any("done before" in path.read_text() for path in out.glob(".*.ipynb")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2  # the one that executes, and the kernel
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.startswith("kdnotes: stopped; ")
+    assert len(said.splitlines()) == 1
+    assert files_under(out) == ["scorecard.partial.ipynb"]
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+# --- grids ----------------------------------------------------------------------------------
+
+
+def test_grid_points_are_the_product_in_order() -> None:
+    points = sweep.grid_points({"tau": "1, 2", "methods": "kl;kl,crd"})
+    assert points == [
+        {"tau": "1", "methods": "kl"},
+        {"tau": "1", "methods": "kl,crd"},
+        {"tau": "2", "methods": "kl"},
+        {"tau": "2", "methods": "kl,crd"},
+    ]
+    folders = [sweep.point_folder(Path("out"), point).name for point in points]
+    assert folders[1] == "tau=1,methods=kl,crd"
+    escaping = sweep.point_folder(Path("out"), {"dataset": "imagefolder:../x y"})
+    assert escaping.parent == Path("out")
+
+
+def test_points_that_share_a_folder_are_refused(make_book: Any, tmp_path: Path) -> None:
+    make_book()
+    for name in ("a b", "a-b"):
+        (tmp_path / name).mkdir()
+    points = [{"data_dir": "a b"}, {"data_dir": "a-b"}]
+    with pytest.raises(RequestError, match="one folder"):
+        sweep.runs("scorecard", {}, points, tmp_path)
+
+
+# --- keys -----------------------------------------------------------------------------------
+
+
+def test_the_key_changes_with_everything_that_matters(make_book: Any, tmp_path: Path) -> None:
+    root = make_book()
+
+    def key(**given: str) -> str:
+        return book.key(book.Run(book.request(book.chapter("scorecard"), given), tmp_path))
+
+    first = key()
+    assert key() == first
+    assert key(tau="4.0") == first  # the default
+    assert key(tau="5") != first
+    (root / "results" / "published.json").write_text("{}")
+    second = key()
+    assert second != first
+    (tmp_path / "fidelity.json").write_text("{}")  # which a scorecard reads
+    third = key()
+    assert third != second
+    tiny_book.write(root / "book" / "scorecard.ipynb", chapter("scorecard", code("1")))
+    assert key() not in (first, second, third)
+    # Images in files may change without a trace.
+    (tmp_path / "data").mkdir()
+    assert key(data_dir=str(tmp_path / "data")) == ""
+
+
+# --- the cache ------------------------------------------------------------------------------
+
+
+def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdnotes import models, study, zoo
+
+    item = study.chapter("fidelity", preset="smoke", seeds=1, methods="kl", device="cpu").networks[
+        0
+    ]
+    network = models.build(item.spec.model, item.spec.num_classes, seed=0)
+    zoo.save(item, network, [], 3.0)
+    listed = kdnotes("cache", "list")
+    assert listed.exit_code == 0
+    assert re.search(rf"{item.spec.key}  teacher  vgg-medium +seed 0  .* MB  3 s", listed.stdout)
+    archive = tmp_path / "networks.tar"
+    assert kdnotes("cache", "export", archive).stdout.startswith("1 networks in")
+    assert kdnotes("cache", "verify").stdout == "1 networks are sound\n"
+    weights = zoo.folder_of(item.spec) / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    damaged = kdnotes("cache", "verify")
+    assert damaged.exit_code == 1
+    assert item.spec.key in damaged.stderr
+    assert kdnotes("cache", "clear").stdout.startswith("freed ")
+    assert zoo.entries() == []
+    assert kdnotes("cache", "import", archive).stdout == "1 networks were new\n"
+    assert kdnotes("cache", "import", archive).stdout == "0 networks were new\n"
+    assert kdnotes("cache", "export", "/proc/none/x.tar").exit_code == 2
+
+
+# --- one's own networks ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Test images of two classes that differ in brightness."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label, brightness in (("dark", 60), ("light", 190)):
+        folder = tmp_path / "photos" / "test" / label
+        folder.mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.normal(brightness, 30, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def checkpoint(path: Path, seed: int, classes: int = 2) -> str:
+    from safetensors.torch import save_file
+
+    from kdnotes import models
+
+    save_file(models.build("vgg-small", classes, seed).body.state_dict(), path)
+    return f"vgg-small:{path}"
+
+
+def test_audit(tmp_path: Path, photos: Path) -> None:
+    teacher, student = (checkpoint(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2))
+    out = tmp_path / "out"
+    models = ("--teacher", teacher, "--data", photos, "--out", out)
+    # The teacher as its own student: agreement is 1 whatever the networks are.
+    done = kdnotes("audit", *models, "--student", teacher, "--independent", student)
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    assert files_under(out) == ["audit.csv", "audit.items.parquet", "audit.json", "audit.md"]
+    table = results.table("audit", out).set_index(["arm", "condition", "measure"])["value"]
+    assert table["student", "", "agreement"] == 1
+    assert table["student", "", "predictive_kl"] == pytest.approx(0, abs=1e-6)
+    assert table["teacher", "", "accuracy"] == table["student", "", "accuracy"]
+    assert {"win_rate", "fooling_rate", "same_answer"} <= set(table.index.get_level_values(2))
+    saved = results.load("audit", out)
+    by_id = {claim["id"]: claim for claim in saved.claims}
+    agreement = by_id["audit-agreement"]
+    expected = 1 - table["independent", "", "agreement"]
+    assert agreement["estimate"] == pytest.approx(expected)
+    assert saved.parameters["images"] == 24
+    for path in out.iterdir():
+        assert not re.search(rf"[\s`:\"]{tmp_path}".encode(), path.read_bytes())
+
+    alone = kdnotes("audit", *models, "--student", student)
+    assert alone.exit_code == 0, alone.output
+    table = results.table("audit", out)
+    assert "win_rate" not in set(table["measure"])
+    assert set(table["arm"]) == {"teacher", "student"}
+    assert {claim["verdict"] for claim in results.load("audit", out).claims} == {""}
+
+
+def test_audit_refuses_what_does_not_fit(tmp_path: Path, photos: Path) -> None:
+    good = checkpoint(tmp_path / "good.safetensors", 1)
+    other = checkpoint(tmp_path / "other.safetensors", 1, classes=3)
+    out = tmp_path / "out"
+    for changes, message in [
+        ({"--student": other}, "--student: checkpoint other.safetensors does not fit"),
+        ({"--independent": "vgg-small:none.pt"}, "--independent: no checkpoint 'none.pt'"),
+        ({"--teacher": "no-such-net"}, "--teacher: unknown model 'no-such-net'"),
+        ({"--data": str(tmp_path / "none")}, "there is no folder"),
+        ({"--images": "0"}, "--images must be 1 or more"),
+    ]:
+        options = {"--teacher": good, "--student": good, "--data": str(photos), "--out": str(out)}
+        words = [word for pair in (options | changes).items() for word in pair]
+        done = kdnotes("audit", *words)
+        assert done.exit_code == 2, done.output
+        assert message in done.stderr
+        assert not out.exists()

@@ -1,0 +1,846 @@
+"""Reading images from files: pixels checked against what was written, refusals by their words."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from kdnotes import data, folders
+from kdnotes.errors import RequestError
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image, **how: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **how)
+    return path
+
+
+def fill(root: Path, classes: dict[str, int], start: int = 0) -> Path:
+    """Class folders of 16x16 noise, whose seeds count on from start."""
+    seed = start
+    for name, count in classes.items():
+        for index in range(count):
+            save(root / name / f"{index:03}.png", noise(seed))
+            seed += 1
+    return root
+
+
+def read(root: Path, split: str = "train", **options: object) -> data.ImageData:
+    return folders.load(f"imagefolder:{root}", split, None, options)
+
+
+def mark(root: Path, split: str = "train", **options: object) -> str:
+    return folders.fingerprint(f"imagefolder:{root}", split, None, options)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Two classes of ten photos, without splits."""
+    return fill(tmp_path / "plain", {"cat": 10, "dog": 10})
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    """Three training photos and two test photos of each of two classes."""
+    fill(tmp_path / "split" / "train", {"cat": 3, "dog": 3})
+    fill(tmp_path / "split" / "val", {"cat": 2, "dog": 2}, start=100)
+    return tmp_path / "split"
+
+
+# --- what is read ---------------------------------------------------------------------------
+
+
+def test_pixels_labels_and_sources_of_given_splits(split: Path) -> None:
+    train, test = read(split), read(split, "test")
+    assert train.classes == test.classes == ("cat", "dog")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert test.labels.tolist() == [0, 0, 1, 1]
+    assert train.images.dtype == torch.uint8
+    for found, first in ((train, 0), (test, 100)):
+        written = np.stack([noise(first + i).transpose(2, 0, 1) for i in range(len(found))])
+        assert np.array_equal(found.images.numpy(), written)
+    assert not set(train.sources.tolist()) & set(test.sources.tolist())
+    assert len(set(test.sources.tolist())) == 4
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation", "Val"])
+def test_names_of_the_test_folder(split: Path, held_out: str) -> None:
+    (split / "val").rename(split / held_out)
+    assert len(read(split, "test")) == 4
+
+
+def test_test_folder_goes_before_val_folder(split: Path) -> None:
+    fill(split / "test", {"cat": 1, "dog": 1}, start=200)
+    assert np.array_equal(read(split, "test").images[0].permute(1, 2, 0), noise(200))
+
+
+def test_unlabelled_test_folder_is_passed_over_for_val(split: Path) -> None:
+    save(split / "test" / "unknown.png", noise(9))
+    assert len(read(split, "test")) == 4
+
+
+def test_other_files_and_hidden_ones_are_ignored(plain: Path) -> None:
+    before = read(plain)
+    (plain / "cat" / "notes.txt").write_text("no image")
+    (plain / "cat" / "._001.png").write_bytes(b"of another system")
+    (plain / "readme.png").write_bytes(b"beside the class folders")
+    (plain / ".git").mkdir()
+    (plain / "__MACOSX").mkdir()
+    after = read(plain)
+    assert after.classes == ("cat", "dog")
+    assert torch.equal(before.images, after.images)
+
+
+def test_photos_in_deeper_folders_and_capital_endings(plain: Path) -> None:
+    for name in ("cat", "dog"):
+        save(plain / name / "images" / "deep.PNG", noise(50))
+        save(plain / name / "images" / "deep.JPEG", noise(51))
+    assert len(read(plain)) + len(read(plain, "test")) == 24
+
+
+def test_linked_class_folder_is_read_and_a_loop_is_not_followed(plain: Path) -> None:
+    shutil.move(plain / "dog", plain.parent / "elsewhere")
+    (plain / "dog").symlink_to(plain.parent / "elsewhere")
+    (plain / "cat" / "loop").symlink_to(plain)
+    assert len(read(plain)) + len(read(plain, "test")) == 20
+
+
+def test_home_and_relative_paths(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read(plain).images
+    monkeypatch.setenv("HOME", str(plain.parent))
+    assert torch.equal(folders.load("imagefolder:~/plain", "train", None, {}).images, whole)
+    monkeypatch.setenv("KDNOTES_BASE", str(plain.parent))
+    relative = folders.load("imagefolder:plain", "train", None, {})
+    assert torch.equal(relative.images, whole)
+
+
+def test_through_the_data_specification(plain: Path) -> None:
+    spec = data.DataSpec(name=f"imagefolder:{plain}", split="train", count=5, seed=3)
+    spec = data.with_fingerprint(spec, None)
+    assert spec.fingerprint == mark(plain)
+    some, whole = data.load(spec), read(plain)
+    where = [whole.sources.tolist().index(source) for source in some.sources.tolist()]
+    assert torch.equal(some.images, whole.images[where])
+
+
+# --- the automatic split --------------------------------------------------------------------
+
+
+def contents(found: data.ImageData) -> set[bytes]:
+    return {image.numpy().tobytes() for image in found.images}
+
+
+def test_automatic_split_is_disjoint_complete_and_stratified(tmp_path: Path) -> None:
+    root = fill(tmp_path / "photos", {"a": 20, "b": 10, "c": 2})
+    train, test = read(root), read(root, "test")
+    assert torch.bincount(test.labels).tolist() == [4, 2, 1]
+    assert torch.bincount(train.labels).tolist() == [16, 8, 1]
+    assert not contents(train) & contents(test)
+    assert len(contents(train) | contents(test)) == 32
+    assert not set(train.sources.tolist()) & set(test.sources.tolist())
+
+
+def test_automatic_split_follows_its_seed(plain: Path) -> None:
+    first = contents(read(plain, "test"))
+    assert contents(read(plain, "test", split_seed=0)) == first
+    assert any(contents(read(plain, "test", split_seed=seed)) != first for seed in (1, 2))
+    assert mark(plain, split_seed=1) != mark(plain)
+
+
+def test_automatic_split_hardly_moves_when_a_photo_is_added(tmp_path: Path) -> None:
+    root = fill(tmp_path / "photos", {"a": 40, "b": 40})
+    before = contents(read(root, "test"))
+    save(root / "a" / "new.png", noise(999))
+    assert len(before - contents(read(root, "test"))) <= 1
+
+
+# --- sizes ----------------------------------------------------------------------------------
+
+
+def test_size_is_kept_when_all_photos_share_a_small_one(plain: Path) -> None:
+    assert read(plain).size == 16
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"), [((200, 300, 90), 64), ((20, 40, 30), 30), ((4, 4, 4), 8)]
+)
+def test_default_size(tmp_path: Path, sides: tuple[int, ...], expected: int) -> None:
+    for name in ("a", "b"):
+        for index, side in enumerate(sides):
+            save(tmp_path / "p" / name / f"{index}.png", noise(index, side, side + 5))
+    assert read(tmp_path / "p").size == read(tmp_path / "p", "test").size == expected
+
+
+def test_shorter_side_is_scaled_and_the_centre_cropped(tmp_path: Path) -> None:
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, :20], wide[:, 20:40], wide[:, 40:] = RED, GREEN, BLUE
+    for name in ("a", "b"):
+        save(tmp_path / "p" / "train" / name / "wide.png", wide)
+        save(tmp_path / "p" / "train" / name / "tall.png", wide.transpose(1, 0, 2))
+    images = read(tmp_path / "p", size=10).images
+    assert images.shape == (4, 3, 10, 10)
+    green = torch.tensor(GREEN)[:, None, None]
+    inner = images[:, :, 2:-2, 2:-2].int()  # scaling blends the outermost with their neighbours
+    assert torch.equal(inner, green.expand_as(inner))
+    assert (images.argmax(dim=1) == 1).all()
+
+
+def test_scaling_agrees_with_torch(tmp_path: Path) -> None:
+    smooth = np.asarray(Image.fromarray(noise(0, 6, 6)).resize((96, 96), Image.Resampling.BICUBIC))
+    for name in ("a", "b"):
+        save(tmp_path / "p" / "train" / name / "0.png", smooth)
+    image = torch.from_numpy(smooth.copy()).permute(2, 0, 1)[None].double()
+    expected = torch.nn.functional.interpolate(image, (24, 24), mode="bicubic", antialias=True)
+    expected = expected.clamp(0, 255)
+    assert (read(tmp_path / "p", size=24).images[0] - expected[0]).abs().max() < 1.5
+
+
+def test_large_jpeg_keeps_its_detail(tmp_path: Path) -> None:
+    photo = Image.fromarray(noise(0, 50, 50)).resize((256, 256), Image.Resampling.BICUBIC)
+    for name in ("a", "b"):
+        path = save(tmp_path / "p" / "train" / name / "0.jpg", photo, quality=95)
+    with Image.open(path) as stored:
+        whole = np.asarray(stored.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    found = read(tmp_path / "p", size=32).images[0].permute(1, 2, 0).numpy()
+    assert whole.std() > 20
+    assert np.abs(found - whole).mean() < 3
+
+
+# --- modes ----------------------------------------------------------------------------------
+
+
+def grey_alpha() -> Image.Image:
+    return Image.merge("LA", [Image.new("L", (16, 16), 100), Image.new("L", (16, 16), 128)])
+
+
+def palette_with_transparency() -> Image.Image:
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((0, 0), 0)
+    return image
+
+
+def deep_grey(values: int) -> Image.Image:
+    return Image.fromarray(np.full((16, 16), values, np.uint16))
+
+
+def one_bit() -> Image.Image:
+    image = Image.new("1", (16, 16), 1)
+    image.putpixel((0, 0), 0)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "ending", "how", "corner", "middle"),
+    [
+        (Image.new("RGB", (16, 16), (1, 2, 3)), "png", {}, (1, 2, 3), (1, 2, 3)),
+        (Image.new("L", (16, 16), 77), "png", {}, (77,) * 3, (77,) * 3),
+        # half of 100 and half of white
+        (grey_alpha(), "png", {}, (177,) * 3, (177,) * 3),
+        (palette_with_transparency(), "png", {}, RED, BLUE),
+        (palette_with_transparency(), "png", {"transparency": 0}, (255,) * 3, BLUE),
+        (palette_with_transparency(), "gif", {"transparency": 0}, (255,) * 3, BLUE),
+        (palette_with_transparency(), "png", {"transparency": b"\xff\x00"}, RED, (255,) * 3),
+        (Image.new("RGB", (16, 16), BLUE), "png", {"transparency": BLUE}, (255,) * 3, (255,) * 3),
+        (Image.new("RGBA", (16, 16), (*RED, 0)), "png", {}, (255,) * 3, (255,) * 3),
+        (Image.new("RGBA", (16, 16), (*RED, 255)), "webp", {"lossless": True}, RED, RED),
+        (Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "tif", {}, RED, RED),
+        (Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "jpg", {"quality": 100}, RED, RED),
+        # 16 bits: 65535 is 255, 100 * 257 is 100, and 100.502 * 257 is nearer to 101
+        (deep_grey(25829), "png", {}, (101,) * 3, (101,) * 3),
+        (deep_grey(65535), "png", {}, (255,) * 3, (255,) * 3),
+        (deep_grey(25700), "png", {}, (100,) * 3, (100,) * 3),
+        (deep_grey(25700), "tif", {}, (100,) * 3, (100,) * 3),
+        (deep_grey(25700), "pgm", {}, (100,) * 3, (100,) * 3),
+        (one_bit(), "png", {}, (0,) * 3, (255,) * 3),
+        (one_bit(), "bmp", {}, (0,) * 3, (255,) * 3),
+    ],
+)
+def test_modes(
+    tmp_path: Path,
+    image: Image.Image,
+    ending: str,
+    how: dict[str, object],
+    corner: tuple[int, ...],
+    middle: tuple[int, ...],
+) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / "p" / "train" / name / f"0.{ending}", image, **how)
+    found = read(tmp_path / "p").images[0].int()
+    tolerance = 2 if ending == "jpg" else 0
+    for place, colour in ((0, corner), (8, middle)):
+        assert (found[:, place, place] - torch.tensor(colour)).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_honoured(tmp_path: Path, orientation: int, ending: str) -> None:
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8, :8], upright[:8, 8:], upright[8:, :8] = RED, GREEN, BLUE
+    stored = {  # EXIF 2.3, tag 0x0112: how the upright picture lies in the file
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a", "b"):
+        path = tmp_path / "p" / "train" / name / f"0.{ending}"
+        save(path, np.ascontiguousarray(stored), exif=exif)
+    found = read(tmp_path / "p").images[0].permute(1, 2, 0).int()
+    for (row, column), colour in {(3, 3): RED, (3, 12): GREEN, (12, 3): BLUE}.items():
+        assert (found[row, column] - torch.tensor(colour)).abs().max() < 25
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [(np.full((16, 16), 70000, np.int32), "16 bits"), (np.ones((16, 16), np.float32), "floating")],
+)
+def test_pixels_of_unknown_range_are_refused(plain: Path, values: np.ndarray, reason: str) -> None:
+    save(plain / "cat" / "deep.tif", values)
+    with pytest.raises(RequestError, match=rf"cat/deep\.tif \(.*{reason}"):
+        read_both(plain)
+
+
+# --- files that cannot be read --------------------------------------------------------------
+
+
+def read_both(root: Path, **options: object) -> None:
+    read(root, "train", **options)
+    read(root, "test", **options)
+
+
+def damage(root: Path) -> list[str]:
+    """One file of each kind of damage in the training split; returns their names."""
+    whole = save(root / "train" / "cat" / "truncated.jpg", noise(5, 64, 64)).read_bytes()
+    (root / "train" / "cat" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "train" / "cat" / "text.png").write_text("not an image at all")
+    (root / "train" / "dog" / "gone.png").symlink_to(root / "nowhere.png")
+    (root / "train" / "dog" / "void.png").touch()
+    return [
+        "train/cat/text.png",
+        "train/cat/truncated.jpg",
+        "train/dog/gone.png",
+        "train/dog/void.png",
+    ]
+
+
+def test_damaged_files_are_named_and_refused(split: Path) -> None:
+    damage(split)
+    with pytest.raises(RequestError, match=r"2 of 14 files .*gone\.png \(empty\).*void\.png"):
+        mark(split)
+    (split / "train" / "dog" / "gone.png").unlink()
+    (split / "train" / "dog" / "void.png").unlink()
+    with pytest.raises(RequestError) as refusal:
+        read(split)
+    for part in ("2 of 8 files", "text.png (no image)", "truncated.jpg (", "skip_unreadable=true"):
+        assert part in str(refusal.value)
+    assert len(read(split, "test")) == 4
+
+
+def test_many_damaged_files_are_counted_and_five_named(plain: Path) -> None:
+    for index in range(8):
+        (plain / "cat" / f"void{index}.png").touch()
+    with pytest.raises(
+        RequestError, match=r"8 of 28 files .*void4\.png \(empty\) and 3 more"
+    ) as refusal:
+        read(plain)
+    assert "void5" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("memory_gb", [4.0, 1e-9])
+def test_damaged_files_are_skipped_on_request(
+    split: Path, capsys: pytest.CaptureFixture[str], memory_gb: float
+) -> None:
+    whole = read(split)
+    names = damage(split)
+    found = read(split, skip_unreadable=True, memory_gb=memory_gb, size=16)
+    shown = capsys.readouterr().err
+    assert "skipped 4 of 10 files" in shown
+    assert all(name in shown for name in names)
+    assert torch.equal(found.batch(torch.arange(len(found))), whole.images)
+    assert torch.equal(found.labels, whole.labels)
+    assert len(set(found.sources.tolist())) == 6
+    with pytest.raises(RequestError, match="cannot be read"):
+        read(split, memory_gb=memory_gb, size=16)
+
+
+def test_skipping_does_not_hide_damage_from_those_who_did_not_ask(split: Path) -> None:
+    (split / "train" / "dog" / "001.png").write_bytes(b"damaged")
+    assert len(read(split, skip_unreadable=True)) == 5
+    with pytest.raises(RequestError, match="1 of 6 files"):
+        read(split)
+
+
+def test_a_class_with_nothing_readable_is_refused(split: Path) -> None:
+    for path in (split / "train" / "cat").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(RequestError, match="no readable image of cat in the train split"):
+        read(split, skip_unreadable=True)
+
+
+# --- folders that cannot be used ------------------------------------------------------------
+
+
+def test_missing_folder_file_and_unknown_home(tmp_path: Path, plain: Path) -> None:
+    with pytest.raises(RequestError, match=f"no folder {tmp_path}/nowhere"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(RequestError, match="is a file"):
+        read(plain / "cat" / "000.png")
+    with pytest.raises(RequestError, match="imagefolder:~nobody-here/x"):
+        folders.load("imagefolder:~nobody-here/x", "train", None, {})
+    with pytest.raises(RequestError, match="names no folder"):
+        folders.load("imagefolder:", "train", None, {})
+    with pytest.raises(RequestError, match="imagefolder:"):
+        read(Path("/" + "x" * 5000))
+
+
+def test_no_class_folders(tmp_path: Path) -> None:
+    save(tmp_path / "loose" / "a.png", noise(0))
+    with pytest.raises(RequestError, match="no class folders"):
+        read(tmp_path / "loose")
+
+
+def test_split_folders_without_class_folders(tmp_path: Path) -> None:
+    fill(tmp_path / "flat", {"train": 3, "test": 3})
+    with pytest.raises(RequestError, match=r"splits in .*flat have no class folders"):
+        read(tmp_path / "flat")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    fill(tmp_path / "vehicles", {"bus": 3, "train": 3})
+    assert read(tmp_path / "vehicles").classes == ("bus", "train")
+
+
+def test_single_class_names_the_folder_meant(tmp_path: Path) -> None:
+    fill(tmp_path / "one" / "photos", {"cat": 2, "dog": 2})
+    with pytest.raises(
+        RequestError, match=f"single class folder.*imagefolder:{tmp_path}/one/photos"
+    ):
+        read(tmp_path / "one")
+
+
+def test_empty_class_folders(plain: Path) -> None:
+    (plain / "bird").mkdir()
+    (plain / "bird" / "photo.heic").write_bytes(b"of a kind not read")
+    with pytest.raises(RequestError, match=r"without images in .*: bird \(kinds read: .*jpeg"):
+        read(plain)
+
+
+def test_class_with_one_image_cannot_be_split(plain: Path) -> None:
+    save(plain / "bird" / "only.png", noise(1))
+    with pytest.raises(RequestError, match=r"'bird' .* has one image"):
+        read(plain)
+
+
+def test_splits_with_different_classes(split: Path) -> None:
+    fill(split / "val", {"bird": 1})
+    shutil.rmtree(split / "val" / "dog")
+    with pytest.raises(RequestError, match="only in train: dog; only in test: bird"):
+        read(split)
+
+
+def test_missing_split(split: Path) -> None:
+    shutil.rmtree(split / "val")
+    assert len(read(split)) == 6
+    with pytest.raises(RequestError, match="no test split: no folder test or val"):
+        read(split, "test")
+    (split / "train").rename(split / "val")
+    assert len(read(split, "test")) == 6
+    with pytest.raises(RequestError, match="no train split: no folder train"):
+        mark(split)
+
+
+def test_domains_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for domain in ("photo", "sketch"):
+        fill(tmp_path / "pacs" / domain, {"dog": 3, "horse": 3})
+    with pytest.raises(RequestError, match=f"Name one, such as imagefolder:{tmp_path}/pacs/photo"):
+        read(tmp_path / "pacs")
+    assert read(tmp_path / "pacs" / "photo").classes == ("dog", "horse")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable for the superuser")
+def test_folder_without_permission(plain: Path) -> None:
+    (plain / "cat").chmod(0)
+    try:
+        with pytest.raises(RequestError, match="cat cannot be read"):
+            read(plain)
+    finally:
+        (plain / "cat").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"sise": 32},
+            "sise: no such option .*known: size, split_seed, skip_unreadable, memory_gb",
+        ),
+        ({"size": 2}, "size: .*greater than or equal to 8"),
+        ({"size": "large"}, "size: .*integer"),
+        ({"memory_gb": 0}, "memory_gb: "),
+    ],
+)
+def test_wrong_options(plain: Path, options: dict[str, object], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        read(plain, **options)
+    with pytest.raises(RequestError, match=words):
+        mark(plain, **options)
+
+
+# --- streaming ------------------------------------------------------------------------------
+
+
+def test_streaming_equals_memory(tmp_path: Path) -> None:
+    for index in range(100):
+        name = "ab"[index % 2]
+        save(tmp_path / "p" / "train" / name / f"{index}.jpg", noise(index, 40 + index, 90))
+    held = read(tmp_path / "p", size=24)
+    streamed = read(tmp_path / "p", size=24, memory_gb=1e-9)
+    assert isinstance(held.images, torch.Tensor)
+    assert isinstance(streamed.images, folders.StreamingImages)
+    assert len(streamed) == len(streamed.images) == 100
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(streamed.batch(order), held.batch(order))
+    assert torch.equal(streamed.labels, held.labels)
+    assert torch.equal(streamed.sources, held.sources)
+    assert torch.equal(streamed.subset(order[:7]).images, held.subset(order[:7]).images)
+    assert streamed.batch(order[:0]).shape == (0, 3, 24, 24)
+    assert streamed.size == 24
+
+
+def test_streaming_names_a_damaged_file_when_it_is_reached(split: Path) -> None:
+    (split / "train" / "dog" / "001.png").write_bytes(b"damaged")
+    streamed = read(split, memory_gb=1e-9)
+    assert streamed.batch(torch.arange(4)).shape[0] == 4
+    with pytest.raises(RequestError, match=r"train/dog/001\.png \(no image\)"):
+        streamed.batch(torch.arange(6))
+
+
+# --- names of the content -------------------------------------------------------------------
+
+
+def test_mark_follows_the_content_and_not_the_place(plain: Path) -> None:
+    before = mark(plain)
+    shutil.copytree(plain, plain.parent / "copy")  # keeps times
+    assert mark(plain.parent / "copy") == before
+    assert mark(plain, "test") != before
+    assert mark(plain, size=8) != before
+    assert mark(plain, size=16) == before
+    names = sorted((plain / "cat").iterdir())
+    os.utime(names[0], ns=(1, 1))
+    os.utime(names[1], ns=(1, 1))
+    touched = {mark(plain), mark(plain, "test")}
+    assert len(touched - {before, mark(plain.parent / "copy", "test")}) >= 1
+
+
+def test_equal_names_lengths_and_times_with_other_pixels_are_told_apart(tmp_path: Path) -> None:
+    for root, first in ((tmp_path / "one", 0), (tmp_path / "two", 50)):
+        for index in range(4):
+            path = save(root / "train" / "ab"[index % 2] / f"{index}.ppm", noise(first + index))
+            os.utime(path, ns=(0, 0))
+    assert mark(tmp_path / "one") != mark(tmp_path / "two")
+    assert not contents(read(tmp_path / "one")) & contents(read(tmp_path / "two"))
+
+
+def test_changed_photo_is_read_anew(split: Path) -> None:
+    before, name = mark(split), split / "train" / "cat" / "000.png"
+    assert np.array_equal(read(split).images[0].permute(1, 2, 0), noise(0))
+    save(name, noise(77))
+    assert mark(split) != before
+    assert np.array_equal(read(split).images[0].permute(1, 2, 0), noise(77))
+
+
+# --- decoded copies -------------------------------------------------------------------------
+
+
+def copies() -> list[Path]:
+    return sorted((Path(os.environ["KDNOTES_CACHE"]) / "data").glob("*.safetensors"))
+
+
+def unreadable_now(root: Path) -> None:
+    """Damage every photo behind its length and time: only a decoded copy can still be right."""
+    for path in root.rglob("*.png"):
+        state = path.stat()
+        raw = bytearray(path.read_bytes())
+        raw[1 << 16 :] = bytes(len(raw) - (1 << 16))
+        path.write_bytes(raw)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.fixture
+def heavy(tmp_path: Path) -> Path:
+    """Photos longer than the part of a file that its content is told by."""
+    for index in range(4):
+        save(
+            tmp_path / "heavy" / "train" / "ab"[index % 2] / f"{index}.png", noise(index, 200, 200)
+        )
+    return tmp_path / "heavy"
+
+
+def test_decoded_copy_is_used(heavy: Path) -> None:
+    before = read(heavy)
+    assert len(copies()) == 1
+    unreadable_now(heavy)
+    after = read(heavy)
+    assert torch.equal(before.images, after.images)
+    with pytest.raises(RequestError, match="4 of 4 files"):
+        read(heavy, size=20)
+
+
+@pytest.mark.parametrize("harm", ["flip a byte", "cut", "empty"])
+def test_harmed_copy_is_never_used(split: Path, harm: str) -> None:
+    before = read(split)
+    (copy,) = copies()
+    raw = bytearray(copy.read_bytes())
+    raw[-1] ^= 1
+    copy.write_bytes({"flip a byte": raw, "cut": raw[:-40], "empty": b""}[harm])
+    assert torch.equal(read(split).images, before.images)
+    unharmed = copy.read_bytes()
+    assert torch.equal(read(split).images, before.images)
+    assert copy.read_bytes() == unharmed
+    assert not list(copy.parent.glob("*.unfinished"))
+
+
+def test_cache_that_cannot_be_written_costs_only_time(
+    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "occupied").write_text("a file where the folder should be")
+    monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "occupied"))
+    assert np.array_equal(read(split).images[0].permute(1, 2, 0), noise(0))
+
+
+def test_readers_at_once_share_one_decoding(split: Path) -> None:
+    damage(split)
+    found: list[torch.Tensor] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(read(split, skip_unreadable=True).images))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(torch.equal(images, found[0]) for images in found)
+
+
+# --- torchvision's sets ---------------------------------------------------------------------
+
+
+def idx(values: np.ndarray) -> bytes:
+    """Bytes of an IDX file of uint8 (LeCun's format): magic, lengths, values."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def digits(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return (
+        generator.integers(0, 256, (count, 28, 28), np.uint8),
+        generator.integers(0, 10, count).astype(np.uint8),
+    )
+
+
+def mnist_files(folder: str = "MNIST") -> dict[str, bytes]:
+    files = {}
+    for prefix, seed, count in (("train", 1, 12), ("t10k", 2, 5)):
+        images, labels = digits(seed, count)
+        files[f"{folder}/raw/{prefix}-images-idx3-ubyte"] = idx(images)
+        files[f"{folder}/raw/{prefix}-labels-idx1-ubyte"] = idx(labels)
+    return files
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
+)
+def test_grey_sets_ready_in_a_read_only_folder(tmp_path: Path, name: str, folder: str) -> None:
+    root = write(tmp_path / "ready", mnist_files(folder))
+    for path in sorted(root.rglob("*"), reverse=True):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    root.chmod(0o555)
+    before = sorted(root.rglob("*"))
+    train = folders.load(name, "train", root, {})
+    test = folders.load(name, "test", root, {})
+    for found, (images, labels) in ((train, digits(1, 12)), (test, digits(2, 5))):
+        assert found.images.shape == (len(labels), 3, 28, 28)
+        for channel in range(3):
+            assert np.array_equal(found.images[:, channel], images)
+        assert found.labels.tolist() == labels.tolist()
+    assert len(train.classes) == 10
+    assert not set(train.sources.tolist()) & set(test.sources.tolist())
+    assert sorted(root.rglob("*")) == before
+
+
+def test_mark_of_a_grey_set_follows_its_files(tmp_path: Path) -> None:
+    root = write(tmp_path / "ready", mnist_files())
+    before = folders.fingerprint("mnist", "train", root, {})
+    assert (
+        folders.fingerprint("mnist", "train", shutil.copytree(root, tmp_path / "b"), {}) == before
+    )
+    labels = root / "MNIST/raw/train-labels-idx1-ubyte"
+    raw = bytearray(labels.read_bytes())
+    raw[-1] ^= 1
+    labels.write_bytes(raw)
+    assert folders.fingerprint("mnist", "train", root, {}) != before
+
+
+def test_missing_set_names_folder_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path / "mine"))
+    for name, file in (("mnist", "MNIST/raw/train-images"), ("cifar10", "cifar-10-batches-py/")):
+        for act in (folders.load, folders.fingerprint):
+            with pytest.raises(RequestError) as refusal:
+                act(name, "train", tmp_path, {})
+            words = str(refusal.value)
+            assert all(
+                w in words for w in (str(tmp_path), file, "data_dir", str(tmp_path / "mine"))
+            )
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("train-images-idx3-ubyte", b""),
+        ("train-images-idx3-ubyte", b"\0\0\x08\x03 cut"),
+        ("train-labels-idx1-ubyte", idx(np.zeros(7, np.uint8))),
+    ],
+)
+def test_damaged_set(tmp_path: Path, file: str, content: bytes) -> None:
+    root = write(tmp_path, mnist_files() | {f"MNIST/raw/{file}": content})
+    with pytest.raises(RequestError, match=r"mnist: the files under .* get them again"):
+        folders.load("mnist", "train", root, {})
+
+
+def test_cifar_that_is_not_the_published_one_is_refused_unread(tmp_path: Path) -> None:
+    kind = datasets.CIFAR10
+    for file in [*(f for f, _ in kind.train_list + kind.test_list), kind.meta["filename"]]:
+        # unpickling this would end the process
+        write(tmp_path, {f"{kind.base_folder}/{file}": b"cos\n_exit\n(I1\ntR."})
+    with pytest.raises(RequestError, match="damaged"):
+        folders.load("cifar10", "train", tmp_path, {})
+
+
+def test_sets_take_no_options(tmp_path: Path) -> None:
+    root = write(tmp_path, mnist_files())
+    for act in (folders.load, folders.fingerprint):
+        with pytest.raises(RequestError, match="mnist takes no options, got: size"):
+            act("mnist", "train", root, {"size": 32})
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A web server that MNIST is downloaded from; KDNOTES_DATA is an empty folder."""
+    served = tmp_path / "served"
+    resources = []
+    for name, content in mnist_files().items():
+        packed = gzip.compress(content)
+        file = f"{Path(name).name}.gz"
+        write(served, {file: packed})
+        resources.append((file, hashlib.md5(packed).hexdigest()))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("KDNOTES_DATA", str(tmp_path / "mine"))
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+    yield served
+    server.shutdown()
+    server.server_close()
+
+
+def test_download_says_so_once_and_only_where_no_folder_is_given(
+    mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    expected = folders.fingerprint("mnist", "train", None, {})
+    assert not mine.exists()
+    first = folders.load("mnist", "train", None, {})
+    assert capsys.readouterr().err == f"kdnotes: downloading mnist into {mine}\n"
+    assert np.array_equal(first.images[:, 0], digits(1, 12)[0])
+    assert sorted(p.name for p in (mine / "MNIST" / "raw").iterdir()) == sorted(
+        Path(name).name for name in mnist_files()
+    )
+    shutil.rmtree(mirror)
+    again = folders.load("mnist", "train", None, {})
+    assert torch.equal(first.images, again.images)
+    assert capsys.readouterr().err == ""
+    assert folders.fingerprint("mnist", "train", None, {}) == expected
+
+
+def test_failed_download_leaves_nothing_to_be_read(mirror: Path, tmp_path: Path) -> None:
+    whole = (mirror / "t10k-labels-idx1-ubyte.gz").read_bytes()
+    (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(whole[:-9])
+    with pytest.raises(RequestError, match=r"could not be downloaded .*data_dir"):
+        folders.load("mnist", "train", None, {})
+    assert not [p for p in (tmp_path / "mine").rglob("*") if p.suffix != ".lock"]
+    (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(whole)
+    assert len(folders.load("mnist", "test", None, {})) == 5
+
+
+def test_no_network(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens
+    with pytest.raises(RequestError, match=f"not in {tmp_path}/mine .*MNIST/raw/train-images"):
+        folders.load("mnist", "train", None, {})
+
+
+def test_data_folder_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDNOTES_DATA", raising=False)
+    assert folders.data_folder().name == "kdnotes"
+    monkeypatch.setenv("KDNOTES_DATA", "~/some")
+    assert folders.data_folder() == Path.home() / "some"
+
+
+@pytest.mark.skipif(
+    not os.environ.get("KDNOTES_TEST_DATA"),
+    reason="KDNOTES_TEST_DATA does not name a folder with the real MNIST",
+)
+def test_real_mnist() -> None:
+    root = Path(os.environ["KDNOTES_TEST_DATA"])
+    train = folders.load("mnist", "train", root, {})
+    test = folders.load("mnist", "test", root, {})
+    # LeCun's page: 60,000 and 10,000; the first labels; the pixel mean everyone normalises with
+    assert (len(train), len(test)) == (60_000, 10_000)
+    assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
+    assert train.classes == tuple("0123456789")

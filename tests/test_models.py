@@ -1,0 +1,130 @@
+"""Networks: seeded, foldable, tappable, and readable from checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kdnotes import models
+from kdnotes.errors import RequestError
+
+SMALL = ("vgg-small", "vgg-medium", "resnet-small", "vit-small", "paper-mnist", "resnet18")
+
+
+def warmed(name: str) -> models.Normalized:
+    """A network whose BatchNorm statistics are no longer those of its birth."""
+    network = models.build(name, 10, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.rand(16, 3, 32, 32, generator=generator))
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_folding_keeps_the_logits_and_leaves_no_batch_norm(name: str) -> None:
+    network = warmed(name)
+    frozen = models.freeze(network)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, observed = network(images), frozen(images)
+    assert (expected - observed).abs().max() < 1e-5 * max(1, expected.abs().max())
+    left = [m for m in frozen.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert not left
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_features_lead_to_the_logits(name: str) -> None:
+    network = warmed(name)
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        logits, features = models.forward_with_features(network, images)
+        assert torch.allclose(logits, network(images), atol=1e-6)
+    assert features.ndim == 2
+
+
+def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = models.build("vgg-small", 10, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    again, other = models.build("vgg-small", 10, seed=3), models.build("vgg-small", 10, seed=4)
+    assert torch.equal(first.body.head.weight, again.body.head.weight)
+    assert not torch.equal(first.body.head.weight, other.body.head.weight)
+
+
+def test_normalisation_happens_inside() -> None:
+    network = models.build("vgg-small", 10, seed=0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2))
+    network.eval()
+    images = torch.rand(2, 3, 32, 32)
+    by_hand = torch.stack(
+        [(images[:, c] - m) / s for c, (m, s) in enumerate([(0.1, 0.5), (0.2, 0.4), (0.3, 0.2)])], 1
+    )
+    with torch.no_grad():
+        assert torch.allclose(network(images), network.body(by_hand), atol=1e-6)
+
+
+def test_taps_give_maps_from_shallow_to_deep_and_hooks_go() -> None:
+    network = models.build("vgg-small", 10, seed=0).eval()
+    paths = models.taps(network)
+    with models.tapped(network, paths) as outputs:
+        network(torch.rand(2, 3, 32, 32))
+        assert [outputs[path].shape[-1] for path in paths] == [16, 8, 4]
+    assert not any(module._forward_hooks for module in network.modules())
+    with (
+        pytest.raises(ZeroDivisionError),
+        models.tapped(network, paths),
+    ):
+        raise ZeroDivisionError
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_wrong_names_are_answered_with_right_ones() -> None:
+    with pytest.raises(RequestError, match=r"unknown model 'resnet1800'.*vgg-small.*resnet"):
+        models.build("resnet1800", 10, seed=0)
+    network = models.build("vgg-small", 10, seed=0)
+    with (
+        pytest.raises(RequestError, match=r"no layer 'body.stage'.*body.stages"),
+        models.tapped(network, ("body.stage",)),
+    ):
+        pass
+
+
+def test_checkpoints_of_both_kinds_are_read(tmp_path: Path) -> None:
+    network = warmed("resnet18")
+    state = {name: value.contiguous() for name, value in network.body.state_dict().items()}
+    save_file(state, tmp_path / "net.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "net.pth")
+    images = torch.rand(2, 3, 32, 32)
+    for file in ("net.safetensors", "net.pth"):
+        read = models.load_user_model(f"resnet18:{tmp_path / file}", 10).eval()
+        with torch.no_grad():
+            assert torch.equal(read(images), network(images))
+
+
+def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no checkpoint"):
+        models.load_user_model(f"resnet18:{tmp_path / 'none.pth'}", 10)
+    (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(RequestError, match=r"cannot read bad\.pth"):
+        models.load_user_model(f"resnet18:{tmp_path / 'bad.pth'}", 10)
+    save_file(models.build("resnet18", 7, seed=0).body.state_dict(), tmp_path / "seven.safetensors")
+    with pytest.raises(RequestError, match=r"seven\.safetensors does not fit resnet18 with 10"):
+        models.load_user_model(f"resnet18:{tmp_path / 'seven.safetensors'}", 10)
+
+
+def test_multiply_adds_of_a_layer_worked_by_hand() -> None:
+    # vgg-small at 32: three 3x3 convolutions at 16, 8 and 4 pixels, then 64 x 10.
+    by_hand = 27 * 16 * 16**2 + 9 * 16 * 32 * 8**2 + 9 * 32 * 64 * 4**2 + 640
+    assert models.multiply_adds("vgg-small", 32) == by_hand

@@ -1,0 +1,164 @@
+"""Parameters cells are read as written, and values are checked before anything runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_book import code, markdown, write
+
+from kdnotes import parameters
+from kdnotes.errors import RequestError
+from kdnotes.parameters import Parameter
+
+CELL = """\
+# A line of its own is no parameter.
+preset: str = "laptop"  # how large: smoke, laptop
+seeds: int | None = None  # how many = students
+tau: float = 4.0  # temperature # of the labels
+flip: bool = False  # mirror the images
+"""
+
+
+def notebook(path: Path, source: str, **metadata: Any) -> Path:
+    return write(path / "01-a.ipynb", [markdown("# A"), code(source, tags=["parameters"])])
+
+
+def one(kind: str, optional: bool = False, default: Any = None) -> Parameter:
+    return Parameter("it", kind, optional, default, "")
+
+
+def test_reads_names_types_defaults_and_meanings(tmp_path: Path) -> None:
+    read = parameters.read(notebook(tmp_path, CELL))
+    assert [(each.name, each.type, each.default, each.meaning) for each in read.values()] == [
+        ("preset", "str", "laptop", "how large: smoke, laptop"),
+        # papermill's own inspection overlooks this line, twice: for the | and for the second =.
+        ("seeds", "int | None", None, "how many = students"),
+        ("tau", "float", 4.0, "temperature # of the labels"),
+        ("flip", "bool", False, "mirror the images"),
+    ]
+
+
+def test_agrees_with_papermill_where_papermill_can_read(tmp_path: Path) -> None:
+    from papermill import inspect_notebook
+
+    source = 'a: str = "x"  # one\nb: int = 3  # two\nc: float = 1e-3  # three\n'
+    path = notebook(tmp_path, source)
+    theirs = inspect_notebook(path)
+    ours = parameters.read(path)
+    assert list(ours) == list(theirs)
+    for name, each in ours.items():
+        assert each.type == theirs[name]["inferred_type_name"]
+        assert each.meaning == theirs[name]["help"]
+        assert each.default == eval(theirs[name]["default"])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a: int = 1", "line 1: a has no comment"),
+        ("a = 1  # what", "line 1 is not of the form"),
+        ("a: int = 1  # ok\nb: int = a + 1  # derived", "malformed"),
+        ("a: list = []  # many", "type 'list' is not one of str, int, float, bool"),
+        ("a: int  # what", "a has no default"),
+        ("a: int = = 1", "invalid syntax"),
+    ],
+)
+def test_refuses_a_cell_that_is_not_in_the_agreed_form(
+    tmp_path: Path, source: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        parameters.read(notebook(tmp_path, source))
+
+
+def test_needs_exactly_one_parameters_cell(tmp_path: Path) -> None:
+    for count in (0, 2):
+        cells = [code("a: int = 1  # what", tags=["parameters"]) for _ in range(count)]
+        path = write(tmp_path / "02-b.ipynb", cells)
+        with pytest.raises(RequestError, match=f"one cell tagged 'parameters'; it has {count}"):
+            parameters.read(path)
+    (tmp_path / "03-c.ipynb").write_text("{")
+    with pytest.raises(RequestError, match=r"03-c\.ipynb cannot be read"):
+        parameters.read(tmp_path / "03-c.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("float", "1e-3", 0.001),
+        ("float", " 4 ", 4.0),
+        ("int", "5", 5),
+        ("int", "1e3", 1000),
+        ("int", "-2", -2),
+        ("bool", "True", True),
+        ("bool", "no", False),
+        ("str", "kl, hint", "kl, hint"),
+        ("str", "none", "none"),
+        ("str", "", ""),
+    ],
+)
+def test_parses_texts_by_type(kind: str, text: str, value: Any) -> None:
+    parsed = one(kind).parse(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("text", ["", "None", "none", "null", "  "])
+@pytest.mark.parametrize("kind", ["str", "int", "float", "bool"])
+def test_an_optional_parameter_can_be_left_empty(kind: str, text: str) -> None:
+    assert one(kind, optional=True, default=1).parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "right"),
+    [
+        ("int", "abc", "a whole number"),
+        ("int", "2.5", "a whole number"),
+        ("int", "", "a whole number"),
+        ("int", "inf", "a whole number"),
+        ("float", "nan", "a number"),
+        ("float", "4,0", "a number"),
+        ("bool", "2", "true or false"),
+    ],
+)
+def test_a_wrong_type_names_parameter_value_and_what_is_right(
+    kind: str, text: str, right: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        one(kind).parse(text)
+    assert re.match(f"parameter 'it' must be {right}, not {text!r}; ", str(caught.value))
+
+
+def test_the_example_in_a_message_is_itself_accepted() -> None:
+    for kind in ("int", "float", "bool"):
+        for default in (None, {"int": 7, "float": 2.5, "bool": False}[kind]):
+            each = one(kind, default=default)
+            with pytest.raises(RequestError) as caught:
+                each.parse("?")
+            each.parse(str(caught.value).rsplit("it=", 1)[1])
+
+
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    read = parameters.read(notebook(tmp_path, CELL))
+    assert parameters.check("a", read, {"tau": "1e-3"}) == {"tau": 0.001}
+    with pytest.raises(RequestError) as caught:
+        parameters.check("a", read, {"tua": "4"})
+    expected = (
+        "chapter 'a' has no parameter 'tua' (did you mean 'tau'?); it has: preset, seeds, tau, flip"
+    )
+    assert str(caught.value) == expected
+
+
+def test_assignments() -> None:
+    pairs = parameters.assignments(["tau=4", "dataset=imagefolder:a=b", "data_dir="], "-p")
+    assert pairs == {"tau": "4", "dataset": "imagefolder:a=b", "data_dir": ""}
+    for wrong, message in [
+        (["seeds"], "-p 'seeds' must be NAME=VALUE, for example -p seeds=5"),
+        (["=5"], "-p '=5' must be NAME=VALUE, for example -p seeds=5"),
+        (["a=1", "a=2"], "-p names 'a' twice; give one value"),
+    ]:
+        with pytest.raises(RequestError) as caught:
+            parameters.assignments(wrong, "-p")
+        assert str(caught.value) == message

@@ -1,0 +1,497 @@
+"""Figures: fixed and distinguishable looks, drawn values equal to the table, legible text."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from scipy import stats as scipy_stats
+
+from kdnotes import plots, stats
+
+SEEN_TOGETHER = [
+    "teacher",
+    "second-teacher",
+    "independent",
+    "kl",
+    "hint",
+    "crd",
+    "control-second-teacher",
+    "control-smoothed",
+    "control-permuted",
+    "foreign",
+]
+OTHERS = ["plain-teacher", "kl-plain", "hint-plain", "crd-plain"]
+DEPTHS = ["hint-1", "hint-2", "hint-3", "hint-logits"]
+ARM_NAMES = [*SEEN_TOGETHER, *OTHERS, *DEPTHS]
+VALUES = {
+    "independent": [0.70, 0.72, 0.71, 0.69, 0.73],
+    "kl": [0.82, 0.85, 0.83, 0.80, 0.86],
+    "hint": [0.74, 0.75, 0.73, 0.72, 0.76],
+    "control-smoothed": [0.70, 0.74, 0.71],
+    "teacher": [0.98],
+    "second-teacher": [0.96],
+}
+PHONE_WIDTH = 350
+
+
+@pytest.fixture(autouse=True)
+def default_settings() -> Any:
+    with plt.rc_context():
+        plt.rcdefaults()
+        yield
+
+
+def make_table(conditions: tuple[str, ...] = ("",)) -> pd.DataFrame:
+    rows = [
+        (arm, seed, condition, "same_answer", value - 0.1 * place)
+        for place, condition in enumerate(conditions)
+        for arm, values in VALUES.items()
+        for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "condition", "measure", "value"])
+
+
+def make_claims() -> pd.DataFrame:
+    nan = float("nan")
+    rows = [
+        ("looks-gap-kl", "looks", "gap closed", 0.38, 0.31, 0.45, "greater", 0.05, nan),
+        ("looks-any-soft-label-at-all", "looks", "difference", 0.01, -0.02, 0.04, *_WITHIN),
+        ("fooled-crd", "fooled", "difference", -0.1, -0.14, -0.05, "greater", 0.04, nan),
+        ("fooled-hint-weak", "fooled", "difference", 0.6, 0.5, 0.7, "less", 0.3, nan),
+    ]
+    names = ["id", "chapter", "kind", "estimate", "low", "high", "direction", "margin"]
+    words = ["reproduced", "inconclusive", "not reproduced", "not applicable"]
+    return pd.DataFrame(rows, columns=[*names, "equivalence_margin"]).assign(verdict=words)
+
+
+_WITHIN = ("equivalent", 0.0, 0.05)
+
+
+def make_heatmap() -> tuple[pd.DataFrame, pd.DataFrame]:
+    values = pd.DataFrame(
+        {"kl": [0.38, 0.70], "hint": [0.02, np.nan]}, index=["Where it looks", "What fools it"]
+    )
+    verdicts = pd.DataFrame(
+        {"kl": ["reproduced", "not reproduced"], "hint": ["inconclusive", "not applicable"]},
+        index=values.index,
+    )
+    return values, verdicts
+
+
+def make_figures() -> dict[str, Figure]:
+    table = make_table()
+    sweep = make_table(("strength=0.3", "strength=0.6"))
+    ratio = stats.gap_closed(table, None, "same_answer", "", "kl")
+    none = stats.gap_closed(table, None, "same_answer", "", "hint", "independent", "hint")
+    pictures = np.linspace(0, 1, 3 * 3 * 8 * 8).reshape(3, 3, 8, 8)
+    maps = np.arange(12.0).reshape(3, 2, 2)
+    return {
+        "points": plots.points(table, "same_answer", reference_lines={"chance": 0.5}),
+        "paired": plots.paired(table, "same_answer"),
+        "closed": plots.closed({"kl": ratio, "hint": none}),
+        "curve": plots.curve(sweep, "same_answer", "strength"),
+        "heatmap": plots.heatmap(*make_heatmap()),
+        "scorecard": plots.scorecard(make_claims()),
+        "image_grid": plots.image_grid(pictures, ["a", "b", "c"], maps),
+        "views": plots.views({"original": pictures, "changed": pictures}),
+        "training_curves": plots.training_curves(make_history()),
+    }
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Figure]:
+    return make_figures()
+
+
+def lines_named(figure: Figure, name: str) -> list[Line2D]:
+    return [line for line in figure.findobj(Line2D) if line.get_gid() == name]
+
+
+def shown_texts(figure: Figure) -> list[Text]:
+    figure.draw_without_rendering()
+    return [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+# Colour vision deficiency at full severity, on linear RGB: Machado, Oliveira and Fernandes (2009),
+# "A Physiologically-based Model for Simulation of Color Vision Deficiency", IEEE TVCG 15(6).
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+}
+# sRGB to CIE XYZ: IEC 61966-2-1.
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def as_lab(colour: str, deficiency: str) -> np.ndarray:
+    """CIE 1976 L*a*b* of a colour as a person with the deficiency sees it."""
+    encoded = np.array(to_rgb(colour))
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(DEFICIENCIES[deficiency] @ linear, 0, 1)
+    relative = TO_XYZ @ seen / TO_XYZ.sum(axis=1)
+    cubic = np.where(relative > (6 / 29) ** 3, np.cbrt(relative), relative * 841 / 108 + 4 / 29)
+    x, y, z = cubic
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_lab_of_known_colours() -> None:
+    # Reference values of sRGB red and white under D65 (Lindbloom's colour calculator).
+    np.testing.assert_allclose(as_lab("#FF0000", "none"), [53.24, 80.09, 67.20], atol=0.1)
+    np.testing.assert_allclose(as_lab("#FFFFFF", "none"), [100, 0, 0], atol=0.1)
+
+
+@pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
+def test_arms_seen_together_stay_apart(deficiency: str) -> None:
+    labs = {arm: as_lab(plots.colour(arm), deficiency) for arm in SEEN_TOGETHER}
+    closest = min(
+        float(np.linalg.norm(labs[a] - labs[b])) for a, b in itertools.combinations(labs, 2)
+    )
+    # A difference of 2.3 is just noticeable side by side; figures need several times that.
+    assert closest > 12
+
+
+def test_every_arm_differs_in_more_than_colour() -> None:
+    assert set(ARM_NAMES) == set(plots.ARMS)
+    looks = [plots.arm_style(arm) for arm in ARM_NAMES]
+    assert len({look.colour for look in looks}) == len(looks)
+    assert len({look.label for look in looks}) == len(looks)
+    assert len({(look.marker, look.hollow) for look in looks}) == len(looks)
+
+
+def test_unknown_arm_has_a_fixed_look_and_a_readable_name() -> None:
+    assert plots.arm_style("my-method") == plots.arm_style("my-method")
+    assert plots.label("my-method") == "My method"
+
+
+def test_same_arm_same_colour_in_every_figure(figures: dict[str, Figure]) -> None:
+    blue = plots.colour("kl").lower()
+    named = {
+        "points": "kl:mean",
+        "paired": "kl:0",
+        "closed": "kl:mean",
+        "curve": "kl",
+        "training_curves": "kl",
+    }
+    for figure, name in named.items():
+        lines = lines_named(figures[figure], name)
+        assert lines, figure
+        assert {to_hex(line.get_color()) for line in lines} == {blue}, figure
+
+
+def test_axes_are_labelled(figures: dict[str, Figure]) -> None:
+    for name in ("points", "closed", "scorecard"):
+        assert figures[name].axes[0].get_xlabel(), name
+    for name in ("curve", "heatmap", "training_curves"):
+        assert figures[name].axes[0].get_xlabel(), name
+        assert figures[name].axes[0].get_ylabel(), name
+    assert figures["paired"].axes[0].get_ylabel()
+    assert not any(axis.get_title() for axis in figures["points"].axes)
+
+
+def test_points_draw_the_values_of_the_table(figures: dict[str, Figure]) -> None:
+    figure = figures["points"]
+    for arm in ("independent", "kl", "hint", "control-smoothed"):
+        values = np.array(VALUES[arm])
+        (seeds,) = lines_named(figure, arm)
+        np.testing.assert_allclose(seeds.get_xdata(), values)
+        (mean,) = lines_named(figure, f"{arm}:mean")
+        np.testing.assert_allclose(mean.get_xdata(), [values.mean()])
+        (interval,) = lines_named(figure, f"{arm}:interval")
+        expected = scipy_stats.t.interval(
+            0.95, len(values) - 1, values.mean(), scipy_stats.sem(values)
+        )
+        np.testing.assert_allclose(interval.get_xdata(), expected)
+    (teacher,) = lines_named(figure, "teacher")
+    np.testing.assert_allclose(teacher.get_xdata(), [0.98, 0.98])
+    (chance,) = lines_named(figure, "chance")
+    np.testing.assert_allclose(chance.get_xdata(), [0.5, 0.5])
+    ticks = [text.get_text().replace("\n", " ") for text in figure.axes[0].get_yticklabels()]
+    assert ticks == [plots.label(a) for a in ("independent", "kl", "hint", "control-smoothed")]
+
+
+def test_points_can_show_teachers_as_rows() -> None:
+    figure = plots.points(make_table(), "same_answer", teacher_line=False)
+    (row,) = lines_named(figure, "teacher")
+    np.testing.assert_allclose(row.get_xdata(), [0.98])
+    assert len(figure.axes[0].get_yticks()) == len(VALUES)
+
+
+def test_points_names_what_is_not_there() -> None:
+    table = make_table(("strength=0.3", "strength=0.6"))
+    with pytest.raises(stats.NotMeasuredError, match="same_answer"):
+        plots.points(table, "fooled")
+    with pytest.raises(ValueError, match=r"strength=0\.3; strength=0\.6"):
+        plots.points(table, "same_answer")
+    with pytest.raises(stats.NotMeasuredError, match="'crd'"):
+        plots.points(table, "same_answer", "strength=0.3", arms=["crd"])
+    with pytest.raises(stats.NotMeasuredError, match=r"strength=0\.9"):
+        plots.points(table, "same_answer", "strength=0.9")
+
+
+def test_paired_joins_the_two_students_of_a_seed(figures: dict[str, Figure]) -> None:
+    figure = figures["paired"]
+    for seed, (start, end) in enumerate(zip(VALUES["independent"], VALUES["kl"], strict=True)):
+        (line,) = lines_named(figure, f"kl:{seed}")
+        np.testing.assert_allclose(line.get_ydata(), [start, end])
+    assert not lines_named(figure, "control-smoothed:3")
+    below = figure.axes[0].get_xlabel()
+    difference = np.subtract(VALUES["kl"], VALUES["independent"])
+    low, high = scipy_stats.t.interval(0.95, 4, difference.mean(), scipy_stats.sem(difference))
+    assert below == f"difference .12\n[{low:.2f}, {high:.2f}]".replace("0.", ".")
+
+
+def test_closed_draws_ratios_and_says_where_there_is_no_gap(figures: dict[str, Figure]) -> None:
+    ratio = stats.gap_closed(make_table(), None, "same_answer", "", "kl").ratio
+    assert ratio is not None
+    (mean,) = lines_named(figures["closed"], "kl:mean")
+    np.testing.assert_allclose(mean.get_xdata(), [0.122 / 0.27])
+    (interval,) = lines_named(figures["closed"], "kl:interval")
+    np.testing.assert_allclose(interval.get_xdata(), [ratio.low, ratio.high])
+    words = [text for text in figures["closed"].findobj(Text) if text.get_gid() == "hint:words"]
+    assert "no gap to close" in words[0].get_text()
+    assert "difference .03" in words[0].get_text()
+    assert not lines_named(figures["closed"], "hint:mean")
+
+
+@pytest.mark.parametrize(
+    ("condition", "name", "expected"),
+    [
+        ("strength=0.3", "strength", 0.3),
+        ("eps=4/255", "eps", 4 / 255),
+        ("tau=1e-1", "tau", 0.1),
+        ("layer=stages.2, strength=.5", "strength", 0.5),
+        ("layer=stages.2, strength=.5", "layer", "stages.2"),
+        ("strength=0.3", "eps", None),
+        ("", "eps", None),
+        ("eps=1/0", "eps", "1/0"),
+    ],
+)
+def test_factor_of_a_condition(condition: str, name: str, expected: float | str | None) -> None:
+    assert plots.factor(condition, name) == expected
+
+
+def test_curve_draws_means_over_the_factor_in_order() -> None:
+    table = make_table(("eps=8/255", "eps=2/255", ""))
+    figure = plots.curve(table, "same_answer", "eps")
+    (line,) = lines_named(figure, "kl")
+    np.testing.assert_allclose(line.get_xdata(), [2 / 255, 8 / 255])
+    mean = np.mean(VALUES["kl"])
+    np.testing.assert_allclose(line.get_ydata(), [mean - 0.1, mean])
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["2/255", "8/255"]
+
+
+def test_curve_takes_the_conditions_that_are_asked_for() -> None:
+    names = ("attack=teacher,eps=2/255", "attack=noise,eps=4/255", "attack=teacher,eps=primary")
+    table = make_table((*names, "attack=teacher,eps=4/255"))
+    figure = plots.curve(table, "same_answer", "eps", where="attack=teacher")
+    (line,) = lines_named(figure, "kl")
+    np.testing.assert_allclose(line.get_xdata(), [2 / 255, 4 / 255])
+    mean = np.mean(VALUES["kl"])
+    np.testing.assert_allclose(line.get_ydata(), [mean, mean - 0.3])
+
+
+def test_curve_sets_layers_side_by_side() -> None:
+    figure = plots.curve(make_table(("layer=stem", "layer=stages.2")), "same_answer", "layer")
+    (line,) = lines_named(figure, "kl")
+    np.testing.assert_allclose(line.get_xdata(), [0, 1])
+
+
+def test_curve_refuses_a_second_varying_factor() -> None:
+    table = make_table(("eps=1/255, steps=5", "eps=1/255, steps=10"))
+    with pytest.raises(ValueError, match="other factors"):
+        plots.curve(table, "same_answer", "eps")
+    with pytest.raises(stats.NotMeasuredError, match="'strength'"):
+        plots.curve(table, "same_answer", "strength")
+
+
+def test_heatmap_prints_numbers_and_verdicts(figures: dict[str, Figure]) -> None:
+    values, _ = make_heatmap()
+    axis = figures["heatmap"].axes[0]
+    drawn = np.ma.filled(axis.collections[0].get_array(), np.nan).reshape(values.shape)
+    np.testing.assert_allclose(drawn, values.to_numpy())
+    cells = {text.get_text() for text in axis.texts}
+    assert cells == {".38 ✓", ".02 ?", ".70 ✗", "no gap"}
+
+
+def test_scorecard_says_every_claim_with_its_verdict(figures: dict[str, Figure]) -> None:
+    figure = figures["scorecard"]
+    texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
+    for name in ("Gap KL", "Any soft label at all", "CRD", "Hint weak"):
+        assert name in texts
+    for row in make_claims().itertuples():
+        assert any(row.verdict in text for text in texts)
+    assert texts.count("Looks") == 1
+    assert ".38 [.31, .45]" in texts
+    assert "-.10 [-.14, -.05]" in texts
+    (interval,) = lines_named(figure, "looks-gap-kl")
+    np.testing.assert_allclose(interval.get_xdata(), [0.31, 0.45])
+    # A claim that is not applicable has no number: what it has is no answer to the claim.
+    assert not lines_named(figure, "fooled-hint-weak")
+    assert not any(".60" in text for text in texts)
+
+
+def test_scorecard_marks_the_side_that_a_claim_needs(figures: dict[str, Figure]) -> None:
+    flags = [
+        (line.get_marker(), float(line.get_xdata()[0]))
+        for line in figures["scorecard"].axes[0].lines
+        if line.get_marker() in ("<", ">")
+    ]
+    assert flags == [(">", 0.05), (">", -0.05), ("<", 0.05), (">", 0.04)]
+
+
+def test_image_grid_keeps_one_scale_for_all_maps() -> None:
+    pictures = np.zeros((2, 3, 8, 8), dtype=np.uint8)
+    pictures[1] = 255
+    maps = np.array([[[0.0, 0.1], [0.2, 0.1]], [[0.0, 4.0], [2.0, 1.0]]])
+    figure = plots.image_grid(pictures, ["one", "two"], maps)
+    for place, axis in enumerate(figure.axes[:2]):
+        grey, heat = axis.images
+        np.testing.assert_allclose(grey.get_array(), pictures[place].mean(axis=0) / 255)
+        np.testing.assert_allclose(heat.get_array(), maps[place])
+        assert heat.get_clim() == (0.0, 4.0)
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["one", "two"]
+
+
+def test_image_grid_without_maps_keeps_colours_and_refuses_wrong_shapes() -> None:
+    pictures = np.zeros((2, 3, 4, 4), dtype=np.uint8)
+    pictures[:, 0] = 255
+    figure = plots.image_grid(pictures)
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array()[0, 0], [1, 0, 0])
+    with pytest.raises(ValueError, match="3 titles for 2 images"):
+        plots.image_grid(pictures, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="shape"):
+        plots.image_grid(pictures[0])
+
+
+def test_views_puts_versions_side_by_side() -> None:
+    original = np.zeros((2, 3, 4, 4))
+    figure = plots.views({"original": original, "white": original + 1})
+    assert [axis.get_title() for axis in figure.axes] == ["original", "white", "", ""]
+    shades = [float(axis.images[0].get_array().mean()) for axis in figure.axes]
+    assert shades == [0, 1, 0, 1]
+
+
+def make_history() -> pd.DataFrame:
+    rows = [
+        ("kl", 0, 1, 2.0, 1.0),
+        ("kl", 0, 2, 1.0, 0.5),
+        ("kl", 1, 1, 4.0, 1.0),
+        ("kl", 1, 2, 2.0, 0.5),
+        ("independent", 0, 1, 2.5, np.nan),
+        ("independent", 0, 2, 1.5, np.nan),
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "epoch", "loss", "kl"])
+
+
+def test_training_curves_draw_the_mean_of_the_networks() -> None:
+    figure = plots.training_curves(make_history())
+    (line,) = lines_named(figure, "kl")
+    np.testing.assert_allclose(line.get_xdata(), [1, 2])
+    np.testing.assert_allclose(line.get_ydata(), [3, 1.5])
+    assert lines_named(figure, "independent")
+
+
+def test_training_curves_leave_out_arms_without_the_term() -> None:
+    figure = plots.training_curves(make_history(), "kl")
+    assert not lines_named(figure, "independent")
+    with pytest.raises(stats.NotMeasuredError, match="loss, kl"):
+        plots.training_curves(make_history(), "hint")
+
+
+def test_text_is_legible_on_a_phone_and_nothing_is_cut_off(figures: dict[str, Figure]) -> None:
+    for name, figure in figures.items():
+        texts = shown_texts(figure)
+        assert texts, name
+        width, height = figure.get_size_inches() * figure.dpi
+        for text in texts:
+            pixels = text.get_fontsize() / 72 * figure.dpi * PHONE_WIDTH / width
+            assert pixels >= 8, (name, text.get_text())
+        drawn = figure.get_tightbbox()
+        assert drawn.x0 > -0.03, name
+        assert drawn.y0 > -0.03, name
+        assert drawn.x1 < width / figure.dpi + 0.03, name
+        assert drawn.y1 < height / figure.dpi + 0.03, name
+
+
+def test_tick_labels_have_no_zero_before_the_point(figures: dict[str, Figure]) -> None:
+    for name in ("points", "closed", "curve", "scorecard"):
+        for text in shown_texts(figures[name]):
+            assert not text.get_text().lstrip("-").startswith("0."), name
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def test_bytes_do_not_depend_on_settings_or_time() -> None:
+    first = make_figures()
+    plt.rcParams.update({"font.size": 20, "axes.facecolor": "red", "figure.dpi": 50})
+    again = make_figures()
+    assert plt.rcParams["font.size"] == 20
+    for name, figure in first.items():
+        assert png(figure) == png(again[name]), name
+        assert to_hex(figure.get_facecolor()) == "#ffffff"
+
+
+def test_figures_are_not_left_open_for_pyplot() -> None:
+    before = plt.get_fignums()
+    plots.points(make_table(), "same_answer")
+    plots.scorecard(make_claims())
+    assert plt.get_fignums() == before
+
+
+def test_style_sets_the_look_of_ones_own_figures() -> None:
+    plots.style()
+    assert plt.rcParams["figure.facecolor"] == "white"
+    assert plt.rcParams["figure.dpi"] == plots.DPI
+    assert plt.rcParams["font.size"] >= 11
+
+
+def test_numbers_as_the_book_prints_them() -> None:
+    assert plots.number(0.384) == ".38"
+    assert plots.number(-0.05) == "-.05"
+    assert plots.number(1.2) == "1.20"
+    assert plots.number(float("nan")) == "–"
+    assert plots.number(stats.t_interval([0.1, 0.1, 0.1])) == ".10 [.10, .10]"
+
+
+def test_markdown_table() -> None:
+    frame = pd.DataFrame(
+        {
+            "arm": ["kl", "independent"],
+            "seeds": [5, 3],
+            "accuracy": [0.953, np.nan],
+            "gap": [stats.t_interval([0.4, 0.4]), None],
+            "note": ["a|b", "c"],
+        }
+    )
+    assert plots.markdown_table(frame).split("\n") == [
+        "|  | seeds | accuracy | gap | note |",
+        "| :--- | ---: | ---: | :--- | :--- |",
+        r"| KL (soft labels) | 5 | .95 | .40 [.40, .40] | a\|b |",
+        "| Independent (no teacher) | 3 | – | – | c |",
+    ]

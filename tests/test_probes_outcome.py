@@ -1,0 +1,121 @@
+"""Tidy tables of the probes, and answers batch by batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from probe_nets import member, net, numbered_data, small_cast, some_data, value_of, values_of
+
+from kdnotes.errors import RequestError
+from kdnotes.probes.forward import all_logits, batches
+from kdnotes.probes.outcome import ITEM_COLUMNS, TABLE_COLUMNS, Outcome, Recorder
+from kdnotes.transforms import to_float
+
+STUDENT = member("kl", 3, net(0))
+
+
+def recorded() -> Outcome:
+    recorder = Recorder(some_data(4))
+    recorder.add(STUDENT, "share", [1, 0, math.nan, 1], [2, 0, 1, 4])
+    recorder.add(STUDENT, "part", [0.5, 0.25], [1, 1], "eps=2", items=[3, 1])
+    recorder.add(STUDENT, "mean only", [1, 2, 3, 6], [0, 0, 0, 0], keep_items=False)
+    recorder.add_summary("kl", 3, "kappa", 0.75)
+    return recorder.outcome()
+
+
+def test_values_are_means_over_defined_items() -> None:
+    outcome = recorded()
+    assert tuple(outcome.table.columns) == TABLE_COLUMNS
+    assert value_of(outcome.table, "kl", 3, "share") == pytest.approx(2 / 3)
+    assert value_of(outcome.table, "kl", 3, "part", "eps=2") == 0.375
+    assert value_of(outcome.table, "kl", 3, "mean only") == 3
+    assert value_of(outcome.table, "kl", 3, "kappa") == 0.75
+
+
+def test_items_hold_sources_answers_and_undefined_values() -> None:
+    items = recorded().items
+    assert tuple(items.columns) == ITEM_COLUMNS
+    assert items["prediction"].dtype == np.int16
+    assert items["value"].dtype == np.float32
+    assert items["item"].tolist() == [0, 1, 2, 3, 3, 1]
+    assert items["source"].tolist() == [1000, 1000, 1001, 1001, 1001, 1000]
+    assert items["prediction"].tolist() == [2, 0, 1, 4, 1, 1]
+    assert items["measure"].tolist() == ["share"] * 4 + ["part"] * 2
+    assert items["condition"].tolist() == [""] * 4 + ["eps=2"] * 2
+    assert items["value"].isna().tolist() == [False, False, True, False, False, False]
+
+
+def test_no_defined_item_gives_no_number() -> None:
+    recorder = Recorder(some_data(4))
+    recorder.add(STUDENT, "never", [], [], items=[])
+    assert math.isnan(value_of(recorder.outcome().table, "kl", 3, "never"))
+
+
+def test_combined_outcomes_keep_every_row() -> None:
+    recorder = Recorder(some_data(4))
+    recorder.add(member("hint", 0, net(0)), "other", [1, 1, 1, 0], [0, 0, 0, 0], "layer=last")
+    first, second = recorded(), recorder.outcome()
+    both = Outcome.combine([first, second])
+    assert len(both.table) == len(first.table) + 1
+    assert len(both.items) == len(first.items) + 4
+    expected = pd.concat([first.items.astype(object), second.items.astype(object)])
+    assert both.items.astype(object).to_numpy()[:, :-1].tolist() == (
+        expected.to_numpy()[:, :-1].tolist()
+    )
+    assert values_of(both.items, "hint", 0, "other", "layer=last").tolist() == [1, 1, 1, 0]
+    assert both.items["source"].dtype == np.int64
+    assert both.items["value"].dtype == np.float32
+
+
+def test_two_values_of_one_thing_are_refused() -> None:
+    with pytest.raises(ValueError, match="two values of 'share' for arm 'kl', seed 3"):
+        Outcome.combine([recorded(), recorded()])
+    with pytest.raises(ValueError, match="no outcomes"):
+        Outcome.combine([])
+
+
+def test_lengths_must_fit() -> None:
+    with pytest.raises(ValueError, match="share: 2 values, 4 predictions, 4 items"):
+        Recorder(some_data(4)).add(STUDENT, "share", [1, 0], [0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60, 500])
+def test_logits_do_not_depend_on_batches(batch_size: int) -> None:
+    data, cast = some_data(60), small_cast()
+    members = list(cast.everyone())
+    for each, logits in zip(members, all_logits(members, data, batch_size), strict=True):
+        expected = each.network(to_float(data.images))
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        assert not logits.requires_grad
+
+
+def test_batches_cover_a_streaming_source_once() -> None:
+    data = some_data(23)
+
+    class Stream:
+        """Images that are only read by index."""
+
+        def __init__(self) -> None:
+            self.read: list[int] = []
+
+        def __len__(self) -> int:
+            return 23
+
+        def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
+            self.read += indices.tolist()
+            return data.images[indices]
+
+    stream = Stream()
+    all_logits(list(small_cast().everyone()), replace(data, images=stream), 10)
+    assert stream.read == list(range(23))
+
+
+def test_no_images_is_a_wrong_request() -> None:
+    empty = numbered_data(torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(RequestError, match="no images"):
+        next(batches(empty, torch.device("cpu")))

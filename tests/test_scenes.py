@@ -1,0 +1,132 @@
+"""Scenes: the factors are what they claim, and nothing leaks from train to test."""
+
+from __future__ import annotations
+
+import colorsys
+
+import pytest
+import torch
+
+from kdnotes import glyphs, scenes
+from kdnotes.data import DataSpec, load, with_fingerprint
+from kdnotes.errors import RequestError
+from kdnotes.scenes import DigitOptions, SceneOptions
+
+
+def test_train_and_test_share_no_glyph() -> None:
+    train, test = (glyphs.load("bundled", split, None) for split in ("train", "test"))
+    assert not set(train.ids.tolist()) & set(test.ids.tolist())
+    assert len(train.ids) + len(test.ids) == 1797
+    assert set(test.labels.tolist()) == set(range(10))
+
+
+def test_scenes_show_glyphs_of_their_split_only() -> None:
+    train = scenes.scenes(SceneOptions(), "train", 500, 0)
+    test = scenes.scenes(SceneOptions(), "test", 500, 0)
+    assert not set(train.sources.tolist()) & set(test.sources.tolist())
+
+
+def test_same_request_gives_same_pixels_and_another_seed_others() -> None:
+    options = SceneOptions(marker=True, clutter=2)
+    first = scenes.scenes(options, "train", 50, 3)
+    again = scenes.scenes(options, "train", 50, 3)
+    other = scenes.scenes(options, "train", 50, 4)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_cues_agree_as_often_as_asked() -> None:
+    options = SceneOptions(marker=True, marker_agreement=0.4, shape_agreement=0.8)
+    data = scenes.scenes(options, "train", 4000, 0)
+    # A random cue equals the class by luck once in ten times.
+    for cue, asked in (("digit", 0.8), ("marker", 0.4)):
+        expected = asked + (1 - asked) / 10
+        observed = (data.factors[cue] == data.labels).float().mean().item()
+        assert observed == pytest.approx(expected, abs=0.03)
+
+
+def test_masks_cover_where_the_cue_changes_the_picture() -> None:
+    """Pixels outside both masks show the dark background, inside the digit bright ink."""
+    data = scenes.scenes(SceneOptions(marker=True), "train", 200, 0)
+    brightest = data.images.amax(1).float() / 255
+    digit, marker = data.masks["digit"], data.masks["marker"]
+    assert not (digit & marker).any()
+    assert brightest[~(digit | marker)].median() < 0.5
+    assert brightest[digit].median() > 0.5
+    radius_area = 3.14159 * (0.16 * 32) ** 2
+    assert marker.sum((1, 2)).float().mean().item() == pytest.approx(radius_area, rel=0.1)
+
+
+def test_hue_tells_the_class_when_asked_and_not_otherwise() -> None:
+    def inked_hue_error(agreement: float) -> float:
+        data = scenes.scenes(SceneOptions(hue_agreement=agreement), "train", 300, 0)
+        errors = []
+        for image, mask, label in zip(data.images, data.masks["digit"], data.labels, strict=True):
+            pixels = image[:, mask].float() / 255
+            bright = pixels[:, pixels.amax(0).argmax()]
+            hue = colorsys.rgb_to_hsv(*bright.tolist())[0]
+            distance = abs(hue - label.item() / 10)
+            errors.append(min(distance, 1 - distance))
+        return float(torch.tensor(errors).median())
+
+    assert inked_hue_error(1.0) < 0.06
+    assert inked_hue_error(0.0) > 0.15
+
+
+def test_hsv_to_rgb_is_colorsys() -> None:
+    hue, saturation, value = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
+    ours = scenes.hsv_to_rgb(hue, saturation, value)
+    parts = zip(hue.tolist(), saturation.tolist(), value.tolist(), strict=True)
+    for row, (h, s, v) in zip(ours, parts, strict=True):
+        assert row.tolist() == pytest.approx(colorsys.hsv_to_rgb(h, s, v), abs=1e-5)
+
+
+def test_groups_come_as_often_as_weighted_and_look_different() -> None:
+    data = scenes.scenes(SceneOptions(group_weights=(3, 1, 0, 0)), "train", 2000, 0)
+    share = (data.factors["group"] == 1).float().mean().item()
+    assert share == pytest.approx(0.25, abs=0.04)
+    mean = data.images.float().mean((1, 2, 3))
+    assert mean[data.factors["group"] == 1].mean() > mean[data.factors["group"] == 0].mean() + 50
+
+
+def test_digit_domains_show_the_same_glyphs() -> None:
+    grey = scenes.digits(DigitOptions(domain="orig"), "test", None, 0)
+    color = scenes.digits(DigitOptions(domain="color"), "test", None, 0)
+    textured = scenes.digits(DigitOptions(domain="m"), "test", None, 0)
+    assert torch.equal(grey.images[:, 0], grey.images[:, 1])
+    assert not torch.equal(color.images[:, 0], color.images[:, 1])
+    assert torch.equal(grey.labels, color.labels)
+    corner = textured.images[..., :4, :4].float()
+    assert corner.std() > 10  # patches of photographs, not one colour
+    assert color.images[..., 0, 0].float().std() > 50
+
+
+def test_the_classes_are_balanced() -> None:
+    labels = scenes.scenes(SceneOptions(), "train", 1000, 0).labels
+    assert torch.bincount(labels).tolist() == [100] * 10
+
+
+def test_wrong_options_are_named() -> None:
+    with pytest.raises(RequestError, match=r"marker_agreement.*less than or equal to 1"):
+        load(DataSpec(name="scenes", split="train", count=5, options={"marker_agreement": 2}))
+    with pytest.raises(RequestError, match=r"colour.*known options:.*hue_agreement"):
+        load(DataSpec(name="scenes", split="train", count=5, options={"colour": 2}))
+    with pytest.raises(RequestError, match=r"unknown data set 'minst'; known: scenes"):
+        load(DataSpec(name="minst", split="train"))
+
+
+def test_fingerprint_enters_the_key() -> None:
+    spec = DataSpec(name="scenes", split="train", count=5)
+    marked = with_fingerprint(spec, None)
+    assert marked.fingerprint
+    assert marked.key() != spec.key()
+
+
+def test_subset_keeps_everything_aligned() -> None:
+    data = scenes.scenes(SceneOptions(marker=True), "test", 60, 0)
+    indices = torch.tensor([5, 2, 40])
+    part = data.subset(indices)
+    assert torch.equal(part.images, data.images[indices])
+    assert torch.equal(part.masks["marker"], data.masks["marker"][indices])
+    assert torch.equal(part.factors["digit"], data.factors["digit"][indices])
+    assert torch.equal(part.sources, data.sources[indices])

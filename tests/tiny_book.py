@@ -1,0 +1,107 @@
+"""A small book that really runs, for the tests of the command line and of the site."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PARAMETERS = """\
+preset: str = "smoke"  # how large
+dataset: str = ""  # which images; empty: what the preset says
+data_dir: str = ""  # folder of data sets
+teacher: str = ""  # architecture of the teacher
+student: str = ""  # architecture of the students
+methods: str = "kl"  # comma-separated: kl, hint, crd
+tau: float = 4.0  # temperature of the soft labels
+seeds: int | None = 1  # students per method
+first_seed: int = 0  # seed of the first student
+device: str = "cpu"  # where to train
+"""
+SAVE_NOTHING = """\
+import kdnotes as kd
+kd.results.save("{name}", None, [], dict(preset=preset, seeds=seeds, data_dir=data_dir), 1.0)
+"""
+PICTURE = """\
+import matplotlib.pyplot as plt
+plt.plot([0, 1])
+plt.show()
+"""
+TOC = """\
+format: jb-book
+root: book/intro
+chapters:
+"""
+
+
+def markdown(source: str, **metadata: Any) -> Any:
+    """A markdown cell."""
+    return nbformat.v4.new_markdown_cell(source, metadata=metadata)
+
+
+def code(source: str, **metadata: Any) -> Any:
+    """A code cell."""
+    return nbformat.v4.new_code_cell(source, metadata=metadata)
+
+
+def write(path: Path, cells: list[Any]) -> Path:
+    """A notebook for the python3 kernel."""
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "language": "python",
+        "display_name": "Python 3",
+    }
+    nbformat.write(notebook, path)
+    return path
+
+
+def chapter(name: str, *more: Any, save: str = SAVE_NOTHING) -> list[Any]:
+    """Cells of a chapter: title, parameters, whatever is asked for, results."""
+    return [
+        markdown(f"# Does the student {name}?\n\nText about a {{term}}`teacher`."),
+        code(PARAMETERS, tags=["parameters"]),
+        *more,
+        code(save.format(name=name)),
+    ]
+
+
+def figure(name: str) -> Any:
+    """A code cell with a figure as the book wants it."""
+    about = {"figure": {"caption": "A line.", "name": f"fig-{name}"}, "image": {"alt": "A line"}}
+    return code(PICTURE, mystnb=about)
+
+
+def exercise(name: str) -> list[Any]:
+    """An exercise and its solution."""
+    return [
+        markdown(f"```{{exercise}}\n:label: exercise-{name}\nWhat is this?\n```"),
+        markdown(
+            f"```{{solution}} exercise-{name}\n:class: dropdown\nIt is the answer.\n```",
+            tags=["solution"],
+        ),
+    ]
+
+
+def make(root: Path, chapters: dict[str, list[Any]]) -> Path:
+    """A book with the real configuration, in ``root``; ``chapters`` by file name."""
+    (root / "book" / "_static").mkdir(parents=True)
+    (root / "results").mkdir()
+    shutil.copy(REPOSITORY / "_config.yml", root)
+    pages = ["glossary", "references", *chapters]
+    (root / "_toc.yml").write_text(TOC + "".join(f"  - file: book/{page}\n" for page in pages))
+    (root / "book" / "_static" / "custom.css").write_text("")
+    (root / "book" / "intro.md").write_text("# The book\n\nSee {doc}`glossary`.\n")
+    (root / "book" / "glossary.md").write_text(
+        "# Glossary\n\n```{glossary}\nteacher\n  The network that is imitated.\n```\n"
+    )
+    (root / "book" / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n")
+    (root / "book" / "references.bib").write_text(
+        "@article{one, title={One}, author={Author, A.}, journal={J}, year={2020}}\n"
+    )
+    for name, cells in chapters.items():
+        write(root / "book" / f"{name}.ipynb", cells)
+    return root
