@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,21 +20,19 @@ if TYPE_CHECKING:
 NAME = "audit"
 PROPERTIES = ("fidelity", "localization", "adversarial", "color_invariance")
 CRITERION = "95% interval over images, for these very networks"
-# The measures that are reported, and how to read each.
-_READINGS = {
-    "accuracy": "share of right answers",
-    "agreement": "share of answers that are the teacher's",
-    "agreement_on_teacher_errors": "the same, on images that the teacher gets wrong",
-    "predictive_kl": "distance to the teacher's probabilities, in nats (less is closer)",
-    "win_rate": "looks more like the teacher's than the independent one does; .5 is chance",
-    "cam_cosine": "likeness of the Grad-CAM map to the teacher's",
-    "rank_correlation": "likeness of the Grad-CAM map's order to the teacher's",
-    "top_iou": "overlap of the fifth of the map that counts most",
-    "fooling_rate": "share of answers that an image crafted elsewhere changes",
-    "same_wrong_class": "led to the very class that the attacked network was led to",
-    "same_answer": "share of answers that survive the change of colour",
-    "accuracy_after": "share of right answers after the change of colour",
-}
+# What is reported, in this order: measure, condition, and how to read it. All else is in the table.
+MAIN = (
+    ("accuracy", "", "share of right answers"),
+    ("agreement", "", "share of answers that are the teacher's"),
+    ("agreement_on_teacher_errors", "", "the same, where the teacher is wrong"),
+    ("win_rate", "layer=last,class=true", "looks more like the teacher than its twin; .5: chance"),
+    ("cam_cosine", "layer=last,class=true", "likeness of its Grad-CAM maps to the teacher's"),
+    ("cam_cosine", "layer=earlier,class=true", "the same, one stage earlier"),
+    ("fooling_rate", "attack=teacher,eps=primary", "fooled by images crafted on the teacher"),
+    ("fooling_rate", "attack=noise,eps=primary", "fooled by noise of that size"),
+    ("same_answer", "strength=primary", "keeps its answer when colours change"),
+    ("accuracy_after", "strength=primary", "right after colours change"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def save(audit: Audit, where: Path) -> None:
 
 def summary(audit: Audit) -> str:
     """The audit as Markdown: what was compared, each measure, and how to read it."""
-    from kdnotes.stats import format_number
+    from kdnotes.stats import Interval, format_number
 
     given = layout.without_absolute_paths(audit.parameters)
     independent = given["independent"]
@@ -125,29 +124,26 @@ def summary(audit: Audit) -> str:
         f"Teacher `{given['teacher']}`, student `{given['student']}`, {third}; {given['images']} "
         f"test images of `{given['data']}`, {given['size']} pixels a side.",
         "",
-        "| measure | condition | teacher | student | independent | difference [95%] | |",
-        "|---|---|---|---|---|---|---|",
+        "| what | teacher | student | independent | difference [95%] | |",
+        "|---|---|---|---|---|---|",
     ]
     for claim in audit.claims:
-        cells = [claim["measure"], claim["condition"]]
+        cells = [claim["meaning"]]
         for arm in ("teacher", "student", "independent"):
-            value = claim["values"].get(arm)
-            cells.append("" if value is None else format_number(value))
-        interval = ""
-        if claim["reference"] is not None and claim["estimate"] is not None:
-            bounds = ", ".join(
-                "?" if bound is None else format_number(bound)
-                for bound in (claim["low"], claim["high"])
-            )
-            interval = f"{format_number(claim['estimate'])} [{bounds}]"
-        lines.append("| " + " | ".join([*cells, interval, claim["verdict"]]) + " |")
-    lines += ["", *(f"- `{name}`: {text}." for name, text in _READINGS.items())]
-    lines += [f"- {name} was not measured: {reason}." for name, reason in audit.skipped.items()]
+            value = claim["values"].get(arm, float("nan"))
+            cells.append(format_number(value) if math.isfinite(value) else "")
+        difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, float("nan"))
+        compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
+        cells += [difference.format() if compared else "", claim["verdict"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *(f"Not measured: {name} ({why})." for name, why in audit.skipped.items())]
     lines += [
         "",
-        "The differences are student minus independent (the win rate: minus .5). Their intervals "
-        "are over images, for these very networks: another training run could come out "
-        "differently, and only several seeds of each would tell.",
+        "Differences are student minus independent (for the likeness beyond its twin's: minus .5). "
+        "Their intervals are over images, for these very networks: another training run could "
+        "come out differently, and only several seeds of each would tell. Where a cell is empty "
+        "there was nothing to measure, such as no image that fools the teacher. Every measure "
+        f"under every condition is in {NAME}.csv.",
         "",
     ]
     return "\n".join(lines)
@@ -200,13 +196,11 @@ def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, 
     from kdnotes import stats
 
     table = outcome.table
-    ours = table[(table["arm"] == "student") & ~table["condition"].str.contains("against=")]
-    for measure, condition in ours[["measure", "condition"]].itertuples(index=False, name=None):
-        # The primary strength of the attack is one of the others under a second name.
-        if measure not in _READINGS or condition == "attack=teacher,eps=primary":
-            continue
+    for measure, condition, meaning in MAIN:
         rows = table[(table["measure"] == measure) & (table["condition"] == condition)]
         values = dict(zip(rows["arm"], rows["value"], strict=True))
+        if "student" not in values:  # a property that could not be measured
+            continue
         reference: str | float | None = None
         if measure == "win_rate":
             reference = 0.5
@@ -219,6 +213,7 @@ def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, 
             "id": f"audit-{measure}" + (f"-{condition}" if condition else ""),
             "measure": measure,
             "condition": condition,
+            "meaning": meaning,
             "values": values,
             "reference": reference,
             "estimate": found.estimate,
@@ -231,6 +226,8 @@ def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, 
 
 
 def _verdict(low: float, high: float) -> str:
+    if not math.isfinite(low):
+        return ""
     if low > 0:
         return "more"
     return "less" if high < 0 else "no difference shown"

@@ -42,7 +42,9 @@ def found(claim: Mapping[str, Any]) -> str:
     """The estimate of a claim with its interval, or why there is none, as a short sentence."""
     if claim["estimate"] is None:
         return f"({claim['reason']})"
-    bounds = [stats.format_number(claim[name]) for name in ("low", "high") if claim[name] is not None]
+    bounds = [
+        stats.format_number(claim[name]) for name in ("low", "high") if claim[name] is not None
+    ]
     number = f"{stats.format_number(claim['estimate'])} [{', '.join(bounds)}]"
     kind = "gap closed" if claim["kind"] == "gap closed" else "difference"
     reason = f"; {claim['reason']}" if claim["verdict"] == "inconclusive" else ""
@@ -51,7 +53,10 @@ def found(claim: Mapping[str, Any]) -> str:
 
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table of claims: what is claimed, what the paper has, what was found, verdict."""
-    rows = ["| claim | the paper | here | counts as reproduced if | verdict |", "|:--|:--|--:|:--|:--|"]
+    rows = [
+        "| claim | the paper | here | counts as reproduced if | verdict |",
+        "|:--|:--|--:|:--|:--|",
+    ]
     for claim in claims:
         numbers = claim["paper"].get("numbers") or {}
         paper = "; ".join(f"{name}: {value}" for name, value in numbers.items()) or "not reported"
@@ -73,14 +78,14 @@ def finish(
     said = ", ".join(f"{name} {value}" for name, value in parameters.items() if value is not None)
     packages = ", ".join(f"{name} {versions[name]}" for name in ("kdnotes", "torch", "timm"))
     return (
-        f"Table: `{study.chapter}.csv`, one row per arm, seed, condition and measure; single images: "
-        f"`{study.chapter}.items.parquet`. Settings: {said}. Versions: {packages}. "
+        f"Table: `{study.chapter}.csv`, one row per arm, seed, condition and measure; single "
+        f"images: `{study.chapter}.items.parquet`. Settings: {said}. Versions: {packages}. "
         f"Measured in {seconds:.0f} seconds, training not counted."
     )
 
 
 def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
-    """The table of another published run of a chapter (``results/PRESET``), None if there is none."""
+    """The table of a published run of a chapter (``results/PRESET``), None if there is none."""
     folder = layout.root() / "results" / preset
     if not (folder / f"{chapter}.json").is_file():
         return None

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from kdnotes.errors import RequestError
-from kdnotes.paths import base_folder
 
 TORCHVISION_NAMES = ("mnist", "fashion-mnist", "cifar10", "cifar100")
 FOLDER_PREFIX = "imagefolder:"
@@ -83,9 +82,16 @@ class DataSpec(BaseModel):
     options: dict[str, Any] = {}
     fingerprint: str = ""
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which images these are; where a folder lies does not."""
+        values = self.model_dump()
+        if self.name.startswith(FOLDER_PREFIX) and self.fingerprint:
+            values |= {"name": "imagefolder", "options": {}}  # both are in the fingerprint
+        return values
+
     def key(self) -> str:
         """Content hash of the specification."""
-        text = json.dumps(self.model_dump(), sort_keys=True)
+        text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -110,7 +116,7 @@ def with_fingerprint(spec: DataSpec, data_dir: Path | None) -> DataSpec:
     else:
         from kdnotes import folders
 
-        mark = folders.fingerprint(_located(spec.name), spec.split, data_dir, spec.options)
+        mark = folders.fingerprint(spec.name, spec.split, data_dir, spec.options)
     return spec.model_copy(update={"fingerprint": mark})
 
 
@@ -126,15 +132,8 @@ def load(spec: DataSpec, data_dir: Path | None = None) -> ImageData:
         return scenes.load(spec.name, spec.split, spec.count, spec.seed, spec.options, data_dir)
     from kdnotes import folders
 
-    data = folders.load(_located(spec.name), spec.split, data_dir, spec.options)
+    data = folders.load(spec.name, spec.split, data_dir, spec.options)
     return data if spec.count is None else _seeded_subset(data, spec.count, spec.seed)
-
-
-def _located(name: str) -> str:
-    """The name with a relative folder made to start where the command was typed."""
-    if not name.startswith(FOLDER_PREFIX):
-        return name
-    return f"{FOLDER_PREFIX}{base_folder() / Path(name.removeprefix(FOLDER_PREFIX)).expanduser()}"
 
 
 def _seeded_subset(data: ImageData, count: int, seed: int) -> ImageData:

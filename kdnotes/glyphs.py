@@ -45,11 +45,11 @@ def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None)
         of_class = order_generator.permutation(np.flatnonzero(labels == digit))
         first_train = round(len(of_class) * TEST_SHARE)
         chosen.append(of_class[:first_train] if split == "test" else of_class[first_train:])
-    ids = np.sort(np.concatenate(chosen))
+    rows = np.sort(np.concatenate(chosen))
     return Glyphs(
-        torch.from_numpy(images[ids][:, None]),
-        torch.from_numpy(labels[ids]).long(),
-        torch.from_numpy(ids).long(),
+        torch.from_numpy(images[rows][:, None]),
+        torch.from_numpy(labels[rows]).long(),
+        torch.from_numpy(rows).long(),
     )
 
 

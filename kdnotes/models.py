@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _build_body(name: str, num_classes: int, small_images: bool, pretrained: boo
     if name not in PRESET_NETS:
         import timm
 
-        body = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+        body: Any = timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
         if small_images and not pretrained and hasattr(body, "maxpool"):
             body.conv1 = _stem_like(body.conv1)
             body.maxpool = nn.Identity()
@@ -169,8 +170,9 @@ def _stem_like(conv: nn.Module) -> nn.Module:
 def _small_resnet(widths: tuple[int, ...], depths: tuple[int, ...], num_classes: int) -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
-    body = ResNet(
-        BasicBlock,
+    block: Any = BasicBlock  # timm annotates an instance where it wants the class
+    body: Any = ResNet(
+        block,
         depths,
         num_classes=num_classes,
         channels=widths,
@@ -287,7 +289,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 def _conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
     if isinstance(module, nn.Sequential):
         names = list(module._modules)
-        return list(zip(names, names[1:], strict=False))
+        return list(pairwise(names))
     pairs = [(f"conv{number}", f"bn{number}") for number in range(1, 4)]
     pairs.append(("conv", "bn"))
     return [pair for pair in pairs if hasattr(module, pair[0]) and hasattr(module, pair[1])]

@@ -80,7 +80,7 @@ class Settings(BaseModel):
 
     @property
     def views(self) -> Views:
-        """The finite set of training views that suits the data: mirrored for natural images only."""
+        """The training views that suit the data: mirrored for natural images only."""
         if self.dataset in ("scenes", "digits", "mnist"):
             return Views(pad=2, step=2)
         return Views(pad=4, step=1, flip=True)

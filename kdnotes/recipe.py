@@ -26,11 +26,11 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(8, ge=1)
-    batch: int = Field(128, ge=1)
+    epochs: int = Field(default=8, ge=1)
+    batch: int = Field(default=128, ge=1)
     optimizer: Literal["sgd", "adadelta", "adamw"] = "sgd"
-    learning_rate: float = Field(0.1, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
+    learning_rate: float = Field(default=0.1, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["one-cycle", "step", "exponential", "cosine"] = "one-cycle"
     views: Views = Views()
     jitter: ColorJitter | None = None
@@ -53,7 +53,13 @@ class NetworkSpec(BaseModel):
     @property
     def key(self) -> str:
         """Content hash: the network's name in the cache."""
-        return _hash(self.model_dump_json())
+        values = self.model_dump(mode="json")
+        spec: NetworkSpec | None = self
+        place = values
+        while spec is not None:
+            place["data"] = spec.data.identity()
+            spec, place = spec.teacher, place["teacher"]
+        return _hash(json.dumps(values, sort_keys=True))
 
     @property
     def initialisation_seed(self) -> int:

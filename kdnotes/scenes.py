@@ -43,16 +43,16 @@ class SceneOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(32, ge=16, le=256)
+    size: int = Field(default=32, ge=16, le=256)
     glyphs: Literal["bundled", "mnist"] = "bundled"
     marker: bool = False
-    shape_agreement: float = Field(1.0, ge=0, le=1)
-    marker_agreement: float = Field(1.0, ge=0, le=1)
-    marker_contrast: float = Field(1.0, ge=0, le=1)
-    hue_agreement: float = Field(0.0, ge=0, le=1)
-    placement: float = Field(0.5, ge=0, le=1)
+    shape_agreement: float = Field(default=1.0, ge=0, le=1)
+    marker_agreement: float = Field(default=1.0, ge=0, le=1)
+    marker_contrast: float = Field(default=1.0, ge=0, le=1)
+    hue_agreement: float = Field(default=0.0, ge=0, le=1)
+    placement: float = Field(default=0.5, ge=0, le=1)
     digit_side: tuple[float, float] = (0.5, 0.65)
-    clutter: int = Field(0, ge=0, le=12)
+    clutter: int = Field(default=0, ge=0, le=12)
     group_weights: tuple[float, ...] = (1.0,)
 
 

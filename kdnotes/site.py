@@ -351,5 +351,8 @@ def _first_figure(notebook: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    for written_path in publish_results(sys.argv[1] if len(sys.argv) > 1 else "laptop"):
-        print(written_path)
+    try:
+        for written_path in publish_results(sys.argv[1] if len(sys.argv) > 1 else "laptop"):
+            print(written_path)
+    except RequestError as error:
+        sys.exit(f"kdnotes: {error}")

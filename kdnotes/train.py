@@ -7,9 +7,7 @@ objective allows it.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from kdnotes.data import ImageData
 from kdnotes.models import Normalized, forward_with_features, tapped
 from kdnotes.objectives import ObjectiveSpec
 from kdnotes.recipe import NetworkSpec, Recipe, derive_seed
-from kdnotes.teacher_table import TableError, TeacherTable
+from kdnotes.teacher_table import TeacherTable
 from kdnotes.transforms import ColorJitter, to_float
 
 EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last one
@@ -172,7 +170,9 @@ def train(
     permutation = None
     if objective.labels == "permuted":
         if teacher is None or teacher.table is None:
-            raise ValueError("permuted soft labels are other images' rows of a table: none is there")
+            raise ValueError(
+                "permuted soft labels are other images' rows of a table: none is there"
+            )
         permutation = objectives.permute_within_class(data.labels, order_of_labels(spec))
     example = None
     if teacher is not None:
@@ -313,15 +313,3 @@ def _schedule(recipe: Recipe, total: int, per_epoch: int) -> Callable[[int], flo
         "exponential": exponential,
         "cosine": cosine,
     }[recipe.schedule]
-
-
-@contextlib.contextmanager
-def one_thread() -> Any:
-    """Run with a single thread: one process per core beats several threads in one."""
-    before = torch.get_num_threads()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,8 +20,8 @@ class Views(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pad: int = Field(2, ge=0, le=64)
-    step: int = Field(2, ge=1, le=16)
+    pad: int = Field(default=2, ge=0, le=64)
+    step: int = Field(default=2, ge=1, le=16)
     flip: bool = False
 
     @property
@@ -71,10 +71,10 @@ class ColorJitter(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    brightness: float = Field(0.4, ge=0, le=1)
-    contrast: float = Field(0.4, ge=0, le=1)
-    saturation: float = Field(0.4, ge=0, le=1)
-    hue: float = Field(0.2, ge=0, le=0.5)
+    brightness: float = Field(default=0.4, ge=0, le=1)
+    contrast: float = Field(default=0.4, ge=0, le=1)
+    saturation: float = Field(default=0.4, ge=0, le=1)
+    hue: float = Field(default=0.2, ge=0, le=0.5)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tarfile
@@ -206,6 +205,7 @@ def train_one(item: Planned, device: str, data_dir: Path | None, report: Any = N
 
     from kdnotes import models
     from kdnotes import train as training
+    from kdnotes.teacher_table import TableError
 
     spec = item.spec
     locks = cache_folder() / "locks"
@@ -221,7 +221,7 @@ def train_one(item: Planned, device: str, data_dir: Path | None, report: Any = N
             try:
                 past = training.train(spec, network, data, teacher, device, report)
                 break
-            except training.TableError as error:
+            except TableError as error:
                 if attempt == 2:
                     raise
                 print(str(error), file=sys.stderr)
@@ -301,9 +301,9 @@ def verify() -> list[str]:
 
 
 def clear() -> int:
-    """Delete all networks and tables; returns the bytes freed."""
+    """Delete all networks, tables and decoded images; returns the bytes freed."""
     freed = 0
-    for name in ("networks", "tables", "locks"):
+    for name in ("networks", "tables", "data", "locks"):
         folder = cache_folder() / name
         if folder.is_dir():
             freed += sum(

@@ -9,58 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import tiny_book
-from tiny_book import chapter, code
-from typer.testing import CliRunner
+from tiny_book import SAVE_TAU, chapter, code, files_under, kdnotes
 
-from kdnotes import book, results, sweep
-from kdnotes.cli import app
-from kdnotes.errors import RequestError
+from kdnotes import book, results
 
 FAILING = "value = 1\nraise ValueError(f'value was {value}')"
 SLEEPING = "import time\ntime.sleep(120)"
-SAVING_TAU = """\
-import os
-from types import SimpleNamespace
-import pandas as pd
-import kdnotes as kd
-table = pd.DataFrame([dict(arm="kl", seed=0, condition="", measure="tau", value=tau)])
-items = pd.DataFrame(columns=kd.results.ITEM_COLUMNS)
-claim = dict(id="warm", measure="tau", estimate=tau, low=0.0, high=9.0, criterion="above 0",
-             verdict="reproduced", paper=None)
-kd.results.save("{name}", SimpleNamespace(table=table, items=items), [claim],
-                dict(preset=preset, tau=tau), 1.5)
-print(os.environ["OMP_NUM_THREADS"], "agg" in os.environ.get("MPLBACKEND", ""))
-"""
-
-
-def kdnotes(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
 def make_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make a book of one chapter that needs no networks, and use it."""
-
-    def make(*cells: Any, save: str = SAVING_TAU) -> Path:
-        root = tiny_book.make(
-            tmp_path / "book {1}", {"scorecard": chapter("scorecard", *cells, save=save)}
-        )
-        monkeypatch.setenv("KDNOTES_BOOK", str(root))
-        monkeypatch.chdir(tmp_path)
-        return root
-
-    return make
-
-
-def files_under(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return partial(tiny_book.use, tmp_path, monkeypatch)
 
 
 # --- what is right --------------------------------------------------------------------------
@@ -153,46 +120,6 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
     assert files_under(tmp_path) == before
 
 
-def test_sweep_gathers_one_table_and_goes_on_where_it_stopped(
-    make_book: Any, tmp_path: Path
-) -> None:
-    make_book()
-    sweep_it = ("sweep", "scorecard", "--grid", "tau=1,2.5", "--preset", "smoke", "--out", "out")
-    done = kdnotes(*sweep_it)
-    assert done.exit_code == 0, done.output
-    table = results.table("scorecard", tmp_path / "out")
-    assert list(table.columns) == ["tau", *results.COLUMNS]
-    assert table["tau"].tolist() == table["value"].tolist() == [1, 2.5]
-    saved = results.load("scorecard", tmp_path / "out")
-    assert [claim["point"] for claim in saved.claims] == [{"tau": "1"}, {"tau": "2.5"}]
-    assert saved.parameters == {"preset": "smoke"}
-    assert saved.seconds == 3
-    first = tmp_path / "out" / "tau=1" / "scorecard.ipynb"
-    changed = first.stat().st_mtime_ns
-    (tmp_path / "out" / "tau=2.5" / "scorecard.csv").unlink()
-    again = kdnotes(*sweep_it)
-    assert "scorecard tau=1: " in again.stdout
-    assert again.stdout.count("not executed again") == 1
-    assert first.stat().st_mtime_ns == changed
-    assert "warm tau=2.5" in kdnotes("show", "out").stdout
-
-
-def test_sweep_on_a_dask_scheduler(make_book: Any, tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="dask is not installed")
-    make_book()
-    grid = ("sweep", "scorecard", "--grid", "tau=1,2", "--out", "out", "--scheduler")
-    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
-    with distributed.LocalCluster(threads_per_worker=2, **options) as cluster:
-        wrong = kdnotes(*grid, cluster.scheduler_address)
-        assert wrong.exit_code == 2
-        assert "workers with 2 threads; start them with 'dask worker" in wrong.stderr
-        assert not (tmp_path / "out").exists()
-    with distributed.LocalCluster(threads_per_worker=1, **options) as cluster:
-        done = kdnotes(*grid, cluster.scheduler_address)
-        assert done.exit_code == 0, done.output
-    assert results.table("scorecard", tmp_path / "out")["value"].tolist() == [1, 2]
-
-
 # --- what is wrong --------------------------------------------------------------------------
 
 
@@ -264,7 +191,7 @@ def test_without_a_book_the_way_out_is_named(tmp_path: Path, monkeypatch: Any) -
 def test_a_failing_chapter_names_its_cell_and_keeps_what_it_did(
     make_book: Any, tmp_path: Path
 ) -> None:
-    make_book(code("print('done before')"), code(FAILING))
+    make_book(code("print('done', 'before')"), code(FAILING))
     out = tmp_path / "out"
     done = kdnotes("run", "scorecard", "--out", out)
     assert done.exit_code == 1
@@ -276,7 +203,7 @@ def test_a_failing_chapter_names_its_cell_and_keeps_what_it_did(
     # Mended, it runs, and nothing is left of the failure.
     tiny_book.write(
         Path(os.environ["KDNOTES_BOOK"]) / "book" / "scorecard.ipynb",
-        chapter("scorecard", save=SAVING_TAU),
+        chapter("scorecard", save=SAVE_TAU),
     )
     assert kdnotes("run", "scorecard", "--out", out).exit_code == 0
     assert not partial.exists()
@@ -299,7 +226,7 @@ def test_a_dead_kernel_and_a_chapter_that_saves_nothing_are_failures(
 def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
     make_book: Any, tmp_path: Path
 ) -> None:
-    make_book(code("print('done before')"), code(SLEEPING))
+    make_book(code("print('done', 'before')"), code(SLEEPING))
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "kdnotes.cli", "run", "scorecard", "--out", str(out)],
@@ -321,32 +248,6 @@ def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
     assert files_under(out) == ["scorecard.partial.ipynb"]
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
-
-
-# --- grids ----------------------------------------------------------------------------------
-
-
-def test_grid_points_are_the_product_in_order() -> None:
-    points = sweep.grid_points({"tau": "1, 2", "methods": "kl;kl,crd"})
-    assert points == [
-        {"tau": "1", "methods": "kl"},
-        {"tau": "1", "methods": "kl,crd"},
-        {"tau": "2", "methods": "kl"},
-        {"tau": "2", "methods": "kl,crd"},
-    ]
-    folders = [sweep.point_folder(Path("out"), point).name for point in points]
-    assert folders[1] == "tau=1,methods=kl,crd"
-    escaping = sweep.point_folder(Path("out"), {"dataset": "imagefolder:../x y"})
-    assert escaping.parent == Path("out")
-
-
-def test_points_that_share_a_folder_are_refused(make_book: Any, tmp_path: Path) -> None:
-    make_book()
-    for name in ("a b", "a-b"):
-        (tmp_path / name).mkdir()
-    points = [{"data_dir": "a b"}, {"data_dir": "a-b"}]
-    with pytest.raises(RequestError, match="one folder"):
-        sweep.runs("scorecard", {}, points, tmp_path)
 
 
 # --- keys -----------------------------------------------------------------------------------
@@ -402,80 +303,3 @@ def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert kdnotes("cache", "import", archive).stdout == "1 networks were new\n"
     assert kdnotes("cache", "import", archive).stdout == "0 networks were new\n"
     assert kdnotes("cache", "export", "/proc/none/x.tar").exit_code == 2
-
-
-# --- one's own networks ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Test images of two classes that differ in brightness."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for label, brightness in (("dark", 60), ("light", 190)):
-        folder = tmp_path / "photos" / "test" / label
-        folder.mkdir(parents=True)
-        for number in range(12):
-            pixels = rng.normal(brightness, 30, (32, 32, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-    return tmp_path / "photos"
-
-
-def checkpoint(path: Path, seed: int, classes: int = 2) -> str:
-    from safetensors.torch import save_file
-
-    from kdnotes import models
-
-    save_file(models.build("vgg-small", classes, seed).body.state_dict(), path)
-    return f"vgg-small:{path}"
-
-
-def test_audit(tmp_path: Path, photos: Path) -> None:
-    teacher, student = (checkpoint(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2))
-    out = tmp_path / "out"
-    models = ("--teacher", teacher, "--data", photos, "--out", out)
-    # The teacher as its own student: agreement is 1 whatever the networks are.
-    done = kdnotes("audit", *models, "--student", teacher, "--independent", student)
-    assert done.exit_code == 0, done.output
-    assert done.stderr == ""
-    assert files_under(out) == ["audit.csv", "audit.items.parquet", "audit.json", "audit.md"]
-    table = results.table("audit", out).set_index(["arm", "condition", "measure"])["value"]
-    assert table["student", "", "agreement"] == 1
-    assert table["student", "", "predictive_kl"] == pytest.approx(0, abs=1e-6)
-    assert table["teacher", "", "accuracy"] == table["student", "", "accuracy"]
-    assert {"win_rate", "fooling_rate", "same_answer"} <= set(table.index.get_level_values(2))
-    saved = results.load("audit", out)
-    by_id = {claim["id"]: claim for claim in saved.claims}
-    agreement = by_id["audit-agreement"]
-    expected = 1 - table["independent", "", "agreement"]
-    assert agreement["estimate"] == pytest.approx(expected)
-    assert saved.parameters["images"] == 24
-    for path in out.iterdir():
-        assert not re.search(rf"[\s`:\"]{tmp_path}".encode(), path.read_bytes())
-
-    alone = kdnotes("audit", *models, "--student", student)
-    assert alone.exit_code == 0, alone.output
-    table = results.table("audit", out)
-    assert "win_rate" not in set(table["measure"])
-    assert set(table["arm"]) == {"teacher", "student"}
-    assert {claim["verdict"] for claim in results.load("audit", out).claims} == {""}
-
-
-def test_audit_refuses_what_does_not_fit(tmp_path: Path, photos: Path) -> None:
-    good = checkpoint(tmp_path / "good.safetensors", 1)
-    other = checkpoint(tmp_path / "other.safetensors", 1, classes=3)
-    out = tmp_path / "out"
-    for changes, message in [
-        ({"--student": other}, "--student: checkpoint other.safetensors does not fit"),
-        ({"--independent": "vgg-small:none.pt"}, "--independent: no checkpoint 'none.pt'"),
-        ({"--teacher": "no-such-net"}, "--teacher: unknown model 'no-such-net'"),
-        ({"--data": str(tmp_path / "none")}, "there is no folder"),
-        ({"--images": "0"}, "--images must be 1 or more"),
-    ]:
-        options = {"--teacher": good, "--student": good, "--data": str(photos), "--out": str(out)}
-        words = [word for pair in (options | changes).items() for word in pair]
-        done = kdnotes("audit", *words)
-        assert done.exit_code == 2, done.output
-        assert message in done.stderr
-        assert not out.exists()

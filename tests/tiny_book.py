@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
+from typer.testing import CliRunner
+
+from kdnotes.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PARAMETERS = """\
@@ -24,6 +28,19 @@ device: str = "cpu"  # where to train
 SAVE_NOTHING = """\
 import kdnotes as kd
 kd.results.save("{name}", None, [], dict(preset=preset, seeds=seeds, data_dir=data_dir), 1.0)
+"""
+SAVE_TAU = """\
+import os
+from types import SimpleNamespace
+import pandas as pd
+import kdnotes as kd
+table = pd.DataFrame([dict(arm="kl", seed=0, condition="", measure="tau", value=tau)])
+items = pd.DataFrame(columns=kd.results.ITEM_COLUMNS)
+claim = dict(id="warm", measure="tau", estimate=tau, low=0.0, high=9.0, criterion="above 0",
+             verdict="reproduced", paper=None)
+kd.results.save("{name}", SimpleNamespace(table=table, items=items), [claim],
+                dict(preset=preset, tau=tau), 1.5)
+print(os.environ["OMP_NUM_THREADS"], "agg" in os.environ.get("MPLBACKEND", ""))
 """
 PICTURE = """\
 import matplotlib.pyplot as plt
@@ -105,3 +122,22 @@ def make(root: Path, chapters: dict[str, list[Any]]) -> Path:
     for name, cells in chapters.items():
         write(root / "book" / f"{name}.ipynb", cells)
     return root
+
+
+def use(folder: Path, monkeypatch: pytest.MonkeyPatch, *cells: Any, save: str = SAVE_TAU) -> Path:
+    """Make a book of one chapter that needs no networks, and work beside it."""
+    # Braces, because papermill formats paths.
+    root = make(folder / "book {1}", {"scorecard": chapter("scorecard", *cells, save=save)})
+    monkeypatch.setenv("KDNOTES_BOOK", str(root))
+    monkeypatch.chdir(folder)
+    return root
+
+
+def kdnotes(*arguments: str | Path) -> Any:
+    """The command line, in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def files_under(folder: Path) -> list[str]:
+    """Everything in a folder, by relative name."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))

@@ -28,12 +28,15 @@ def measure(
     *,
     strengths: Sequence[float] = STRENGTHS,
     hue_angles: Sequence[float] = HUE_ANGLES,
+    primary: float = 0.4,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network before and after a change of colour.
 
-    Conditions: ``strength=S`` (see `jitter_factors`) and ``hue=A`` (hue turned by A degrees). The
+    Conditions: ``strength=S`` (see `jitter_factors`) and ``hue=A`` (hue turned by A degrees);
+    the rows of the ``primary`` strength, fixed beforehand, stand there once more as
+    ``strength=primary``. The
     factors are drawn once for each image: all networks see the same changes, and a stronger jitter
     is the weaker one of the same image scaled up. Measures, per image:
 
@@ -51,6 +54,7 @@ def measure(
         if not 0 < strength <= 1:
             raise RequestError(f"a jitter's strength lies between 0 and 1, not {strength:g}")
     members = list(cast.everyone())
+    strengths = sorted({*strengths, primary})
     factors = {value: jitter_factors(len(data), value, seed) for value in strengths}
     answers: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
     margins: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
@@ -75,11 +79,15 @@ def measure(
             continue
         same = after == given[number, ""]
         right = after == data.labels
-        recorder.add(member, "same_answer", same, after, condition)
-        recorder.add(member, "accuracy_after", right, after, condition)
-        for label, parts in (("margin_after", margins), ("softmax_distance", distances)):
-            mean = float(torch.cat(parts[number, condition]).double().mean())
-            recorder.add_summary(member.arm, member.seed, label, mean, condition)
+        names = [condition]
+        if condition == f"strength={primary:g}":
+            names.append("strength=primary")
+        for name in names:
+            recorder.add(member, "same_answer", same, after, name)
+            recorder.add(member, "accuracy_after", right, after, name)
+            for label, parts in (("margin_after", margins), ("softmax_distance", distances)):
+                mean = float(torch.cat(parts[number, condition]).double().mean())
+                recorder.add_summary(member.arm, member.seed, label, mean, name)
     return recorder.outcome()
 
 

@@ -1,0 +1,68 @@
+# make book: install what is needed, run every chapter, build the site.  make test: all checks.
+
+PYTHON ?= python3
+PRESET ?= laptop
+BIN := .venv/bin
+SMOKE := $(CURDIR)/_build/smoke
+SMOKE_RUNS := $(SMOKE)/runs/smoke
+SMOKE_CACHE := $(CURDIR)/_build/smoke-cache
+
+# One thread per process, one process per core: several multi-threaded torch processes at once
+# slow each other down many times over.
+export OMP_NUM_THREADS := 1
+
+.PHONY: book test lint unit smoke nbval site-checks bench publish clean
+
+book: .venv/.installed
+	$(BIN)/kdnotes build --preset $(PRESET)
+
+# Each line of checks needs the one before it.
+test:
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) smoke
+	$(MAKE) nbval
+	$(MAKE) site-checks
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: .venv/.installed
+	$(BIN)/python -m pytest -m "not book" -n 2 --dist loadfile
+
+# Every chapter by papermill, and the site made of them.
+smoke: .venv/.installed
+	KDNOTES_CACHE=$(SMOKE_CACHE) $(BIN)/kdnotes build --preset smoke --out $(SMOKE)
+
+# The same chapters once more: what is tagged nbval-check-output must come out as before.
+nbval: .venv/.installed
+	rm -rf $(SMOKE)/again
+	mkdir -p $(SMOKE)/again
+	cp $(SMOKE_RUNS)/*.csv $(SMOKE_RUNS)/*.json $(SMOKE_RUNS)/*.parquet $(SMOKE)/again
+	KDNOTES_CACHE=$(SMOKE_CACHE) KDNOTES_OUT=$(SMOKE)/again $(BIN)/python -m pytest \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 120 \
+		-n 2 --dist loadfile -p no:cacheprovider $(SMOKE_RUNS)
+
+site-checks: .venv/.installed
+	$(BIN)/python -m pytest -m book
+
+bench: .venv/.installed-benchmarks
+	$(BIN)/python benchmarks/run.py
+
+# For maintainers: the small files of a finished run, into results/.
+publish: .venv/.installed
+	$(BIN)/python -m kdnotes.site $(PRESET)
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
+
+.venv/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+.venv/.installed-benchmarks: benchmarks/requirements.txt .venv/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r benchmarks/requirements.txt
+	touch $@
