@@ -58,10 +58,14 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
         "|:--|:--|--:|:--|:--|",
     ]
     for claim in claims:
-        numbers = claim["paper"].get("numbers") or {}
-        paper = "; ".join(f"{name}: {value}" for name, value in numbers.items()) or "not reported"
+        numbers, section = claim["paper"]["numbers"], claim["section"]
+        if isinstance(numbers, Mapping):
+            paper = "; ".join(f"{name}: {value}" for name, value in numbers.items())
+        else:
+            paper = numbers  # "not reported"
+        where = f"section {section}" if section[0].isdigit() else section
         rows.append(
-            f"| {claim['statement']} (section {claim['section']}) | {paper} | {found(claim)} "
+            f"| {claim['statement']} ({where}) | {paper} | {found(claim)} "
             f"| {claim['criterion']} | {claim['verdict']} |"
         )
     return "\n".join(rows)
@@ -90,3 +94,35 @@ def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
     if not (folder / f"{chapter}.json").is_file():
         return None
     return results.table(chapter, folder)
+
+
+def beside_published(
+    study: Study, outcome: Outcome, measure: str, condition: str = "", preset: str = "full"
+) -> str:
+    """A measure's mean per arm in this run and in the published one, as Markdown.
+
+    Where no such run is published, or this is one of that preset, a sentence that says so.
+    """
+    import pandas as pd
+
+    from kdnotes import plots
+
+    if study.settings.preset == preset:
+        return f"This is a run of the preset `{preset}`: there is no larger one to set beside it."
+    other = published(study.chapter, preset)
+    if other is None:
+        return f"No run of the preset `{preset}` is published with this version of the book."
+    columns = {}
+    here = f"this run ({study.settings.preset})"
+    for name, table in ((here, outcome.table), (f"published ({preset})", other)):
+        rows = table[(table["measure"] == measure) & (table["condition"] == condition)]
+        columns[name] = rows.groupby("arm", sort=False)["value"].mean()
+    place = {arm: number for number, arm in enumerate(plots.ARMS)}
+    beside = pd.DataFrame(columns).rename_axis("arm").reset_index()
+    beside = beside.sort_values("arm", key=lambda arms: arms.map(place), kind="stable")
+    made = results.load(study.chapter, layout.root() / "results" / preset).parameters
+    return (
+        f"{plots.markdown_table(beside)}\n\nMean over seeds. The published run used "
+        f"{made['train_count'] or 'all'} training images of `{made['dataset']}`, the teacher "
+        f"`{made['teacher']}` and the student `{made['student']}`, {made['seeds']} seeds."
+    )

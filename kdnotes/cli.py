@@ -164,7 +164,7 @@ def run(
         bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
     ] = False,
 ) -> None:
-    """Run one chapter: train the networks it lacks, then execute its notebook.
+    """Run one chapter, training what it lacks first.
 
     OUT/CHAPTER.ipynb is the executed notebook, OUT/CHAPTER.csv the table, OUT/CHAPTER.items.parquet
     the outcome of every image, and OUT/CHAPTER.json the verdicts and what they were made with.
@@ -246,8 +246,9 @@ def sweep(
         ),
     ] = None,
 ) -> None:
-    """Run a chapter once per point of a grid, and gather one table: OUT/CHAPTER.csv.
+    """Run a chapter over a grid of parameters.
 
+    One run per point, and one table of them all: OUT/CHAPTER.csv.
     Separate values by semicolons where they have commas in them.
 
     \b

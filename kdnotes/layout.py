@@ -48,7 +48,7 @@ def without_absolute_paths(value: Any) -> Any:
 
 
 def _relative(text: str) -> str:
-    if text.startswith("~"):
+    if text == "~" or text.startswith("~/"):  # not "~67.2", which is about that
         text = str(Path(text).expanduser())
     if not text.startswith("/") or text.startswith("//"):  # an address, as in https://
         return text

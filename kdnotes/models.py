@@ -23,7 +23,7 @@ from kdnotes.errors import RequestError
 PRESET_NETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "vgg-small": ("vgg", (16, 32, 64), (1, 1, 1)),
     "vgg-medium": ("vgg", (32, 64, 128), (1, 1, 1)),
-    "vgg-large": ("vgg", (32, 64, 128), (2, 2, 2)),
+    "vgg-large": ("vgg", (16, 64, 128), (1, 2, 2)),
     "resnet-small": ("resnet", (16, 32, 64, 64), (1, 1, 1, 1)),
     "resnet-large": ("resnet", (32, 64, 128, 128), (2, 2, 2, 2)),
     "vit-small": ("vit", (96,), (4,)),
@@ -230,6 +230,27 @@ def forward_with_features(network: Normalized, images: Tensor) -> tuple[Tensor, 
     features = body.forward_head(maps, pre_logits=True)
     head = body.get_classifier() if hasattr(body, "get_classifier") else body.head
     return head(features), features
+
+
+class _StopForward(Exception):  # noqa: N818 - not an error: the rest of the network is not needed
+    pass
+
+
+def features_at(network: nn.Module, images: Tensor, path: str) -> Tensor:
+    """Output of one named layer; the layers behind it are not computed. RequestError as `tapped`."""
+
+    def stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        raise _StopForward
+
+    with tapped(network, (path,)) as outputs:
+        handle = network.get_submodule(path).register_forward_hook(stop)
+        try:
+            network(images)
+        except _StopForward:
+            pass
+        finally:
+            handle.remove()
+    return outputs[path]
 
 
 @contextmanager

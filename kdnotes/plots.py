@@ -341,9 +341,21 @@ def points(
     shown = _arms_in(rows, arms, TEACHERS if teacher_line else ())
     figure, axes = _subplots(1.3 + 0.44 * len(shown))
     axis = axes[0, 0]
+    _arm_rows(axis, rows, shown)
+    _constant_lines(axis, rows, reference_lines, teacher_line, vertical=True)
+    axis.set_yticks(range(len(shown)), [_two_lines(label(arm)) for arm in shown])
+    axis.set_xlabel(_axis_label(xlabel or _readable(measure)))
+    _short_ticks(axis.xaxis)
+    _legend(figure, axis)
+    return figure
+
+
+def _arm_rows(axis: Axes, rows: pd.DataFrame, shown: Sequence[str]) -> None:
+    """One row per arm: every seed a point, their mean and its 95% t-interval."""
     for row, arm in enumerate(shown):
         look, values = arm_style(arm), _by_seed(rows, arm)
         spread = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
+        looks: dict[str, Any]
         looks = {"color": look.colour, "marker": look.marker, "markerfacecolor": _fill(look)}
         axis.plot(values, row + spread, linestyle="", markersize=5, alpha=0.6, gid=arm, **looks)
         if len(values) == 0:
@@ -354,13 +366,33 @@ def points(
             axis.plot(bounds, [row, row], color=look.colour, linewidth=3, gid=f"{arm}:interval")
         looks["markeredgecolor"] = "black"
         axis.plot([mean.estimate], [row], linestyle="", markersize=9, gid=f"{arm}:mean", **looks)
-    _constant_lines(axis, rows, reference_lines, teacher_line, vertical=True)
-    axis.set_yticks(range(len(shown)), [_two_lines(label(arm)) for arm in shown])
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel(_axis_label(xlabel or _readable(measure)))
-    _short_ticks(axis.xaxis)
-    _legend(figure, axis)
+
+
+@_styled
+def panels(
+    table: pd.DataFrame,
+    shown: Mapping[str, tuple[str, str]],
+    arms: Sequence[str],
+    same_scale: bool = True,
+) -> Figure:
+    """Panels side by side, in each a row per arm: every seed a point, their mean, its interval.
+
+    ``shown`` maps the name under each panel to a measure and its condition. Teachers are rows like
+    the others; a row stays empty where an arm was not measured. With ``same_scale`` all panels have
+    the same horizontal axis. Raises NotMeasuredError for a measure or condition that is not there.
+    """
+    figure, axes = _subplots(
+        1.0 + 0.44 * len(arms), 1, len(shown), sharey=True, sharex="row" if same_scale else "none"
+    )
+    for axis, (name, which) in zip(axes.flat, shown.items(), strict=True):
+        _arm_rows(axis, _rows(table, *which), arms)
+        axis.set_xlabel(textwrap.fill(name, 36 // len(shown)))
+        axis.locator_params(axis="x", nbins=3)
+        _short_ticks(axis.xaxis)
+    names = [textwrap.fill(arm_style(arm).short, 14) for arm in arms]
+    axes[0, 0].set_yticks(range(len(arms)), names)
     return figure
 
 
@@ -417,6 +449,46 @@ def paired(
     for axis in axes[:, 0]:
         axis.set_ylabel(_axis_label(ylabel or _readable(measure), 28))
     _legend(figure, axes[0, 0])
+    return figure
+
+
+@_styled
+def plane(
+    table: pd.DataFrame,
+    x: tuple[str, str],
+    y: tuple[str, str],
+    arms: Sequence[str] | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    vertical_lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Two measures against each other: a small mark per network, a large one per arm's mean.
+
+    ``x`` and ``y`` are each a measure and its condition; a network counts where it has a finite
+    value of both. ``vertical_lines`` are named values of ``x`` such as chance. Raises
+    NotMeasuredError for what the table does not hold.
+    """
+    across, up = _rows(table, *x), _rows(table, *y)
+    shown = _arms_in(up, _arms_in(across, arms))
+    figure, axes = _subplots(3.6 + 0.25 * math.ceil(len(shown) / 2))
+    axis = axes[0, 0]
+    for arm in shown:
+        look = arm_style(arm)
+        networks = pd.concat([_by_seed(across, arm), _by_seed(up, arm)], axis=1, join="inner")
+        looks = {"color": look.colour, "marker": look.marker, "markerfacecolor": _fill(look)}
+        axis.plot(*networks.to_numpy().T, linestyle="", markersize=5, alpha=0.6, gid=arm, **looks)
+        middle = networks.mean().to_numpy()[:, None]
+        looks["markeredgecolor"] = "black"
+        axis.plot(
+            *middle, linestyle="", markersize=10, label=look.label, gid=f"{arm}:mean", **looks
+        )
+    for name, value in (vertical_lines or {}).items():
+        axis.axvline(value, color="#444444", linestyle=":", linewidth=1.6, label=name, gid=name)
+    axis.set_xlabel(_axis_label(xlabel or _readable(x[0])))
+    axis.set_ylabel(_axis_label(ylabel or _readable(y[0]), 28))
+    _short_ticks(axis.xaxis)
+    _short_ticks(axis.yaxis)
+    _legend(figure, axis)
     return figure
 
 

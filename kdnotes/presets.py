@@ -29,10 +29,10 @@ class Preset(BaseModel):
     student: str = "vgg-small"
     seeds: int = 5
     control_seeds: int = 3
-    train_count: int | None = 8000
+    train_count: int | None = 6000
     test_count: int | None = 2000
     teacher_epochs: int = 6
-    student_epochs: int = 8
+    student_epochs: int = 6
     batch: int = 128
     tau: float = 4.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -24,7 +25,8 @@ from kdnotes.errors import RequestError
 Edition = Literal["full", "student"]
 SOLUTION_TAG = "solution"
 TABLES = "tables"  # where pages find the chapters' tables, beside the pages
-COVER_CHAPTER = "scorecard"  # its first figure stands for the published run
+COVER_CHAPTER = "scorecard"  # its first figure stands for the whole run, on the first page
+PUBLISHED_PRESET = "laptop"
 _ERROR_TAG = "papermill-error-cell-tag"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NOT_RUN = (
@@ -42,7 +44,7 @@ class Built:
 
 
 def build(
-    preset: str = "laptop",
+    preset: str = PUBLISHED_PRESET,
     only: Sequence[str] = (),
     jobs: int | None = None,
     out: Path | None = None,
@@ -135,11 +137,28 @@ def stage(
         if edition == "student":
             notebook["cells"] = [cell for cell in notebook["cells"] if not _is_solution(cell)]
         (folder / "book" / template.name).write_text(json.dumps(notebook), encoding="utf-8")
+    cover = _cover(notebooks.get(COVER_CHAPTER))
+    (folder / "book" / "_static" / f"{COVER_CHAPTER}.png").write_bytes(cover)
     if len(notebooks) < len(book.chapter_paths()):
         # Text may refer to the figures of chapters that were not run.
         sphinx = config["sphinx"]["config"]
         sphinx.setdefault("suppress_warnings", []).extend(["ref.ref", "ref.numref"])
     (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _cover(scorecard: Path | None) -> bytes:
+    """The picture on the first page: this run's, else the published one, else an empty one."""
+    figure = None if scorecard is None else _first_figure(scorecard)
+    if figure is not None:
+        return figure
+    published = layout.root() / "results" / PUBLISHED_PRESET / f"{COVER_CHAPTER}.png"
+    if published.is_file():
+        return published.read_bytes()
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("L", (1, 1), 255).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _is_solution(cell: dict[str, Any]) -> bool:
@@ -333,6 +352,8 @@ def publish_results(preset: str, runs: Path | None = None) -> list[Path]:
             f"kdnotes build --preset {preset}"
         )
     cover = _first_figure(source / f"{COVER_CHAPTER}.ipynb")
+    if cover is None:
+        raise RequestError(f"chapter {COVER_CHAPTER!r} in {source} has no figure for the cover")
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for name in book.chapter_paths():
@@ -342,17 +363,17 @@ def publish_results(preset: str, runs: Path | None = None) -> list[Path]:
     return [*written, target / f"{COVER_CHAPTER}.png"]
 
 
-def _first_figure(notebook: Path) -> bytes:
+def _first_figure(notebook: Path) -> bytes | None:
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", {}):
                 return base64.b64decode("".join(output["data"]["image/png"]))
-    raise RequestError(f"{notebook} has no figure")
+    return None
 
 
 if __name__ == "__main__":
     try:
-        for written_path in publish_results(sys.argv[1] if len(sys.argv) > 1 else "laptop"):
+        for written_path in publish_results(sys.argv[1] if len(sys.argv) > 1 else PUBLISHED_PRESET):
             print(written_path)
     except RequestError as error:
         sys.exit(f"kdnotes: {error}")

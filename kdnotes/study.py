@@ -39,7 +39,7 @@ HINT_DEPTHS = ("hint-1", "hint-2", "hint-3", "hint-logits")
 KL_GAMMA, KL_WEIGHT = 0.1, 0.9
 HINT_WEIGHT = 10.0
 CRD_WEIGHT = 0.8
-CRD_NEGATIVES = 1024
+CRD_NEGATIVES = 512
 
 
 @dataclass(frozen=True)
@@ -335,12 +335,17 @@ def _jitter(settings: Settings) -> tuple[str, ...]:
     return ("jitter",)
 
 
+def _nobody(settings: Settings) -> tuple[str, ...]:
+    return ()
+
+
 _CASTS: dict[str, Callable[[Settings], tuple[str, ...]]] = {
     "distillation": _plain,
     "fidelity": _plain,
     "localization": _cues,
     "adversarial": _plain,
     "color-invariance": _jitter,
+    "scorecard": _nobody,  # it reads what the other chapters found
 }
 
 
@@ -360,6 +365,6 @@ def chapter(name: str, data_dir: str | None = None, **parameters: Any) -> Study:
             raise RequestError(f"no folder {text!r} (dataset); name an existing folder of images")
     settings = presets.resolve(**parameters)
     study = Study(name, settings, presets.resolve_data_dir(data_dir))
-    if not settings.is_scenes:
+    if study.cast_names and not settings.is_scenes:
         study._train_spec(study.cast_names[0], "student")  # raises if the files are missing
     return study

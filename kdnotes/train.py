@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kdnotes import objectives
 from kdnotes.data import ImageData
-from kdnotes.models import Normalized, forward_with_features, tapped
+from kdnotes.models import Normalized, features_at, forward_with_features, tapped
 from kdnotes.objectives import ObjectiveSpec
 from kdnotes.recipe import NetworkSpec, Recipe, derive_seed
 from kdnotes.teacher_table import TeacherTable
@@ -31,10 +31,10 @@ RECHECKED_ROWS = 8
 
 @dataclass(frozen=True)
 class Answers:
-    """What a teacher says about a batch: logits, penultimate features, and a map if asked for."""
+    """What a teacher says about a batch: logits and penultimate features, or a feature map."""
 
-    logits: Tensor
-    features: Tensor
+    logits: Tensor | None
+    features: Tensor | None
     feature_map: Tensor | None
 
 
@@ -78,6 +78,7 @@ class Learner(nn.Module):
                     student_map.shape[1:], answers.feature_map.shape[1:]
                 )
             elif spec.method == "crd":
+                assert answers.features is not None
                 self.crd = objectives.CRD(
                     features.shape[1],
                     answers.features.shape[1],
@@ -111,6 +112,7 @@ class Learner(nn.Module):
             soft = objectives.smoothed_labels(labels, logits.shape[1], self.confidence)
             terms["kl"] = objectives.kl_to_probabilities(logits, soft, spec.tau)
         elif spec.method == "kl":
+            assert answers.logits is not None
             terms["kl"] = objectives.kl(logits, answers.logits, spec.tau)
         elif spec.method == "hint":
             assert self.projection is not None
@@ -118,6 +120,7 @@ class Learner(nn.Module):
             terms["hint"] = objectives.hint(self.projection(student_map), answers.feature_map)
         elif spec.method == "crd":
             assert self.crd is not None
+            assert answers.features is not None
             terms["crd"] = self.crd(features, answers.features, indices, generator)
         return terms
 
@@ -239,16 +242,17 @@ def order_of_labels(spec: NetworkSpec) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed("permuted", spec.seed))
 
 
-def needs_live_teacher(spec: NetworkSpec) -> bool:
-    """Whether the objective looks at feature maps, or views that no table can hold."""
-    return spec.objective.method == "hint" and spec.objective.hint_teacher != "logits"
+def needs_map(objective: ObjectiveSpec) -> bool:
+    """Whether the objective looks at a feature map, which no table holds: the teacher is live."""
+    return objective.method == "hint" and objective.hint_teacher != "logits"
 
 
 def _live(teacher: Normalized, images: Tensor, objective: ObjectiveSpec) -> Answers:
     with torch.no_grad():
-        if objective.method == "hint":
-            return Answers(*_with_map(teacher, images, objective.hint_teacher))
-        return Answers(*forward_with_features(teacher, images), None)
+        if needs_map(objective):
+            return Answers(None, None, features_at(teacher, images, objective.hint_teacher))
+        logits, features = forward_with_features(teacher, images)
+        return Answers(logits, features, logits)
 
 
 def _mean_confidence(teacher: Teacher, data: ImageData, recipe: Recipe, tau: float) -> float:

@@ -258,7 +258,7 @@ def _teacher_for(spec: NetworkSpec, data: Any, device: str) -> Any:
     assert spec.teacher is not None
     place = torch.device("cuda" if device.startswith("cuda") else "cpu")
     network = models.freeze(load(spec.teacher)).to(place)
-    if training.needs_live_teacher(spec):
+    if training.needs_map(spec.objective):
         return training.Teacher(network, None)
     folder = _table_folder(spec, device)
     table = TeacherTable(folder, network, data, spec.recipe.views, place)

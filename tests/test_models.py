@@ -90,6 +90,19 @@ def test_taps_give_maps_from_shallow_to_deep_and_hooks_go() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_features_at_a_layer_stop_there() -> None:
+    network = warmed("vgg-small")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), models.tapped(network, ("body.stages.1",)) as outputs:
+        network(images)
+        expected = outputs["body.stages.1"]
+    network.body.head = nn.Identity()
+    network.body.stages[2] = nn.Linear(1, 1)  # would fail if it were reached
+    with torch.no_grad():
+        assert torch.equal(models.features_at(network, images, "body.stages.1"), expected)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
 def test_wrong_names_are_answered_with_right_ones() -> None:
     with pytest.raises(RequestError, match=r"unknown model 'resnet1800'.*vgg-small.*resnet"):
         models.build("resnet1800", 10, seed=0)

@@ -99,6 +99,20 @@ def make_figures() -> dict[str, Figure]:
         "points": plots.points(table, "same_answer", reference_lines={"chance": 0.5}),
         "paired": plots.paired(table, "same_answer"),
         "closed": plots.closed({"kl": ratio, "hint": none}),
+        "plane": plots.plane(
+            make_table(("a", "b")),
+            ("same_answer", "a"),
+            ("same_answer", "b"),
+            vertical_lines={"chance": 0.5},
+        ),
+        "panels": plots.panels(
+            sweep,
+            {
+                "mild jitter": ("same_answer", "strength=0.3"),
+                "strong jitter": ("same_answer", "strength=0.6"),
+            },
+            ["teacher", "independent", "kl", "crd"],
+        ),
         "curve": plots.curve(sweep, "same_answer", "strength"),
         "heatmap": plots.heatmap(*make_heatmap()),
         "scorecard": plots.scorecard(make_claims()),
@@ -191,6 +205,8 @@ def test_same_arm_same_colour_in_every_figure(figures: dict[str, Figure]) -> Non
         "points": "kl:mean",
         "paired": "kl:0",
         "closed": "kl:mean",
+        "plane": "kl",
+        "panels": "kl:mean",
         "curve": "kl",
         "training_curves": "kl",
     }
@@ -201,9 +217,9 @@ def test_same_arm_same_colour_in_every_figure(figures: dict[str, Figure]) -> Non
 
 
 def test_axes_are_labelled(figures: dict[str, Figure]) -> None:
-    for name in ("points", "closed", "scorecard"):
+    for name in ("points", "closed", "panels", "scorecard"):
         assert figures[name].axes[0].get_xlabel(), name
-    for name in ("curve", "heatmap", "training_curves"):
+    for name in ("curve", "heatmap", "plane", "training_curves"):
         assert figures[name].axes[0].get_xlabel(), name
         assert figures[name].axes[0].get_ylabel(), name
     assert figures["paired"].axes[0].get_ylabel()
@@ -273,6 +289,51 @@ def test_closed_draws_ratios_and_says_where_there_is_no_gap(figures: dict[str, F
     assert "no gap to close" in words[0].get_text()
     assert "difference .03" in words[0].get_text()
     assert not lines_named(figures["closed"], "hint:mean")
+
+
+def test_plane_puts_two_measures_of_a_network_together(figures: dict[str, Figure]) -> None:
+    values = np.array(VALUES["kl"])
+    (seeds,) = lines_named(figures["plane"], "kl")
+    np.testing.assert_allclose(seeds.get_xdata(), values)
+    np.testing.assert_allclose(seeds.get_ydata(), values - 0.1)
+    (mean,) = lines_named(figures["plane"], "kl:mean")
+    np.testing.assert_allclose([mean.get_xdata(), mean.get_ydata()], [[0.832], [0.732]])
+    (chance,) = lines_named(figures["plane"], "chance")
+    np.testing.assert_allclose(chance.get_xdata(), [0.5, 0.5])
+
+
+def test_plane_needs_both_measures_of_a_network() -> None:
+    table = make_table(("a", "b"))
+    table.loc[(table["condition"] == "b") & (table["seed"] == 4), "value"] = np.nan
+    pair = ("same_answer", "a"), ("same_answer", "b")
+    (seeds,) = lines_named(plots.plane(table, *pair, arms=["kl"]), "kl")
+    assert len(seeds.get_xdata()) == 4
+    with pytest.raises(stats.NotMeasuredError, match="'crd'"):
+        plots.plane(table, *pair, arms=["kl", "crd"])
+    with pytest.raises(stats.NotMeasuredError, match="fooled"):
+        plots.plane(table, pair[0], ("fooled", ""))
+
+
+def test_panels_draw_each_measure_in_a_panel_of_its_own(figures: dict[str, Figure]) -> None:
+    figure = figures["panels"]
+    mild, strong = lines_named(figure, "kl:mean")
+    np.testing.assert_allclose(mild.get_xdata(), [np.mean(VALUES["kl"])])
+    np.testing.assert_allclose(strong.get_xdata(), [np.mean(VALUES["kl"]) - 0.1])
+    assert [line.axes for line in (mild, strong)] == list(figure.axes)
+    assert mild.axes.get_xlim() == strong.axes.get_xlim()
+    assert mild.axes.get_xlabel() == "mild jitter"
+    assert not lines_named(figure, "crd:mean")  # asked for, but not measured: an empty row
+    rows = [text.get_text() for text in mild.axes.get_yticklabels()]
+    assert rows == ["Teacher", "Independent", "KL", "CRD"]
+
+
+def test_panels_of_different_measures_have_scales_of_their_own() -> None:
+    table = pd.concat([make_table(), make_table().assign(measure="margin", value=5.0)])
+    shown = {"same": ("same_answer", ""), "margin": ("margin", "")}
+    left, right = plots.panels(table, shown, ["kl"], same_scale=False).axes
+    assert left.get_xlim()[1] < 2 < right.get_xlim()[0]
+    with pytest.raises(stats.NotMeasuredError, match="'fooled'"):
+        plots.panels(table, {"fooled": ("fooled", "")}, ["kl"])
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,16 @@ def test_strengths_follow_the_papers_ratio() -> None:
     for strength in (0.0, 1.2):
         with pytest.raises(RequestError, match="lies between 0 and 1"):
             color_invariance.measure(small_cast(), some_data(), strengths=(strength,))
+
+
+def test_some_arms_can_be_shown_the_primary_strength_only() -> None:
+    data, cast = some_data(), small_cast()
+    conditions = {"strengths": (0.2, 0.6), "hue_angles": (90,), "primary": 0.4}
+    every = color_invariance.measure(cast, data, **conditions).table
+    fewer = color_invariance.measure(cast, data, **conditions, primary_only=("kl",)).table
+    mine = fewer["arm"] == "kl"
+    assert set(fewer.loc[mine, "condition"]) == {"", "strength=0.4", "strength=primary"}
+    both = every.merge(fewer, on=["arm", "seed", "condition", "measure"])
+    assert len(both) == len(fewer)
+    assert (both["value_x"] == both["value_y"]).all()
+    assert (every["arm"] != "kl").sum() == (~mine).sum()

@@ -39,6 +39,7 @@ from kdnotes.probes.localization import (
     top_iou,
     upsample,
 )
+from kdnotes.probes.outcome import Outcome
 from kdnotes.transforms import to_float
 
 LAST = "layer=last,class=true"
@@ -329,14 +330,26 @@ def test_following_cues_by_hand() -> None:
     )
     data = numbered_data(digits, digit=digits, marker=markers)
     outcome = follows(cast, data)
-    assert value_of(outcome.table, "teacher", 0, "follows_digit") == 1
-    assert value_of(outcome.table, "kl", 0, "follows_digit") == 0.5
-    assert value_of(outcome.table, "kl", 0, "follows_marker") == 0.5
-    assert value_of(outcome.table, "kl", 0, "follows_either") == 0.8
-    values = values_of(outcome.items, "kl", 0, "follows_digit")
+    assert value_of(outcome.table, "teacher", 0, "follows_digit", "conflict") == 1
+    assert value_of(outcome.table, "kl", 0, "follows_digit", "conflict") == 0.5
+    assert value_of(outcome.table, "kl", 0, "follows_marker", "conflict") == 0.5
+    assert value_of(outcome.table, "kl", 0, "follows_either", "conflict") == 0.8
+    values = values_of(outcome.items, "kl", 0, "follows_digit", "conflict")
     assert values.index.tolist() == [0, 2, 3, 4, 5]
     assert values.drop(3).to_dict() == {0: 1, 2: 0, 4: 1, 5: 0}
     assert math.isnan(values[3])
+
+
+def test_maps_and_followed_cues_go_into_one_table() -> None:
+    # the same networks on other images: the condition keeps the two sets of images apart
+    cast, data = small_cast(), some_data()
+    factors = {"digit": data.labels, "marker": data.labels.roll(1)}
+    parts = [localization.measure(cast, data), follows(cast, replace(data, factors=factors))]
+    joined = Outcome.combine(parts)
+    assert len(joined.table) == sum(len(part.table) for part in parts)
+    share = joined.items.query("condition == 'conflict' and measure == 'follows_digit'")
+    assert (data.labels.numpy()[share["item"]] != data.labels.roll(1).numpy()[share["item"]]).all()
+    assert {*share["arm"]} == {each.arm for each in cast.everyone()}
 
 
 def test_following_cues_needs_factors_in_conflict() -> None:

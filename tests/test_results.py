@@ -149,7 +149,7 @@ def test_no_absolute_path_is_written(
         "folder": tmp_path / "data",
         "dataset": f"imagefolder:{tmp_path}/photos",
         "teacher": "resnet18:~/weights.pt",
-        "names": ["relative/path", "https://example.org/x", "vgg-small"],
+        "names": ["relative/path", "https://example.org/x", "vgg-small", "~67.2"],
     }
     results.save("a", None, [], given, 0)
     assert not re.search('["/:]/[a-z]', (out / "a.json").read_text().replace("https://", ""))

@@ -173,7 +173,7 @@ def test_every_objective_lowers_its_own_term(
         # CRD's loss rises while the banks are still those of their birth: give it time.
         recipe=Recipe(epochs=20 if objective.method == "crd" else 4, batch=64),
     )
-    live = train.needs_live_teacher(spec)
+    live = train.needs_map(objective)
     table = None if live else table_for(tmp_path, teacher, data, spec.recipe.views)
     _, history = trained(spec, data, train.Teacher(teacher, table))
     assert history[-1][objective.method] < history[0][objective.method]

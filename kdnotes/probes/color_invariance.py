@@ -6,7 +6,7 @@ Each image is changed once per strength, by factors of its own, and shown to all
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ def measure(
     strengths: Sequence[float] = STRENGTHS,
     hue_angles: Sequence[float] = HUE_ANGLES,
     primary: float = 0.4,
+    primary_only: Collection[str] = (),
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Outcome:
@@ -36,7 +37,7 @@ def measure(
 
     Conditions: ``strength=S`` (see `jitter_factors`) and ``hue=A`` (hue turned by A degrees);
     the rows of the ``primary`` strength, fixed beforehand, stand there once more as
-    ``strength=primary``. The
+    ``strength=primary``. Arms in ``primary_only`` are shown that strength and nothing else. The
     factors are drawn once for each image: all networks see the same changes, and a stronger jitter
     is the weaker one of the same image scaled up. Measures, per image:
 
@@ -50,7 +51,7 @@ def measure(
 
     Raises RequestError when a strength is not between 0 and 1.
     """
-    for strength in strengths:
+    for strength in (*strengths, primary):
         if not 0 < strength <= 1:
             raise RequestError(f"a jitter's strength lies between 0 and 1, not {strength:g}")
     members = list(cast.everyone())
@@ -65,6 +66,8 @@ def measure(
             answers[number, ""].append(probabilities.argmax(1))
         for condition, changed in _changes(images, indices, factors, hue_angles):
             for number, member in enumerate(members):
+                if member.arm in primary_only and condition != f"strength={primary:g}":
+                    continue
                 after = logits_of(member.network, changed).softmax(1)
                 best = after.topk(2, dim=1)
                 answers[number, condition].append(best.indices[:, 0])

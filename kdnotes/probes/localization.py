@@ -24,6 +24,7 @@ from kdnotes.probes.outcome import Outcome, Recorder, mean_of_defined
 
 LAYERS = {"last": -1, "earlier": -2}
 CLASSES = ("true", "predicted")
+CONFLICT = "conflict"  # the condition of what is measured where two cues name different classes
 SMALLEST_MAP = 4  # cells on a side: below that all maps look alike
 
 
@@ -167,9 +168,9 @@ def follows(
     """Which of two cues do answers follow on images where the cues name different classes?
 
     cues: two of the data's factors, each the class that this cue names. Only images whose factors
-    differ count. Measures: ``follows_CUE`` for each cue, 1 where the answer is its class, 0 where
-    it is the other cue's, NaN where it is neither (shape bias of Geirhos et al. 2019 is their
-    mean); ``follows_either``, 1 where the answer follows a cue at all.
+    differ count; the condition is ``conflict``. Measures: ``follows_CUE`` for each cue, 1 where the
+    answer is its class, 0 where it is the other cue's, NaN where it is neither (shape bias of
+    Geirhos et al. 2019 is their mean); ``follows_either``, 1 where the answer follows a cue at all.
 
     Raises RequestError when a factor is missing or no image has a conflict.
     """
@@ -191,8 +192,8 @@ def follows(
         either = (answers == first) | (answers == second)
         for cue, its_class in zip(cues, (first, second), strict=True):
             follow = (answers == its_class).float().where(either, torch.nan)
-            recorder.add(member, f"follows_{cue}", follow, answers, items=conflicts)
-        recorder.add(member, "follows_either", either, answers, items=conflicts)
+            recorder.add(member, f"follows_{cue}", follow, answers, CONFLICT, conflicts)
+        recorder.add(member, "follows_either", either, answers, CONFLICT, conflicts)
     return recorder.outcome()
 
 

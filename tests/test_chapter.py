@@ -1,0 +1,60 @@
+"""What chapters say in the same way: here and in a published run, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kdnotes import chapter, results, study
+from kdnotes.probes.outcome import ITEM_COLUMNS, Outcome
+
+
+def outcome(**values: list[float]) -> Outcome:
+    """Accuracies by arm, one per seed, and one value under a condition that is not asked for."""
+    rows = [
+        (arm.replace("_", "-"), seed, "", "accuracy", value)
+        for arm, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    rows.append(("kl", 0, "other", "accuracy", 0.0))
+    table = pd.DataFrame(rows, columns=["arm", "seed", "condition", "measure", "value"])
+    return Outcome(table, pd.DataFrame(columns=list(ITEM_COLUMNS)))
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty book."""
+    monkeypatch.setenv("KDNOTES_BOOK", str(tmp_path))
+    return tmp_path
+
+
+def test_a_published_run_stands_beside_this_one(book: Path) -> None:
+    full = study.chapter("distillation", preset="full", seeds=3, teacher="vgg-large", device="cpu")
+    larger = outcome(independent=[0.9, 0.92], kl=[0.95, 0.97])
+    results.save("distillation", larger, [], full.parameters(), 1.0, book / "results" / "full")
+    smoke = study.chapter("distillation", preset="smoke", device="cpu")
+    said = chapter.beside_published(smoke, outcome(independent=[0.5, 0.7], hint=[0.8]), "accuracy")
+    lines = said.splitlines()
+    assert [line.split(" | ")[0][2:] for line in lines[2:5]] == [
+        "Independent (no teacher)",
+        "KL (soft labels)",
+        "Hint (feature maps)",
+    ]
+    assert lines[0].split(" | ")[1:] == ["this run (smoke)", "published (full) |"]
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines[2:5]}
+    assert cells["Independent (no teacher)"] == [".60", ".91 |"]
+    assert cells["KL (soft labels)"] == ["–", ".96 |"]
+    assert cells["Hint (feature maps)"] == [".80", "– |"]
+    assert "teacher `vgg-large`" in lines[-1]
+    assert "3 seeds" in lines[-1]
+
+
+def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
+    smoke = study.chapter("distillation", preset="smoke", device="cpu")
+    said = chapter.beside_published(smoke, outcome(kl=[0.5]), "accuracy")
+    assert said.startswith("No run of the preset `full`")
+    full = study.chapter("distillation", preset="full", device="cpu")
+    said = chapter.beside_published(full, outcome(kl=[0.5]), "accuracy")
+    assert said.startswith("This is a run of the preset `full`")
