@@ -237,7 +237,7 @@ class _StopForward(Exception):  # noqa: N818 - not an error: the rest of the net
 
 
 def features_at(network: nn.Module, images: Tensor, path: str) -> Tensor:
-    """Output of one named layer; the layers behind it are not computed. RequestError as `tapped`."""
+    """Output of one named layer, nothing behind it computed; raises RequestError as `tapped`."""
 
     def stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         raise _StopForward

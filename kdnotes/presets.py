@@ -49,7 +49,7 @@ PRESETS: dict[str, Preset] = {
         batch=64,
     ),
     "laptop": Preset(),
-    "full": Preset(train_count=20_000, test_count=5000, teacher_epochs=15, student_epochs=15),
+    "full": Preset(train_count=None, test_count=5000, teacher_epochs=30, student_epochs=30),
 }
 
 
@@ -96,6 +96,8 @@ def resolve(
     seeds: int | None = None,
     first_seed: int = 0,
     device: str | None = None,
+    train_count: int | None = None,
+    epochs: int | None = None,
 ) -> Settings:
     """Settings from parameters, empty ones taken from the preset.
 
@@ -119,6 +121,9 @@ def resolve(
         raise RequestError(f"seeds must be from 1 to 1000, not {count}")
     if first_seed < 0:
         raise RequestError(f"first_seed must be 0 or more, not {first_seed}")
+    for name, value in (("train_count", train_count), ("epochs", epochs)):
+        if value is not None and value < 1:
+            raise RequestError(f"{name} must be 1 or more, not {value}")
     numbers = tuple(range(first_seed, first_seed + count))
     return Settings(
         preset=preset,
@@ -130,10 +135,10 @@ def resolve(
         seeds=numbers,
         control_seeds=numbers[: chosen.control_seeds],
         device=check_device(device),
-        train_count=chosen.train_count,
+        train_count=train_count or chosen.train_count,
         test_count=chosen.test_count,
-        teacher_epochs=chosen.teacher_epochs,
-        student_epochs=chosen.student_epochs,
+        teacher_epochs=epochs or chosen.teacher_epochs,
+        student_epochs=epochs or chosen.student_epochs,
         batch=chosen.batch,
     )
 
