@@ -6,9 +6,15 @@ Submodules are imported when first touched, so that ``import kdnotes as kd`` cos
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 
 __version__ = "0.1.0"
+
+# Libraries that timm and rich bring along ask for ipywidgets as soon as they are in a notebook, and
+# a warning on a page of the book fails its build.
+warnings.filterwarnings("ignore", message="IProgress not found")
+warnings.filterwarnings("ignore", message='install "ipywidgets" for Jupyter support')
 
 _SUBMODULES = (
     "book",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _NUMBERED = re.compile(r"(\d\d)-(.+)")
 FOLDER_PREFIX = "imagefolder:"  # as in kdnotes.data, which would import torch
+REQUEST_ERROR = "RequestError: "  # how a chapter says that the request is wrong
 LAST_WORDS = 12  # lines of a dead process's stderr that are shown
 
 
@@ -138,8 +139,11 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     # Relative before anything else, so that checks and notebook see the same value.
     values = layout.without_absolute_paths(parameters.check(which.name, which.parameters, given))
     defaults = {name: item.default for name, item in which.parameters.items()}
-    kept = {name: value for name, value in values.items() if value != defaults[name]}
-    return Request(which, kept, study.chapter(which.name, **(defaults | kept)))
+    # Empty defaults leave the choice to the preset; an empty value that was given is checked.
+    chosen = {name: value for name, value in defaults.items() if value} | values
+    about = {name: value for name, value in chosen.items() if name in parameters.REQUIRED}
+    different = {name: value for name, value in values.items() if value != defaults[name]}
+    return Request(which, different, study.chapter(which.name, **about))
 
 
 def with_preset(given: Mapping[str, str], preset: str | None) -> dict[str, str]:
@@ -274,14 +278,16 @@ def execute(
     """Execute chapters on trained networks, ``jobs`` at a time, each in a process of its own.
 
     ``stamps`` are the keys noted in the executed notebooks, by notebook. Runs that can finish do;
-    then the first failure is raised as RunFailedError, naming the partial notebooks.
+    then failures are raised as RunFailedError, naming the partial notebooks, or as RequestError
+    where chapters found that they cannot do what was asked for.
     """
     from kdnotes import pool
 
     if not runs:
         return []
     processes = _Processes()
-    done, failures = [], []
+    done: list[Done] = []
+    failures: list[RunFailedError | RequestError] = []
     with _progress([run.title for run in runs]) as show:
         executor = ThreadPoolExecutor(min(jobs or pool.cores(), len(runs)))
         try:
@@ -299,15 +305,17 @@ def execute(
                 try:
                     done.append(future.result())
                     report(done[-1])
-                except RunFailedError as error:
-                    failures.append(str(error))
+                except (RunFailedError, RequestError) as error:
+                    failures.append(error)
         except BaseException:  # Ctrl-C: stop what runs, start nothing more
             executor.shutdown(wait=False, cancel_futures=True)
             processes.stop()
             raise
         executor.shutdown()
     if failures:
-        raise RunFailedError("\n".join(failures))
+        wrong_request = all(isinstance(error, RequestError) for error in failures)
+        kind = RequestError if wrong_request else RunFailedError
+        raise kind("\n".join(str(error) for error in failures))
     return done
 
 
@@ -327,6 +335,9 @@ def _execute_one(
     try:
         outcome, last_words = processes.run(order, _environment(run.folder), show)
         failed = outcome["failed"]
+        if failed is not None and failed["error"].startswith(REQUEST_ERROR):
+            working.unlink()
+            raise RequestError(failed["error"].removeprefix(REQUEST_ERROR))
         if failed is not None:
             where = f" in cell {failed['cell']} ({failed['source']})" if failed["cell"] else ""
             raise RunFailedError(

@@ -2,7 +2,9 @@
 
 papermill hands unknown names on with a warning, types arrive as text (`1e-3` from YAML is a
 string), and its own inspection overlooks annotations such as ``int | None``. So the cell is read
-here: every parameter is one line ``name: type = default  # meaning``.
+here: every parameter is one line ``name: type = default  # meaning``, where a default of None makes
+the parameter optional. A meaning that ends in ``(1 to 255)`` states the range of a number, one that
+ends in ``(each 1 to 255)`` that of the numbers in a comma-separated text; both are enforced.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import difflib
 import io
 import json
 import math
+import re
 import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +36,7 @@ REQUIRED = (
     "first_seed",
     "device",
 )
+_RANGE = re.compile(r"\((each )?(-?[\d.]+) to (-?[\d.]+)\)$")
 _KINDS = {
     "str": "text",
     "int": "a whole number",
@@ -64,13 +68,34 @@ class Parameter:
         if self.optional and stripped.lower() in ("", "none", "null"):
             return None
         try:
-            return _parse(self.kind, stripped)
+            value = _parse(self.kind, stripped)
+            self._check_range(value)
+            return value
         except ValueError as error:
-            what = _KINDS[self.kind] + (" (or nothing)" if self.optional else "")
+            what = self._expected + (" (or nothing)" if self.optional else "")
             raise RequestError(
                 f"parameter {self.name!r} must be {what}, not {text!r}; for example "
                 f"{self.name}={_example(self)}"
             ) from error
+
+    @property
+    def _expected(self) -> str:
+        """What would be right, in words."""
+        stated = _RANGE.search(self.meaning)
+        if stated is None:
+            return _KINDS[self.kind]
+        each, low, high = stated.groups()
+        what = "numbers separated by commas, each" if each else _KINDS[self.kind]
+        return f"{what} from {low} to {high}"
+
+    def _check_range(self, value: Any) -> None:
+        stated = _RANGE.search(self.meaning)
+        if stated is None:
+            return
+        each, low, high = stated.groups()
+        numbers = [float(part) for part in value.split(",")] if each else [value]
+        if not all(float(low) <= number <= float(high) for number in numbers):
+            raise ValueError(value)
 
 
 def read(path: Path) -> dict[str, Parameter]:
@@ -144,7 +169,7 @@ def _cell_parameters(source: str) -> Iterable[Parameter]:
         meaning = comments.get(statement.end_lineno or statement.lineno, "")
         if not meaning:
             raise ValueError(f"{where}: {statement.target.id} has no comment saying what it means")
-        yield Parameter(statement.target.id, kind, optional, default, meaning)
+        yield Parameter(statement.target.id, kind, optional or default is None, default, meaning)
 
 
 def _annotation(text: str, where: str) -> tuple[str, bool]:

@@ -35,10 +35,11 @@ FOREIGN_SEED = 9_000  # a seed that no student of a cast ever has
 SECOND_TEACHER_SEED = 1
 HINT_DEPTHS = ("hint-1", "hint-2", "hint-3", "hint-logits")
 
-# Weights of the objectives, fixed on development seeds.
+# Weights of the objectives, fixed on development seeds: KL and Hint as in the study's CIFAR-scale
+# base; CRD's is the largest of .05, .1, .2, .8 that does not cost a point of accuracy here.
 KL_GAMMA, KL_WEIGHT = 0.1, 0.9
 HINT_WEIGHT = 10.0
-CRD_WEIGHT = 0.8
+CRD_WEIGHT = 0.2
 CRD_NEGATIVES = 512
 
 

@@ -56,7 +56,7 @@ def test_list(make_book: Any) -> None:
     shown = kdnotes("list")
     assert shown.exit_code == 0
     assert shown.stdout.startswith("scorecard: Does the student scorecard?\n")
-    assert re.search(r"seeds +int \| None +1 +students per method", shown.stdout)
+    assert re.search(r"seeds +int +0 +students per method", shown.stdout)
     (described,) = json.loads(kdnotes("list", "--json").stdout)
     assert described["chapter"] == "scorecard"
     assert described["file"] == "book/scorecard.ipynb"
@@ -133,6 +133,7 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("run scorecard -p seeds=abc", "parameter 'seeds' must be a whole number"),
         ("run scorecard -p seeds=0", "seeds must be from 1"),
         ("run scorecard -p tau=-1", "tau must be above 0"),
+        ("run scorecard -p size=10", "parameter 'size' must be a whole number from 1 to 9"),
         ("run scorecard -p tua=1", "no parameter 'tua' (did you mean 'tau'?)"),
         ("run scorecard -p methods=kl,hnt", "unknown method 'hnt' (did you mean 'hint'?)"),
         ("run scorecard -p dataset=digit", "unknown data set 'digit'"),
@@ -221,6 +222,14 @@ def test_a_dead_kernel_and_a_chapter_that_saves_nothing_are_failures(
     assert unsaved.exit_code == 1
     assert "without saving scorecard.csv, scorecard.items.parquet, scorecard.json" in unsaved.stderr
     assert files_under(tmp_path / "out") == ["scorecard.partial.ipynb"]
+
+
+def test_a_chapter_can_say_that_the_request_is_wrong(make_book: Any, tmp_path: Path) -> None:
+    make_book(code("from kdnotes.errors import RequestError\nraise RequestError('no such thing')"))
+    done = kdnotes("run", "scorecard", "--out", "out")
+    assert done.exit_code == 2
+    assert done.stderr == "kdnotes: no such thing\n"
+    assert files_under(tmp_path / "out") == []
 
 
 def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(

@@ -19,6 +19,7 @@ preset: str = "laptop"  # how large: smoke, laptop
 seeds: int | None = None  # how many = students
 tau: float = 4.0  # temperature # of the labels
 flip: bool = False  # mirror the images
+count: int = None  # papermill reads this form too
 """
 
 
@@ -26,8 +27,8 @@ def notebook(path: Path, source: str, **metadata: Any) -> Path:
     return write(path / "01-a.ipynb", [markdown("# A"), code(source, tags=["parameters"])])
 
 
-def one(kind: str, optional: bool = False, default: Any = None) -> Parameter:
-    return Parameter("it", kind, optional, default, "")
+def one(kind: str, optional: bool = False, default: Any = None, meaning: str = "") -> Parameter:
+    return Parameter("it", kind, optional, default, meaning)
 
 
 def test_reads_names_types_defaults_and_meanings(tmp_path: Path) -> None:
@@ -38,6 +39,7 @@ def test_reads_names_types_defaults_and_meanings(tmp_path: Path) -> None:
         ("seeds", "int | None", None, "how many = students"),
         ("tau", "float", 4.0, "temperature # of the labels"),
         ("flip", "bool", False, "mirror the images"),
+        ("count", "int | None", None, "papermill reads this form too"),
     ]
 
 
@@ -140,13 +142,40 @@ def test_the_example_in_a_message_is_itself_accepted() -> None:
             each.parse(str(caught.value).rsplit("it=", 1)[1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "meaning", "right", "wrong", "message"),
+    [
+        ("int", "size (1 to 255)", ["1", "255"], ["0", "256"], "a whole number from 1 to 255"),
+        ("float", "share (-0.5 to 1)", ["-0.5", "0.2"], ["-0.6", "1.1"], "a number from -0.5 to 1"),
+        (
+            "str",
+            "sizes (each 1 to 9)",
+            ["1", "2, 4,9"],
+            ["0,4", "4,x", "", "4,"],
+            "numbers separated by commas, each from 1 to 9",
+        ),
+    ],
+)
+def test_a_stated_range_is_enforced(
+    kind: str, meaning: str, right: list[str], wrong: list[str], message: str
+) -> None:
+    each = one(kind, meaning=meaning)
+    for text in right:
+        each.parse(text)
+    for text in wrong:
+        with pytest.raises(RequestError, match=f"must be {message}, not {text!r}"):
+            each.parse(text)
+    assert one(kind, optional=True, meaning=meaning).parse("none") is None
+
+
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     read = parameters.read(notebook(tmp_path, CELL))
     assert parameters.check("a", read, {"tau": "1e-3"}) == {"tau": 0.001}
     with pytest.raises(RequestError) as caught:
         parameters.check("a", read, {"tua": "4"})
     expected = (
-        "chapter 'a' has no parameter 'tua' (did you mean 'tau'?); it has: preset, seeds, tau, flip"
+        "chapter 'a' has no parameter 'tua' (did you mean 'tau'?); "
+        "it has: preset, seeds, tau, flip, count"
     )
     assert str(caught.value) == expected
 

@@ -21,9 +21,10 @@ teacher: str = ""  # architecture of the teacher
 student: str = ""  # architecture of the students
 methods: str = "kl"  # comma-separated: kl, hint, crd
 tau: float = 4.0  # temperature of the soft labels
-seeds: int | None = 1  # students per method
+seeds: int = 0  # students per method; 0: what the preset says
 first_seed: int = 0  # seed of the first student
 device: str = "cpu"  # where to train
+size: int = 3  # the chapter's own (1 to 9)
 """
 SAVE_NOTHING = """\
 import kdnotes as kd
