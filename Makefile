@@ -11,7 +11,7 @@ SMOKE_CACHE := $(CURDIR)/_build/smoke-cache
 # slow each other down many times over.
 export OMP_NUM_THREADS := 1
 
-.PHONY: book test lint unit smoke nbval site-checks bench publish clean
+.PHONY: book test lint unit smoke nbval site-checks publish clean
 
 book: .venv/.installed
 	$(BIN)/kdnotes build --preset $(PRESET)
@@ -48,9 +48,6 @@ nbval: .venv/.installed
 site-checks: .venv/.installed
 	$(BIN)/python -m pytest -m book
 
-bench: .venv/.installed-benchmarks
-	$(BIN)/python benchmarks/run.py
-
 # For maintainers: the small files of a finished run, into results/.
 publish: .venv/.installed
 	$(BIN)/python -m kdnotes.site $(PRESET)
@@ -61,8 +58,4 @@ clean:
 .venv/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
-	touch $@
-
-.venv/.installed-benchmarks: benchmarks/requirements.txt .venv/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r benchmarks/requirements.txt
 	touch $@

@@ -47,7 +47,8 @@ def found(claim: Mapping[str, Any]) -> str:
     ]
     number = f"{stats.format_number(claim['estimate'])} [{', '.join(bounds)}]"
     kind = "gap closed" if claim["kind"] == "gap closed" else "difference"
-    reason = f"; {claim['reason']}" if claim["verdict"] == "inconclusive" else ""
+    undecided = claim["verdict"] in ("inconclusive", "not applicable")
+    reason = f"; {claim['reason']}" if undecided else ""
     return f"({kind} {number}{reason})"
 
 

@@ -328,21 +328,22 @@ def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
 def load_user_model(text: str, num_classes: int) -> Normalized:
     """One's own network: ``ARCH`` (timm's pretrained weights) or ``ARCH:FILE`` (a checkpoint).
 
-    FILE is safetensors, or a PyTorch state dictionary (read with weights_only). Raises
+    FILE is safetensors, or a PyTorch state dictionary (read with weights_only). A network saved
+    without its normalisation gets that of timm's own weights. Raises
     RequestError for an unknown architecture, a missing or unfitting file, or other classes.
     """
     name, _, file = text.partition(":")
     check_name(name)
+    mean, std = _pretrained_normalisation(name)
     if not file:
-        network = build(name, num_classes, seed=0, small_images=False, pretrained=True)
-        return network
+        return build(name, num_classes, 0, mean, std, small_images=False, pretrained=True)
     path = Path(file).expanduser()
     if not path.is_file():
         raise RequestError(f"no checkpoint {file!r}")
     state = read_state(path)
     problems = []
     for small_images in (True, False):
-        network = build(name, num_classes, seed=0, small_images=small_images)
+        network = build(name, num_classes, 0, mean, std, small_images)
         target = network if any(key.startswith("body.") for key in state) else network.body
         try:
             target.load_state_dict(state)
@@ -352,6 +353,18 @@ def load_user_model(text: str, num_classes: int) -> Normalized:
     raise RequestError(
         f"checkpoint {path.name} does not fit {name} with {num_classes} classes: {problems[-1]}"
     )
+
+
+def _pretrained_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that timm's weights of a model expect; the preset nets' own otherwise."""
+    import timm
+
+    if name in PRESET_NETS:
+        return (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    configuration = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if configuration is None:
+        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    return tuple(configuration.mean), tuple(configuration.std)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -472,16 +472,17 @@ def plane(
     shown = _arms_in(up, _arms_in(across, arms))
     figure, axes = _subplots(3.6 + 0.25 * math.ceil(len(shown) / 2))
     axis = axes[0, 0]
-    for arm in shown:
+    for place, arm in enumerate(shown):
         look = arm_style(arm)
         networks = pd.concat([_by_seed(across, arm), _by_seed(up, arm)], axis=1, join="inner")
-        looks = {"color": look.colour, "marker": look.marker, "markerfacecolor": _fill(look)}
+        looks: dict[str, Any] = {"color": look.colour, "marker": look.marker}
+        looks["markerfacecolor"] = _fill(look)
         axis.plot(*networks.to_numpy().T, linestyle="", markersize=5, alpha=0.6, gid=arm, **looks)
         middle = networks.mean().to_numpy()[:, None]
         looks["markeredgecolor"] = "black"
-        axis.plot(
-            *middle, linestyle="", markersize=10, label=look.label, gid=f"{arm}:mean", **looks
-        )
+        # The first arms, the teachers, are few and lie on top.
+        looks |= {"label": look.label, "gid": f"{arm}:mean", "zorder": 4 - place / len(shown)}
+        axis.plot(*middle, linestyle="", markersize=10, **looks)
     for name, value in (vertical_lines or {}).items():
         axis.axvline(value, color="#444444", linestyle=":", linewidth=1.6, label=name, gid=name)
     axis.set_xlabel(_axis_label(xlabel or _readable(x[0])))

@@ -120,10 +120,16 @@ def test_checkpoints_of_both_kinds_are_read(tmp_path: Path) -> None:
     save_file(state, tmp_path / "net.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "net.pth")
     images = torch.rand(2, 3, 32, 32)
+    imagenet = models.build("resnet18", 10, 0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    imagenet.body.load_state_dict(state)
     for file in ("net.safetensors", "net.pth"):
         read = models.load_user_model(f"resnet18:{tmp_path / file}", 10).eval()
         with torch.no_grad():
-            assert torch.equal(read(images), network(images))
+            assert torch.equal(read(images), imagenet.eval()(images))
+    save_file(network.state_dict(), tmp_path / "ours.safetensors")
+    ours = models.load_user_model(f"resnet18:{tmp_path / 'ours.safetensors'}", 10).eval()
+    with torch.no_grad():
+        assert torch.equal(ours(images), network(images))
 
 
 def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
