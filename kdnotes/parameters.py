@@ -36,6 +36,8 @@ REQUIRED = (
     "first_seed",
     "device",
 )
+# What decides the networks besides, where a chapter offers it.
+SIZES = ("train_count", "epochs")
 _RANGE = re.compile(r"\((each )?(-?[\d.]+) to (-?[\d.]+)\)$")
 _KINDS = {
     "str": "text",

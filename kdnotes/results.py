@@ -37,7 +37,6 @@ PACKAGES = (
     "timm",
     "captum",
     "foolbox",
-    "kornia",
     "numpy",
     "scipy",
     "pandas",
