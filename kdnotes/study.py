@@ -39,6 +39,9 @@ HINT_DEPTHS = ("hint-1", "hint-2", "hint-3", "hint-logits")
 # base; CRD's is the largest of .05, .1, .2, .8 that does not cost a point of accuracy here.
 KL_GAMMA, KL_WEIGHT = 0.1, 0.9
 HINT_WEIGHT = 10.0
+# Logits are not normalised as maps are: at 10 their squared differences make training diverge; .3
+# is the largest of .03, .1, .3 tried.
+HINT_LOGITS_WEIGHT = 0.3
 CRD_WEIGHT = 0.2
 CRD_NEGATIVES = 512
 
@@ -246,9 +249,13 @@ class Study:
             return ObjectiveSpec(
                 method="crd", gamma=1, weight=CRD_WEIGHT, crd_negatives=CRD_NEGATIVES
             )
-        layer = _hint_layer(method, settings.student), _hint_layer(method, settings.teacher)
+        weight = HINT_LOGITS_WEIGHT if method == "hint-logits" else HINT_WEIGHT
         return ObjectiveSpec(
-            method="hint", gamma=1, weight=HINT_WEIGHT, hint_student=layer[0], hint_teacher=layer[1]
+            method="hint",
+            gamma=1,
+            weight=weight,
+            hint_student=_hint_layer(method, settings.student),
+            hint_teacher=_hint_layer(method, settings.teacher),
         )
 
     @lru_cache(maxsize=8)  # noqa: B019 - a study is small and lives as long as its chapter
