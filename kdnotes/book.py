@@ -141,7 +141,11 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     defaults = {name: item.default for name, item in which.parameters.items()}
     # Empty defaults leave the choice to the preset; an empty value that was given is checked.
     chosen = {name: value for name, value in defaults.items() if value} | values
-    about = {name: value for name, value in chosen.items() if name in parameters.REQUIRED + parameters.SIZES}
+    about = {
+        name: value
+        for name, value in chosen.items()
+        if name in parameters.REQUIRED + parameters.SIZES
+    }
     different = {name: value for name, value in values.items() if value != defaults[name]}
     return Request(which, different, study.chapter(which.name, **about))
 
