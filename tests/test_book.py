@@ -67,7 +67,8 @@ def test_committed_notebooks_are_clean(path: Path) -> None:
 def test_chapters_have_the_agreed_form(path: Path) -> None:
     cells = read(path)["cells"]
     if re.match(r"\d\d-", path.stem):
-        assert 20 <= len(cells) <= 30
+        # A cell with a figure can hold nothing else: every output would become that figure.
+        assert 20 <= sum("mystnb" not in cell["metadata"] for cell in cells) <= 30
     title = "".join(cells[0]["source"]).splitlines()[0]
     assert cells[0]["cell_type"] == "markdown"
     assert re.fullmatch(r"# .+", title)
