@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import layout, results, stats
+from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,20 @@ def say(text: str) -> None:
     from IPython.display import Markdown, display
 
     display(Markdown(text))
+
+
+def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
+    """The numbers of a parameter that is a comma-separated list, such as "2,4,8".
+
+    Raises RequestError, naming the parameter, where there are none or a part is no such number.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise RequestError(
+            f"parameter {name!r} must be {what} with commas between them, not {text!r}"
+        ) from error
 
 
 def answer(claims: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from kdnotes import book, layout, results
+from kdnotes import book, costs, layout, results
 from kdnotes.book import Done, Run, RunFailedError
 from kdnotes.errors import RequestError
 
@@ -86,7 +86,9 @@ def build(
         for finished in book.execute(pending, jobs, stamps, report):
             done[finished.run.request.chapter.name] = finished
     stage_folder = out / ("stage" if edition == "full" else f"stage-{edition}")
-    stage({name: each.run.notebook for name, each in done.items()}, folder, stage_folder, edition)
+    executed = {name: each.run.notebook for name, each in done.items()}
+    spent = costs.table(done[name] for name in requests if name in done)
+    stage(executed, folder, stage_folder, edition, spent)
     target = out / ("html" if edition == "full" else f"html-{edition}")
     index = publish_pages(stage_folder, target)
     return Built(index, [done[name] for name in requests if name in done and name in chosen])
@@ -110,12 +112,17 @@ def require_jupyter_book() -> None:
 
 
 def stage(
-    notebooks: Mapping[str, Path], tables: Path, folder: Path, edition: Edition = "full"
+    notebooks: Mapping[str, Path],
+    tables: Path,
+    folder: Path,
+    edition: Edition = "full",
+    spent: str = costs.NOT_MEASURED,
 ) -> None:
     """Copy the book into ``folder``, chapters replaced by their executed notebooks.
 
     ``notebooks``: executed ones by chapter; ``tables``: where the chapters' CSV and JSON files
-    are. The student edition leaves out the cells tagged as solutions.
+    are; ``spent``: what the run cost, in Markdown. The student edition leaves out the cells
+    tagged as solutions.
     """
     import yaml
 
@@ -125,6 +132,7 @@ def stage(
     shutil.copy(root / "_toc.yml", folder)
     config = yaml.safe_load((root / "_config.yml").read_text())
     (folder / "book" / TABLES).mkdir()
+    (folder / "book" / TABLES / "costs.md").write_text(spent + "\n", encoding="utf-8")
     for name, template in book.chapter_paths().items():
         executed = notebooks.get(name)
         notebook = json.loads((executed or template).read_text(encoding="utf-8"))

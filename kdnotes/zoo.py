@@ -102,6 +102,11 @@ def history(spec: NetworkSpec) -> list[dict[str, float]]:
     return _manifest(folder_of(spec))["history"]
 
 
+def seconds(spec: NetworkSpec) -> float:
+    """Seconds that the training of a network took."""
+    return float(_manifest(folder_of(spec))["seconds"])
+
+
 class DamagedError(RuntimeError):
     """A cached file is truncated or altered."""
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from kdnotes import chapter, results, study
+from kdnotes.errors import RequestError
 from kdnotes.probes.outcome import ITEM_COLUMNS, Outcome
 
 
@@ -58,3 +59,12 @@ def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
     full = study.chapter("distillation", preset="full", device="cpu")
     said = chapter.beside_published(full, outcome(kl=[0.5]), "accuracy")
     assert said.startswith("This is a run of the preset `full`")
+
+
+def test_a_list_of_numbers_in_one_parameter() -> None:
+    assert chapter.numbers("band", "2, 4,8", int) == [2, 4, 8]
+    assert chapter.numbers("strengths", ".2,1", float) == [0.2, 1.0]
+    with pytest.raises(RequestError, match=r"'band' must be whole numbers .* not '2,4.5'"):
+        chapter.numbers("band", "2,4.5", int)
+    with pytest.raises(RequestError, match="'strengths' must be numbers"):
+        chapter.numbers("strengths", "", float)
