@@ -101,7 +101,7 @@ def scenes(
 ) -> ImageData:
     """Draw scenes: uint8 (count, 3, size, size) with factors and masks.
 
-    Factors: digit, marker, hue (thousandths of a turn), side (0: digit left) and group. The same
+    Factors: digit, marker, side (0: digit left) and group, the number in `STYLES`. The same
     options, split, count and seed give the same pixels.
     """
     pool = glyphs.load(options.glyphs, split, data_dir)

@@ -241,6 +241,8 @@ def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
         [sys.executable, "-m", "kdnotes.cli", "run", "scorecard", "--out", str(out)],
         stderr=subprocess.PIPE,
         text=True,
+        # A job in the background of a script ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not any("done before" in path.read_text() for path in out.glob(".*.ipynb")):
