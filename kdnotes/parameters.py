@@ -196,6 +196,6 @@ def _parse(kind: str, text: str) -> Any:
 
 
 def _example(parameter: Parameter) -> Any:
-    if parameter.default not in (None, ""):
+    if parameter.default:  # an empty one, 0 included, leaves the choice to the preset
         return parameter.default
     return _EXAMPLES[parameter.kind]

@@ -302,9 +302,8 @@ def describe(objective: ObjectiveSpec) -> str:
         "hint": f"layer {objective.hint_student.removeprefix('body.')}",
         "crd": f"{objective.crd_negatives} negatives",
     }[objective.method]
-    return (
-        f"{objective.gamma:g} labels + {objective.weight:g} {objective.method.upper()} ({detail})"
-    )
+    name = {"kl": "KL", "hint": "Hint", "crd": "CRD"}[objective.method]
+    return f"{objective.gamma:g} labels + {objective.weight:g} {name} ({detail})"
 
 
 def _hint_layer(arm: str, model: str) -> str:
