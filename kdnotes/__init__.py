@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore", message='install "ipywidgets" for Jupyter supp
 _SUBMODULES = (
     "book",
     "cast",
+    "casting",
     "chapter",
     "claims",
     "data",
@@ -27,6 +28,7 @@ _SUBMODULES = (
     "plots",
     "probes",
     "results",
+    "scenes",
     "stats",
     "study",
     "train",

@@ -6,12 +6,14 @@ live in one space.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +21,24 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdnotes.errors import RequestError
 
+_Network = TypeVar("_Network", bound=nn.Module)
+
+TRAINED_HERE = "none"  # value of KDNOTES_WEIGHTS: use no published weights at all
+
 # name -> (family, stage widths or width, convolutions or blocks per stage)
 PRESET_NETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "vgg-small": ("vgg", (16, 32, 64), (1, 1, 1)),
     "vgg-medium": ("vgg", (32, 64, 128), (1, 1, 1)),
     "vgg-large": ("vgg", (16, 64, 128), (1, 2, 2)),
+    "vgg-small-blur": ("vgg-blur", (16, 32, 64), (1, 1, 1)),
+    "vgg-large-blur": ("vgg-blur", (16, 48, 96), (1, 1, 1)),
     "resnet-small": ("resnet", (16, 32, 64, 64), (1, 1, 1, 1)),
     "resnet-large": ("resnet", (32, 64, 128, 128), (2, 2, 2, 2)),
+    "vit-tiny": ("vit", (64,), (2,)),
     "vit-small": ("vit", (96,), (4,)),
     "vit-large": ("vit", (192,), (6,)),
     "paper-mnist": ("paper-mnist", (32, 64), (1, 1)),
+    "paper-mnist-half": ("paper-mnist", (16, 32), (1, 1)),
 }
 
 
@@ -48,12 +58,47 @@ class Normalized(nn.Module):
         return self.body((images - self.mean) / self.std)
 
 
-class SmallVGG(nn.Module):
-    """A VGG-like net: stages that each halve the image first, global average pool, linear head."""
+class Composite(nn.Module):
+    """Several networks as one: the mean of their logits with given shares, [0, 1] images in.
 
-    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], num_classes: int) -> None:
+    ``mirrored``: over each image and its mirror image as well, so that a network and its mirror
+    image cannot differ. It has no feature layers of its own.
+    """
+
+    def __init__(
+        self, parts: list[Normalized], shares: tuple[float, ...] = (), mirrored: bool = False
+    ) -> None:
         super().__init__()
-        from timm.layers import ConvNormAct
+        self.parts = nn.ModuleList(parts)
+        self.shares = shares or (1 / len(parts),) * len(parts)
+        self.mirrored = mirrored
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = (images, images.flip(3)) if self.mirrored else (images,)
+        logits = [
+            share * part(view) / len(seen)
+            for share, part in zip(self.shares, self.parts, strict=True)
+            for view in seen
+        ]
+        return torch.stack(logits).sum(0)
+
+
+class SmallVGG(nn.Module):
+    """A VGG-like net: stages that each halve the image first, global average pool, linear head.
+
+    ``blur``: halve by timm's BlurPool behind an unstrided convolution (Zhang 2019, arXiv
+    1904.11486), so that small shifts of the image change the maps less.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        num_classes: int,
+        blur: bool = False,
+    ) -> None:
+        super().__init__()
+        from timm.layers import BlurPool2d, ConvNormAct
 
         stages = []
         channels = 3
@@ -61,7 +106,11 @@ class SmallVGG(nn.Module):
             blocks = []
             for position in range(depth):
                 stride = 2 if position == 0 else 1
-                blocks.append(ConvNormAct(channels, width, 3, stride=stride))
+                blocks.append(
+                    ConvNormAct(
+                        channels, width, 3, stride=stride, aa_layer=BlurPool2d if blur else None
+                    )
+                )
                 channels = width
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
@@ -80,19 +129,24 @@ class SmallVGG(nn.Module):
 
 
 class PaperMNIST(nn.Module):
-    """The study's MNIST network (that of the PyTorch MNIST example), with three input channels."""
+    """The study's MNIST network (that of the PyTorch MNIST example), with three input channels.
 
-    def __init__(self, num_classes: int) -> None:
+    ``widths`` (32, 64) are the study's; the hidden layer has twice the width of the second.
+    """
+
+    def __init__(self, widths: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.stages = nn.Sequential(
-            nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(32, 64, 3), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(3, widths[0], 3), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(widths[0], widths[1], 3), nn.ReLU()),
         )
         self.pool = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(0.25), nn.AdaptiveAvgPool2d(12))
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(9216, 128), nn.ReLU())
+        self.num_features = 2 * widths[1]
+        self.hidden = nn.Sequential(
+            nn.Flatten(), nn.Linear(144 * widths[1], self.num_features), nn.ReLU()
+        )
         self.dropout = nn.Dropout(0.5)
-        self.num_features = 128
-        self.head = nn.Linear(128, num_classes)
+        self.head = nn.Linear(self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         return self.stages(images)
@@ -151,13 +205,13 @@ def _build_body(name: str, num_classes: int, small_images: bool, pretrained: boo
             body.maxpool = nn.Identity()
         return body
     family, widths, depths = PRESET_NETS[name]
-    if family == "vgg":
-        return SmallVGG(widths, depths, num_classes)
+    if family in ("vgg", "vgg-blur"):
+        return SmallVGG(widths, depths, num_classes, blur=family == "vgg-blur")
     if family == "resnet":
         return _small_resnet(widths, depths, num_classes)
     if family == "vit":
         return _small_vit(widths[0], depths[0], num_classes)
-    return PaperMNIST(num_classes)
+    return PaperMNIST(widths, num_classes)
 
 
 def _stem_like(conv: nn.Module) -> nn.Module:
@@ -208,8 +262,10 @@ def _small_vit(width: int, depth: int, num_classes: int) -> nn.Module:
     )
 
 
-def taps(network: Normalized) -> tuple[str, ...]:
-    """Dotted paths of a network's stages, from shallow to deep."""
+def taps(network: Normalized | Composite) -> tuple[str, ...]:
+    """Dotted paths of a network's stages, from shallow to deep; a composite has none."""
+    if isinstance(network, Composite):
+        return ()
     body = network.body
     for attribute in ("stages", "blocks", "layers", "features"):
         part = getattr(body, attribute, None)
@@ -223,8 +279,14 @@ def taps(network: Normalized) -> tuple[str, ...]:
     )
 
 
-def forward_with_features(network: Normalized, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and the penultimate, pooled features (N, D) of one forward pass."""
+def forward_with_features(network: Normalized | Composite, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and the penultimate, pooled features (N, D) of one forward pass.
+
+    A composite has no features: its logits stand in for them.
+    """
+    if isinstance(network, Composite):
+        logits = network(images)
+        return logits, logits
     body: Any = network.body
     maps = body.forward_features((images - network.mean) / network.std)
     features = body.forward_head(maps, pre_logits=True)
@@ -253,6 +315,21 @@ def features_at(network: nn.Module, images: Tensor, path: str) -> Tensor:
     return outputs[path]
 
 
+def as_map(network: nn.Module, output: Tensor) -> Tensor:
+    """A layer's output as a map (N, C, H, W), or as it is where it is none.
+
+    Transformers give tokens (N, T, C), whose class token is dropped, or maps with channels last.
+    """
+    body: Any = getattr(network, "body", network)
+    if output.ndim == 4 and getattr(body, "output_fmt", "NCHW") == "NHWC":
+        return output.permute(0, 3, 1, 2)
+    side = math.isqrt(output.shape[1])
+    if output.ndim == 3 and output.shape[1] - side**2 == getattr(body, "num_prefix_tokens", 0):
+        tokens = output[:, output.shape[1] - side**2 :]
+        return tokens.transpose(1, 2).unflatten(2, (side, side))
+    return output
+
+
 @contextmanager
 def tapped(network: nn.Module, paths: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
     """Outputs of the named layers, refilled on every forward pass; hooks go when the block ends.
@@ -278,7 +355,7 @@ def tapped(network: nn.Module, paths: tuple[str, ...]) -> Iterator[dict[str, Ten
             handle.remove()
 
 
-def freeze(network: Normalized) -> Normalized:
+def freeze(network: _Network) -> _Network:
     """A copy for measuring: evaluation mode, BatchNorm folded, no gradients, channels last.
 
     Folded logits equal the original's to about 1e-5. The original is left alone.
@@ -355,6 +432,47 @@ def load_user_model(text: str, num_classes: int) -> Normalized:
     )
 
 
+def load_published(name: str, weights: str, num_classes: int) -> Normalized:
+    """A timm architecture with published weights, in evaluation mode.
+
+    ``weights``: timm's name with its tag, such as resnet50.tv_in1k, or that of a file. A file
+    WEIGHTS.safetensors (or .pth, .pt, .bin) in the folder KDNOTES_WEIGHTS comes first, timm's hub
+    second. Raises RequestError saying what to do when neither has them, or when they do not fit.
+    """
+    import timm
+
+    check_name(name)
+    folder = os.environ.get("KDNOTES_WEIGHTS", "")
+    endings = (".safetensors", ".pth", ".pt", ".bin")
+    files = [Path(folder).expanduser() / f"{weights}{ending}" for ending in endings]
+    found = next((file for file in files if folder and file.is_file()), None)
+    known = found is not None or timm.is_model_pretrained(weights)
+    advice = (
+        f"Put them as {weights}.safetensors (or .pth) into a folder and set KDNOTES_WEIGHTS to it, "
+        f"or set KDNOTES_WEIGHTS={TRAINED_HERE} to train this network instead"
+    )
+    if not known:
+        raise RequestError(f"timm has no weights {weights!r}. {advice}")
+    overlay = {"state_dict": read_state(found)} if found else None
+    try:
+        # The body is named without the tag where the file's own name is not one of timm's.
+        body: Any = timm.create_model(
+            weights if timm.is_model(weights) else name,
+            pretrained=True,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=overlay,
+        )
+    except Exception as error:  # the hub's client raises a dozen kinds; the reason is in the text
+        reason = " ".join(str(error).split())[:300]
+        if found:
+            raise RequestError(f"{found.name} does not fit {name}: {reason}") from error
+        raise RequestError(
+            f"weights {weights!r} could not be downloaded ({reason}). {advice}"
+        ) from (error)
+    configuration = body.pretrained_cfg
+    return Normalized(body, tuple(configuration["mean"]), tuple(configuration["std"])).eval()
+
+
 def _pretrained_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation that timm's weights of a model expect; the preset nets' own otherwise."""
     import timm
@@ -386,9 +504,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=64)
-def multiply_adds(name: str, size: int) -> int:
+def multiply_adds(name: str, size: int, small_images: bool = True) -> int:
     """Multiply-adds of one forward pass of one (3, size, size) image through a named model."""
-    network = build(name, 10, seed=0).eval()
+    network = build(name, 10, seed=0, small_images=small_images).eval()
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

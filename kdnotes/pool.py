@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -30,10 +33,13 @@ def train_all(
     """Train networks in order of dependency; raises what the first failing one raised.
 
     ``to_train`` names teachers before their students. On a GPU the networks follow one another in
-    this process; on CPU they share ``jobs`` worker processes.
+    this process, on all GPUs in one process for each; on CPU they share ``jobs`` worker processes.
     """
+    if device == "cuda:all" and _gpus() > 1:
+        in_group(to_train, device, data_dir, _gpus())
+        return
     if device.startswith("cuda"):
-        with _progress(to_train, quiet) as show:
+        with progress(to_train, quiet) as show:
             for item in to_train:
                 zoo.train_one(
                     item,
@@ -48,7 +54,7 @@ def train_all(
         os.environ.setdefault(name, str(2**32))
     context = get_context("spawn")
     events = context.Queue()
-    with _progress(to_train, quiet) as show:
+    with progress(to_train, quiet) as show:
         listener = threading.Thread(target=_listen, args=(events, show), daemon=True)
         listener.start()
         executor = ProcessPoolExecutor(workers, context, _start_worker, (events,))
@@ -64,6 +70,31 @@ def train_all(
             events.put(None)
             listener.join(timeout=5)
         executor.shutdown()
+
+
+def in_group(to_train: list[Planned], device: str, data_dir: Path | None, processes: int) -> None:
+    """Train each network by several processes of this machine together, started by torchrun.
+
+    Raises RuntimeError when one of them fails; what was finished is kept.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdnotes-") as folder:
+        listed = Path(folder) / "networks.json"
+        items = [{"arm": item.arm, "spec": item.spec.model_dump(mode="json")} for item in to_train]
+        listed.write_text(json.dumps(items))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes), "-m", "kdnotes.train_networks"]
+        command += ["--networks", str(listed), "-p", f"device={device}"]
+        if data_dir is not None:
+            command += ["-p", f"data_dir={data_dir.absolute()}"]
+        status = subprocess.run(command).returncode
+    if status:
+        raise RuntimeError(f"a training process failed (exit status {status}); see above")
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def cores() -> int:
@@ -84,8 +115,7 @@ def _run(
     running: dict[Future[None], str] = {}
     while waiting or running:
         for item in list(waiting):
-            teacher = item.spec.teacher
-            ready = teacher is None or teacher.key not in keys or teacher.key in done
+            ready = all(key not in keys or key in done for key in zoo.keys_behind(item.spec))
             # No more than the workers can take: what becomes ready later may be more urgent.
             if ready and len(running) < workers:
                 waiting.remove(item)
@@ -130,7 +160,7 @@ def in_notebook() -> bool:
 
 
 @contextmanager
-def _progress(to_train: list[Planned], quiet: bool | None) -> Iterator[Any]:
+def progress(to_train: list[Planned], quiet: bool | None) -> Iterator[Any]:
     """A display of what is trained now, how far it is, and how long the rest will take."""
     if quiet is None:
         quiet = not (sys.stderr.isatty() or in_notebook())
@@ -188,10 +218,17 @@ def cost(item: Planned) -> float:
     from kdnotes import models
 
     spec = item.spec
+    if spec.pretrained:
+        return 0.0
     size = int(spec.data.options.get("size", 32))
-    images = (spec.data.count or 50_000) * spec.recipe.epochs
-    work = 6 * models.multiply_adds(spec.model, size)
-    if spec.teacher is not None and spec.objective.method == "hint":
-        work += 2 * models.multiply_adds(spec.teacher.model, size)
+    if spec.recipe.resized is not None:
+        size = spec.recipe.resized.size or size
+    # A folder of photos says how many it has only when it is read: ImageNet's number is meant.
+    many = 1_281_167 if spec.large_images else 50_000
+    images = (spec.data.count or many) * spec.recipe.epochs
+    work = 6 * models.multiply_adds(spec.model, size, not spec.large_images)
+    live = spec.objective.method == "hint" or spec.recipe.resized is not None
+    if spec.teacher is not None and live and not spec.teacher.parts:
+        work += 2 * models.multiply_adds(spec.teacher.model, size, not spec.large_images)
     overhead = 2.5 / spec.recipe.batch * 4e-3
     return 2 + images * (work / 40e9 + overhead)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdnotes.data import DataSpec
 from kdnotes.objectives import ObjectiveSpec
-from kdnotes.transforms import ColorJitter, Views
+from kdnotes.transforms import ColorJitter, Crops, ResizedCrops, Views
 
 REVISION = 1  # raise it when the same specification trains to other weights: caches depend on it
 
@@ -20,8 +20,12 @@ class Recipe(BaseModel):
     """How long and with what schedule a network is trained.
 
     Schedules: ``one-cycle`` (linear up over the first 15% of steps, cosine down), ``step`` (x0.1
-    at 62.5, 75 and 87.5% of the epochs, as in RepDistiller), ``exponential`` (x0.7 per epoch, as
-    in the PyTorch MNIST example) and ``cosine``.
+    at 62.5, 75 and 87.5% of the epochs, as in RepDistiller), ``step-30`` (x0.1 every 30 epochs, as
+    in the PyTorch ImageNet example), ``exponential`` (x0.7 per epoch, as in the PyTorch MNIST
+    example) and ``cosine``.
+
+    ``views`` and ``resized`` are what a network and its teacher both see; ``crops`` and ``jitter``
+    come after the teacher has answered.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,13 +35,22 @@ class Recipe(BaseModel):
     optimizer: Literal["sgd", "adadelta", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: Literal["one-cycle", "step", "exponential", "cosine"] = "one-cycle"
+    schedule: Literal["one-cycle", "step", "step-30", "exponential", "cosine"] = "one-cycle"
     views: Views = Views()
     jitter: ColorJitter | None = None
+    crops: Crops | None = None
+    resized: ResizedCrops | None = None
 
 
 class NetworkSpec(BaseModel):
-    """Everything that determines a trained network, teacher included."""
+    """Everything that determines a network, teacher included.
+
+    ``start_seed``: seed of the first weights in place of the network's own. ``parts``: a composite
+    is not trained but is the mean of the logits of other networks, with ``shares``; ``mirrored``,
+    also over each image and its mirror image. ``pretrained``: a network is not trained but has
+    these published weights. ``large_images``: timm's ResNets keep the strided stem that photos of
+    some 200 pixels need.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,17 +62,17 @@ class NetworkSpec(BaseModel):
     objective: ObjectiveSpec = ObjectiveSpec()
     seed: int = 0
     teacher: NetworkSpec | None = None
+    start_seed: int | None = None
+    parts: tuple[NetworkSpec, ...] = ()
+    shares: tuple[float, ...] = ()
+    mirrored: bool = False
+    pretrained: str = ""
+    large_images: bool = False
 
     @property
     def key(self) -> str:
         """Content hash: the network's name in the cache."""
-        values = self.model_dump(mode="json")
-        spec: NetworkSpec | None = self
-        place = values
-        while spec is not None:
-            place["data"] = spec.data.identity()
-            spec, place = spec.teacher, place["teacher"]
-        return _hash(json.dumps(values, sort_keys=True))
+        return _hash(json.dumps(_identity(self), sort_keys=True))
 
     @property
     def initialisation_seed(self) -> int:
@@ -67,12 +80,40 @@ class NetworkSpec(BaseModel):
 
         A teacher and a student of one architecture never share an initialisation by accident.
         """
+        if self.start_seed is not None:
+            return self.start_seed
         return derive_seed(self.role, self.model, self.seed)
 
     @property
     def order_seed(self) -> int:
         """Seed of the data order and of the views; the same for all students of one seed."""
         return derive_seed("order", self.role, self.seed)
+
+
+# Fields that came later: left out of the hash where they say nothing, so that old names hold.
+_SILENT: dict[str, Any] = {
+    "start_seed": None,
+    "parts": (),
+    "shares": (),
+    "mirrored": False,
+    "pretrained": "",
+    "large_images": False,
+}
+_SILENT_IN_RECIPES = ("crops", "resized")
+
+
+def _identity(spec: NetworkSpec) -> dict[str, Any]:
+    values = spec.model_dump(mode="json", exclude={"teacher", "parts"})
+    values["data"] = spec.data.identity()
+    values["teacher"] = None if spec.teacher is None else _identity(spec.teacher)
+    values["parts"] = [_identity(part) for part in spec.parts]
+    for name in _SILENT_IN_RECIPES:
+        if values["recipe"][name] is None:
+            del values["recipe"][name]
+    for name, nothing in _SILENT.items():
+        if getattr(spec, name) == nothing:
+            del values[name]
+    return values
 
 
 def derive_seed(*parts: str | int) -> int:

@@ -57,11 +57,11 @@ class SceneOptions(BaseModel):
 
 
 class DigitOptions(BaseModel):
-    """Which domain of the 28x28 digits: grey, on a random colour, or on patches of photographs."""
+    """Domain of the 28x28 digits: grey, on random colours, on patches of photographs, or all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    domain: Literal["orig", "color", "m"] = "orig"
+    domain: Literal["orig", "color", "m", "all"] = "orig"
     glyphs: Literal["bundled", "mnist"] = "bundled"
 
 
@@ -134,6 +134,8 @@ def digits(
     Domain ``color`` gives each image a random background colour; ``m`` takes the absolute
     difference to a patch of a photograph, as MNIST-M does (Ganin et al. 2016).
     """
+    if options.domain == "all":
+        return _all_domains(options, split, count, seed, data_dir)
     pool = glyphs.load(options.glyphs, split, data_dir)
     generator = _generator("digits", split, seed, {"domain": options.domain})
     if count is None:
@@ -159,6 +161,27 @@ def digits(
         sources=pool.ids[chosen],
         factors={"digit": pool.labels[chosen]},
         masks={"digit": ink[:, 0] > 0.3},
+    )
+
+
+def _all_domains(
+    options: DigitOptions, split: str, count: int | None, seed: int, data_dir: Path | None
+) -> ImageData:
+    """The same digits in each of the three domains, one domain after the other."""
+    each = [
+        digits(options.model_copy(update={"domain": domain}), split, count, seed, data_dir)
+        for domain in ("orig", "color", "m")
+    ]
+    return ImageData(
+        images=torch.cat([part.images for part in each]),
+        labels=torch.cat([part.labels for part in each]),
+        classes=CLASSES,
+        sources=torch.cat([part.sources for part in each]),
+        factors={
+            "digit": torch.cat([part.labels for part in each]),
+            "domain": torch.arange(3).repeat_interleave(len(each[0])),
+        },
+        masks={"digit": torch.cat([part.masks["digit"] for part in each])},
     )
 
 

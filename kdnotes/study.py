@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from kdnotes import presets, zoo
+from kdnotes import casting, paper, presets, zoo
 from kdnotes.cast import Cast, Member
+from kdnotes.casting import HINT_DEPTHS, UNSEEN_GROUP, Casting
 from kdnotes.data import FOLDER_PREFIX, DataSpec, ImageData, load, with_fingerprint
 from kdnotes.errors import RequestError
-from kdnotes.objectives import ObjectiveSpec
 from kdnotes.paths import base_folder
 from kdnotes.presets import Settings
-from kdnotes.recipe import NetworkSpec, Recipe
-from kdnotes.transforms import ColorJitter
 from kdnotes.zoo import Planned
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The worlds in which the drawn scenes come. `cues`: a digit and a marker; the teacher's marker is
-# random, the students' tells the class as well as the digit does. `plain`: one digit in the
-# middle whose hue tells the class half of the time, so that colour is worth using.
-# The marker's contrast makes the two cues about equally hard: on development seeds, a student with
-# only the marker to go by is right in .79, with only the digit in .70 of the cases (at .4: .99).
-CUES_STUDENT = {"marker": True, "marker_contrast": 0.3}
-CUES_TEACHER = CUES_STUDENT | {"marker_agreement": 0.0}
-ONE_CUE = {"hue_agreement": 0.5, "placement": 0.3}
-FOREIGN_SEED = 9_000  # a seed that no student of a cast ever has
-SECOND_TEACHER_SEED = 1
-HINT_DEPTHS = ("hint-1", "hint-2", "hint-3", "hint-logits")
-
-# Weights of the objectives, fixed before the published seeds were run. KL's are RepDistiller's.
-# Hint's is that of early trials. CRD's is the largest of .05, .1, .2, .8 that did not cost a point
-# of accuracy on one development seed of the two-cue scenes.
-KL_GAMMA, KL_WEIGHT = 0.1, 0.9
-HINT_WEIGHT = 10.0
-# Logits are not normalised as maps are: at 10 their squared differences make training diverge; .3
-# is the largest of .03, .1, .3 tried.
-HINT_LOGITS_WEIGHT = 0.3
-CRD_WEIGHT = 0.2
-CRD_NEGATIVES = 512
+__all__ = ["HINT_DEPTHS", "UNSEEN_GROUP", "Study", "chapter", "known_chapters"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +58,11 @@ class Study:
 
     def train(self, name: str | None = None) -> ImageData:
         """The images that the students of one cast are trained on."""
-        return self._load(self._train_spec(self._known(name), "student"))
+        return self._load(self.casting.data(self._known(name), "student"))
 
     def test(self, name: str | None = None, **options: Any) -> ImageData:
         """Test images like the students' training images; ``options`` change the scenes drawn."""
-        spec = self._train_spec(self._known(name), "student")
+        spec = self.casting.data(self._known(name), "student")
         count = self.settings.test_count
         return self._load(
             with_fingerprint(
@@ -93,8 +70,8 @@ class Study:
                     update={
                         "split": "test",
                         "count": count,
-                        "seed": self._rendering_seed,
-                        "options": spec.options | options,
+                        "seed": self.casting.rendering_seed,
+                        "options": spec.options | self.casting.test_options | options,
                     }
                 ),
                 self.data_dir,
@@ -106,7 +83,8 @@ class Study:
         """Names of the classes."""
         if self.settings.is_scenes or self.settings.dataset in ("digits", "mnist"):
             return tuple(str(digit) for digit in range(10))
-        return self._load(self._train_spec(self.cast_names[0], "student")).classes
+        files = Casting(self.chapter, self.settings, self.data_dir)
+        return self._load(files.data(self.cast_names[0], "student")).classes
 
     def table(self, name: str | None = None) -> pd.DataFrame:
         """How each arm of a cast was trained: one row per arm."""
@@ -122,11 +100,14 @@ class Study:
                     "network": spec.model,
                     "images": spec.data.count or "all",
                     "epochs": spec.recipe.epochs,
-                    "objective": describe(spec.objective),
+                    "objective": casting.describe(spec.objective),
                     "networks trained": 0,
                 },
             )
-            row["networks trained"] += 1
+            if spec.parts:
+                row |= {"images": "-", "epochs": "-", "objective": "mean of others' logits"}
+            else:
+                row["networks trained"] += 1
         return pd.DataFrame(rows.values())
 
     def parameters(self) -> dict[str, Any]:
@@ -136,6 +117,8 @@ class Study:
         values["methods"] = ",".join(self.settings.methods)
         values["seeds"] = len(seeds)
         values["control_seeds"] = len(self.settings.control_seeds)
+        if values["independent_epochs"] is None:
+            del values["independent_epochs"]
         return values | {"first_seed": seeds[0]}
 
     def history(self, name: str | None = None) -> pd.DataFrame:
@@ -144,6 +127,8 @@ class Study:
 
         rows = []
         for item in self._plan(self._known(name)):
+            if item.spec.parts:
+                continue
             for epoch, means in enumerate(zoo.history(item.spec), start=1):
                 rows.append({"arm": item.arm, "seed": item.spec.seed, "epoch": epoch} | means)
         return pd.DataFrame(rows)
@@ -153,11 +138,6 @@ class Study:
         if chosen not in self.cast_names:
             raise RequestError(f"no cast {chosen!r} here; this chapter has {self.cast_names}")
         return chosen
-
-    @property
-    def _rendering_seed(self) -> int:
-        """Development seeds see other renderings than the published ones."""
-        return 1 if self.settings.seeds[0] >= 100 else 0
 
     def _load(self, spec: DataSpec) -> ImageData:
         return _loaded(spec.model_dump_json(), self.data_dir)
@@ -170,160 +150,16 @@ class Study:
             network = network.to("cuda")
         return Member(item.arm, item.spec.seed, network, models.taps(network))
 
-    def _train_spec(self, cast: str, role: str) -> DataSpec:
-        options: dict[str, Any] = {}
-        if self.settings.is_scenes:
-            if cast == "cues":
-                options = CUES_TEACHER if role == "teacher" else CUES_STUDENT
-            else:
-                options = ONE_CUE
-        return with_fingerprint(
-            DataSpec(
-                name=self.settings.dataset,
-                split="train",
-                count=self.settings.train_count,
-                seed=self._rendering_seed,
-                options=options,
-            ),
-            self.data_dir,
-        )
-
     @cached_property
-    def _num_classes(self) -> int:
-        if self.settings.dataset.startswith(FOLDER_PREFIX) or self.settings.dataset == "cifar100":
-            return len(self.classes)
-        return 10
+    def casting(self) -> Casting:
+        """Which networks the casts are made of."""
+        made = Casting(self.chapter, self.settings, self.data_dir)
+        if not casting.needs_class_names(self.settings.dataset):
+            return made
+        return replace(made, num_classes=len(self.classes))
 
-    def _teacher_spec(self, cast: str, seed: int) -> NetworkSpec:
-        settings = self.settings
-        return NetworkSpec(
-            role="teacher",
-            model=settings.teacher,
-            num_classes=self._num_classes,
-            data=self._train_spec(cast, "teacher"),
-            recipe=Recipe(
-                epochs=settings.teacher_epochs,
-                batch=settings.batch,
-                views=settings.views,
-                jitter=ColorJitter() if cast == "jitter" else None,
-            ),
-            seed=seed,
-        )
-
-    def _student_spec(
-        self, cast: str, seed: int, objective: ObjectiveSpec, teacher: NetworkSpec | None
-    ) -> NetworkSpec:
-        settings = self.settings
-        return NetworkSpec(
-            role="student",
-            model=settings.student,
-            num_classes=self._num_classes,
-            data=self._train_spec(cast, "student"),
-            recipe=Recipe(
-                epochs=settings.student_epochs, batch=settings.batch, views=settings.views
-            ),
-            objective=objective,
-            seed=seed,
-            teacher=teacher,
-        )
-
-    def objective(self, arm: str) -> ObjectiveSpec:
-        """The objective of an arm."""
-        settings = self.settings
-        if arm in ("independent", "foreign"):
-            return ObjectiveSpec()
-        if arm.startswith("control"):
-            labels: Literal["teacher", "smoothed", "permuted"] = "teacher"
-            if arm in ("control-smoothed", "control-permuted"):
-                labels = "smoothed" if arm == "control-smoothed" else "permuted"
-            return ObjectiveSpec(
-                method="kl",
-                gamma=KL_GAMMA,
-                weight=KL_WEIGHT,
-                tau=settings.tau,
-                labels=labels,
-            )
-        method = arm.removesuffix("-plain")
-        if method == "kl":
-            return ObjectiveSpec(method="kl", gamma=KL_GAMMA, weight=KL_WEIGHT, tau=settings.tau)
-        if method == "crd":
-            return ObjectiveSpec(
-                method="crd", gamma=1, weight=CRD_WEIGHT, crd_negatives=CRD_NEGATIVES
-            )
-        weight = HINT_LOGITS_WEIGHT if method == "hint-logits" else HINT_WEIGHT
-        return ObjectiveSpec(
-            method="hint",
-            gamma=1,
-            weight=weight,
-            hint_student=_hint_layer(method, settings.student),
-            hint_teacher=_hint_layer(method, settings.teacher),
-        )
-
-    @lru_cache(maxsize=8)  # noqa: B019 - a study is small and lives as long as its chapter
     def _plan(self, cast: str) -> list[Planned]:
-        settings = self.settings
-        first_teacher = 100 if settings.seeds[0] >= 100 else 0
-        teacher = self._teacher_spec(cast, first_teacher)
-        second = self._teacher_spec(cast, first_teacher + SECOND_TEACHER_SEED)
-        planned = [Planned("teacher", teacher), Planned("second-teacher", second)]
-
-        def add(arm: str, seeds: tuple[int, ...], taught_by: NetworkSpec | None) -> None:
-            for seed in seeds:
-                spec = self._student_spec(cast, seed, self.objective(arm), taught_by)
-                planned.append(Planned(arm, spec))
-
-        add("independent", settings.seeds, None)
-        for method in settings.methods:
-            add(method, settings.seeds, teacher)
-        if cast == "jitter":
-            plain = self._teacher_spec("plain", first_teacher)
-            planned.append(Planned("plain-teacher", plain))
-            for method in settings.methods:
-                add(f"{method}-plain", settings.seeds, plain)
-            if "hint" in settings.methods and self.chapter == "color-invariance":
-                for arm in HINT_DEPTHS:
-                    add(arm, settings.seeds, teacher)
-        add("control-second-teacher", settings.control_seeds, second)
-        # In the colour chapter a claim rests on this control: it needs all seeds there.
-        every = settings.seeds if cast == "jitter" else settings.control_seeds
-        add("control-smoothed", every, teacher)
-        add("control-permuted", settings.control_seeds, teacher)
-        if self.chapter == "adversarial":
-            add("foreign", (FOREIGN_SEED + first_teacher,), None)
-        return planned
-
-
-def describe(objective: ObjectiveSpec) -> str:
-    """An objective in a line, for tables."""
-    if objective.method == "none":
-        return "labels only"
-    kind = {"teacher": "", "smoothed": ", no teacher", "permuted": ", permuted in class"}
-    detail = {
-        "kl": f"temperature {objective.tau:g}{kind[objective.labels]}",
-        "hint": f"layer {objective.hint_student.removeprefix('body.')}",
-        "crd": f"{objective.crd_negatives} negatives",
-    }[objective.method]
-    name = {"kl": "KL", "hint": "Hint", "crd": "CRD"}[objective.method]
-    return f"{objective.gamma:g} labels + {objective.weight:g} {name} ({detail})"
-
-
-def _hint_layer(arm: str, model: str) -> str:
-    """Dotted path of the layer that a Hint arm matches; ``hint`` is one stage before the last."""
-    if arm == "hint-logits":
-        return "logits"
-    stages = _stages(model)
-    number = int(arm[-1]) - 1 if arm.startswith("hint-") else len(stages) - 2
-    # Depths are counted in thirds, so that networks of other lengths have them too.
-    if arm.startswith("hint-"):
-        number = round((number + 1) * len(stages) / 3) - 1
-    return stages[max(0, number)]
-
-
-@lru_cache(maxsize=16)
-def _stages(model: str) -> tuple[str, ...]:
-    from kdnotes import models
-
-    return models.taps(models.build(model, 10, seed=0))
+        return self.casting.plan(cast)
 
 
 @lru_cache(maxsize=6)
@@ -331,30 +167,61 @@ def _loaded(text: str, data_dir: Path | None) -> ImageData:
     return load(DataSpec.model_validate_json(text), data_dir)
 
 
-def _plain(settings: Settings) -> tuple[str, ...]:
-    return ("plain",)
+def _everywhere(*names: str) -> Callable[[Settings], tuple[str, ...]]:
+    """Casts that can be made from any images."""
+    return lambda settings: names
 
 
-def _cues(settings: Settings) -> tuple[str, ...]:
-    return ("cues",) if settings.is_scenes else ("plain",)
+def _scenes_only(*names: str) -> Callable[[Settings], tuple[str, ...]]:
+    """Casts that need the drawn scenes; other images get a plain one."""
+    return lambda settings: names if settings.is_scenes else ("plain",)
 
 
-def _jitter(settings: Settings) -> tuple[str, ...]:
-    return ("jitter",)
+def _no_accuracy_gain(settings: Settings) -> tuple[str, ...]:
+    return ("plain", "cues", "jitter") if settings.is_scenes else ("plain", "jitter")
 
 
-def _nobody(settings: Settings) -> tuple[str, ...]:
-    return ()
+def _representations(settings: Settings) -> tuple[str, ...]:
+    return ("jitter", "vit-cnn") if settings.is_scenes else ("jitter",)
 
 
+# The first cast of a chapter is its main one.
 _CASTS: dict[str, Callable[[Settings], tuple[str, ...]]] = {
-    "distillation": _plain,
-    "fidelity": _plain,
-    "localization": _cues,
-    "adversarial": _plain,
-    "color-invariance": _jitter,
-    "scorecard": _nobody,  # it reads what the other chapters found
+    "distillation": _everywhere("plain"),
+    "fidelity": _everywhere("plain"),
+    "localization": _scenes_only("cues"),
+    "adversarial": _everywhere("plain"),
+    "color-invariance": _everywhere("jitter"),
+    "crop-and-shift-invariance": _everywhere("crops", "shifts", "flips", "exact-flips"),
+    "unseen-domains": _everywhere("plain"),
+    "shape-and-cue-bias": _scenes_only("cues", "marker", "weights", "mixture"),
+    "domain-adaptation": _everywhere("domains"),
+    "decision-boundaries": _everywhere("domains"),
+    "representations": _representations,
+    "bias": _scenes_only("groups", "fair", "temperature"),
+    "no-accuracy-gain": _no_accuracy_gain,
+    "architectures": _scenes_only("cnn-cnn", "vit-cnn", "cnn-vit", "same"),
+    "dose": _scenes_only("dose"),
+    "scorecard": _everywhere(),  # it reads what the other chapters found
 }
+
+# Where a chapter's own defaults differ from its preset's: the study's MNIST experiment.
+_MNIST_CHAPTERS = ("domain-adaptation", "decision-boundaries")
+
+
+def _mnist_defaults(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The study's MNIST experiment; its network at half the width for quick runs on few digits."""
+    if parameters.get("preset") == presets.PAPER:
+        return {"dataset": "mnist"}
+    dataset = parameters.get("dataset") or "digits"
+    quick = dataset == "digits" and parameters.get("preset", "laptop") in ("smoke", "laptop")
+    network = "paper-mnist-half" if quick else "paper-mnist"
+    return {"dataset": dataset, "teacher": network, "student": network, "tau": 8.0}
+
+
+def known_chapters() -> tuple[str, ...]:
+    """Names of the chapters that a study can be made for."""
+    return tuple(_CASTS)
 
 
 def chapter(name: str, data_dir: str | None = None, **parameters: Any) -> Study:
@@ -366,13 +233,25 @@ def chapter(name: str, data_dir: str | None = None, **parameters: Any) -> Study:
         near = difflib.get_close_matches(name, _CASTS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise RequestError(f"unknown chapter {name!r}{hint}; known: {', '.join(_CASTS)}")
+    if name in _MNIST_CHAPTERS:
+        for parameter, value in _mnist_defaults(parameters).items():
+            parameters[parameter] = parameters.get(parameter) or value
     dataset = parameters.get("dataset") or ""
     if dataset.startswith(FOLDER_PREFIX):
         text = dataset.removeprefix(FOLDER_PREFIX)
         if not (base_folder() / Path(text).expanduser()).is_dir():
             raise RequestError(f"no folder {text!r} (dataset); name an existing folder of images")
     settings = presets.resolve(**parameters)
+    of_the_paper = settings.preset == presets.PAPER
+    if of_the_paper and not settings.is_imagenet and name not in _MNIST_CHAPTERS:
+        raise RequestError(paper.NEEDS_FOLDER)
+    if name in _MNIST_CHAPTERS and dataset not in ("digits", "mnist"):
+        raise RequestError(
+            f"chapter {name!r} is about digits in three domains: dataset must be digits or mnist, "
+            f"not {dataset!r}"
+        )
     study = Study(name, settings, presets.resolve_data_dir(data_dir))
     if study.cast_names and not settings.is_scenes:
-        study._train_spec(study.cast_names[0], "student")  # raises if the files are missing
+        # Raises if the files are missing.
+        Casting(name, settings, study.data_dir).data(study.cast_names[0], "student")
     return study

@@ -1,15 +1,16 @@
 """The training loop: one network, one seed, with or without a teacher (Lightning Fabric).
 
-The same loop serves a CPU, a GPU and several of either. Images stay on the device as bytes, views
-are drawn per image from the order seed, and a teacher's answers come from its table where the
-objective allows it.
+The same loop serves a CPU, a GPU and several processes with one of either. Images stay on the
+device as bytes, views are drawn per image from the order seed, and a teacher's answers come from
+its table where there is one; else it is asked about the very view that the student gets.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnotes import objectives
+from kdnotes import models, objectives, parallel
+from kdnotes.checkpoints import Checkpoints
 from kdnotes.data import ImageData
-from kdnotes.models import Normalized, features_at, forward_with_features, tapped
+from kdnotes.models import Composite, Normalized, features_at, forward_with_features, tapped
 from kdnotes.objectives import ObjectiveSpec
 from kdnotes.recipe import NetworkSpec, Recipe, derive_seed
-from kdnotes.teacher_table import TeacherTable
-from kdnotes.transforms import ColorJitter, to_float
+from kdnotes.teacher_table import CHUNK, TeacherTable
+from kdnotes.transforms import ColorJitter, crop, to_float
 
 EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last one
 RECHECKED_ROWS = 8
+CONFIDENCE_IMAGES = 10_000  # enough for one mean; a live teacher would take hours for all
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen teacher and the table of its answers; without a table it is asked live."""
+    """A frozen teacher and what it answers to every image, if that is there; else it is live.
 
-    network: Normalized
-    table: TeacherTable | None
+    ``maps``: the feature map that Hint looks at, (images, channels, height, width), where images
+    have one view each.
+    """
+
+    network: Normalized | Composite
+    table: TeacherTable | None = None
+    maps: Tensor | None = None
 
 
 class Learner(nn.Module):
@@ -75,7 +83,9 @@ class Learner(nn.Module):
                 assert student_map is not None
                 assert answers.feature_map is not None
                 self.projection = objectives.HintProjection(
-                    student_map.shape[1:], answers.feature_map.shape[1:]
+                    student_map.shape[1:],
+                    answers.feature_map.shape[1:],
+                    signed=bool((answers.feature_map < 0).any()),
                 )
             elif spec.method == "crd":
                 assert answers.features is not None
@@ -132,18 +142,7 @@ def _with_map(network: Normalized, images: Tensor, tap: str) -> tuple[Tensor, Te
         return logits, features, logits
     with tapped(network, (tap,)) as outputs:
         logits, features = forward_with_features(network, images)
-    return logits, features, outputs[tap]
-
-
-def fabric_for(device: str) -> Any:
-    """A launched-to-be Fabric for ``cpu``, ``cuda`` or ``cuda:all``; bf16 autocast on CUDA."""
-    from lightning_fabric import Fabric
-
-    if device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
-        count = -1 if device == "cuda:all" else 1
-        return Fabric(accelerator="cuda", devices=count, precision="bf16-mixed")
-    return Fabric(accelerator="cpu", devices=1, precision="32-true")
+    return logits, features, models.as_map(network, outputs[tap])
 
 
 def train(
@@ -153,13 +152,21 @@ def train(
     teacher: Teacher | None,
     device: str = "cpu",
     report: EpochReport | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict[str, float]]:
     """Train the network in place; returns per epoch the mean of each loss term and the seconds.
 
-    The result depends on the specification, the data and the kind of device alone.
+    The result depends on the specification, the data and the kind of device alone. In a group of
+    processes (`kdnotes.parallel`) each takes its share of every batch; networks without BatchNorm
+    and dropout then come out as from one process, up to rounding. BatchNorm sees one process's
+    share at a time, and its running statistics are averaged after each epoch. ``checkpoints``:
+    where to go on from, and where to leave the state when a checkpoint is due.
+
+    Raises FloatingPointError when the loss is no number any more, and RequestError when the batch
+    cannot be shared evenly.
     """
     recipe, objective = spec.recipe, spec.objective
-    fabric = fabric_for(device)
+    fabric = parallel.fabric_for(device)
     place = fabric.device
     images = data.images.to(place) if isinstance(data.images, Tensor) else data.images
     labels = data.labels.to(place)
@@ -168,33 +175,39 @@ def train(
     jitters = torch.Generator().manual_seed(derive_seed("jitter", spec.role, spec.seed))
     batch = min(recipe.batch, len(data))
     steps = len(data) // batch
+    own = parallel.share(batch)
 
     network.to(place, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     permutation = None
     if objective.labels == "permuted":
-        if teacher is None or teacher.table is None:
-            raise ValueError(
-                "permuted soft labels are other images' rows of a table: none is there"
-            )
         permutation = objectives.permute_within_class(data.labels, order_of_labels(spec))
     example = None
     if teacher is not None:
-        first = to_float(data.batch(torch.arange(2)).to(place))
+        first = _whole(data.batch(torch.arange(2)).to(place), recipe)
         example = (first, _live(teacher.network, first, objective))
     learner = Learner(network, objective, data.labels, example, spec.initialisation_seed).to(place)
     if teacher is not None and objective.labels == "smoothed":
-        learner.confidence = _mean_confidence(teacher, data, recipe, objective.tau)
-    module, optimizer = fabric.setup(learner, _optimizer(recipe, learner))
+        learner.confidence = _mean_confidence(teacher, data, recipe, objective.tau, place)
+    inner_optimizer = _optimizer(recipe, learner)
+    module, optimizer = fabric.setup(learner, inner_optimizer)
     rate = _schedule(recipe, steps * recipe.epochs, steps)
+    progress = _Progress(
+        learner, inner_optimizer, {"order": order, "negatives": negatives, "jitters": jitters}
+    )
 
-    history: list[dict[str, float]] = []
     # Dropout draws from the global generator: seed it here and give the old state back after.
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        torch.manual_seed(derive_seed("dropout", spec.order_seed))
-        for epoch in range(recipe.epochs):
+        # Every process drops other features: they look at other images, too.
+        apart = (parallel.rank(),) if parallel.rank() else ()
+        torch.manual_seed(derive_seed("dropout", spec.order_seed, *apart))
+        history = [] if checkpoints is None else progress.resume(checkpoints)
+        for epoch in range(len(history), recipe.epochs):
             started = time.perf_counter()
             permuted_order = torch.randperm(len(data), generator=order)[: steps * batch]
             views = recipe.views.draw(len(data), order)[permuted_order]
+            rectangles = None
+            if recipe.resized is not None:
+                rectangles = recipe.resized.draw(len(permuted_order), order)
             asked = permuted_order if permutation is None else permutation[permuted_order]
             if teacher is not None and teacher.table is not None:
                 teacher.table.fill(asked, views)
@@ -202,20 +215,33 @@ def train(
             totals: dict[str, Tensor] = {}
             on_device = permuted_order.to(place)
             views_on_device = views.to(place)
-            for step in range(steps):
-                part = slice(step * batch, (step + 1) * batch)
+            parts = [
+                slice(step * batch + own.start, step * batch + own.stop) for step in range(steps)
+            ]
+            ahead = None
+            if not isinstance(images, Tensor):
+                ahead = _read_ahead(images, [permuted_order[part] for part in parts])
+            for step, part in enumerate(parts):
                 chosen = on_device[part]
-                raw = images[chosen] if isinstance(images, Tensor) else images[permuted_order[part]]
-                seen = to_float(recipe.views.apply(raw.to(place), views_on_device[part]))
+                raw = images[chosen] if ahead is None else next(ahead)
+                view = _view_of(recipe, views_on_device[part], rectangles, part)
+                seen = view(raw.to(place))
                 answers = None
                 if teacher is not None and teacher.table is not None:
                     logits, features = teacher.table.rows(asked[part], views[part])
                     # With a table, the only layer that Hint can look at is the logits.
                     answers = Answers(logits, features, logits)
+                elif teacher is not None and teacher.maps is not None:
+                    answers = Answers(None, None, teacher.maps[chosen])
                 elif teacher is not None:
-                    answers = _live(teacher.network, seen, objective)
+                    asked_about = seen
+                    if permutation is not None:
+                        asked_about = view(data.batch(asked[part]).to(place))
+                    answers = _live(teacher.network, asked_about, objective)
+                if recipe.crops is not None:
+                    seen = crop(seen, recipe.crops.draw(batch, jitters)[own].to(place))
                 if recipe.jitter is not None:
-                    seen = _jittered(seen, recipe.jitter, jitters)
+                    seen = _jittered(seen, recipe.jitter, jitters, batch, own)
                 for group in optimizer.param_groups:
                     group["lr"] = rate(epoch * steps + step)
                 terms = module(seen, labels[chosen], answers, chosen, negatives)
@@ -225,7 +251,8 @@ def train(
                 optimizer.step()
                 for name, value in (*terms.items(), ("loss", loss)):
                     totals[name] = totals.get(name, 0) + value.detach()
-            means = {name: float(total) / steps for name, total in totals.items()}
+            parallel.average_statistics(learner)
+            means = {name: float(parallel.mean(total)) / steps for name, total in totals.items()}
             if not math.isfinite(means["loss"]):
                 raise FloatingPointError(
                     f"loss is {means['loss']} after epoch {epoch + 1}: lower the learning rate"
@@ -233,8 +260,119 @@ def train(
             history.append(means | {"seconds": time.perf_counter() - started})
             if report is not None:
                 report(epoch + 1, means["loss"])
+            if checkpoints is not None and epoch + 1 < recipe.epochs:
+                progress.keep(checkpoints, history)
     network.eval()
     return history
+
+
+class _Progress:
+    """What a run needs to go on from the end of an epoch as if it had never stopped."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        optimizer: torch.optim.Optimizer,
+        generators: dict[str, torch.Generator],
+    ) -> None:
+        self.learner, self.optimizer, self.generators = learner, optimizer, generators
+        self.place = next(learner.parameters()).device
+
+    def keep(self, checkpoints: Checkpoints, history: list[dict[str, float]]) -> None:
+        """Write a checkpoint if one is due; the first process does."""
+        # Of all processes: each drops features of its own.
+        dropout = parallel.gathered(self._global_state().to(self.place))
+        if parallel.rank() or not checkpoints.due():
+            return
+        tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
+        for name, generator in self.generators.items():
+            tensors[f"random.{name}"] = generator.get_state()
+        tensors["random.dropout"] = dropout.view(parallel.count(), -1)
+        checkpoints.write(len(history), tensors, {"history": history})
+
+    def resume(self, checkpoints: Checkpoints) -> list[dict[str, float]]:
+        """Take up the last sound checkpoint; returns the history up to it, empty if there is none.
+
+        In another number of processes, dropout goes on with other numbers than it would have had.
+        """
+        epoch = parallel.told(checkpoints.last() if parallel.rank() == 0 else 0)
+        if not epoch:
+            return []
+        tensors, notes = checkpoints.read(epoch)
+        state = {
+            name.removeprefix("model."): value
+            for name, value in tensors.items()
+            if name.startswith("model.")
+        }
+        self.learner.load_state_dict(state)
+        self._resume_optimizer(tensors)
+        for name, generator in self.generators.items():
+            generator.set_state(tensors[f"random.{name}"])
+        dropout = tensors["random.dropout"]
+        if len(dropout) == parallel.count():
+            self._set_global_state(dropout[parallel.rank()].clone())
+        else:
+            torch.manual_seed(derive_seed("dropout", torch.initial_seed(), epoch))
+        return notes["history"]
+
+    def _resume_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        packed = self.optimizer.state_dict()
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                number, _, field = rest.partition(".")
+                packed["state"].setdefault(int(number), {})[field] = value
+        self.optimizer.load_state_dict(packed)
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                # Fused optimizers want the parameter's own order in memory (channels last).
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
+
+    def _global_state(self) -> Tensor:
+        if self.place.type == "cuda":
+            return torch.cuda.get_rng_state(self.place)
+        return torch.get_rng_state()
+
+    def _set_global_state(self, state: Tensor) -> None:
+        if self.place.type == "cuda":
+            torch.cuda.set_rng_state(state, self.place)
+        else:
+            torch.set_rng_state(state)
+
+
+def _view_of(
+    recipe: Recipe, views: Tensor, rectangles: Tensor | None, part: slice
+) -> Callable[[Tensor], Tensor]:
+    """The view of a batch's images, uint8 in and float out: the same for student and teacher."""
+
+    def view(raw: Tensor) -> Tensor:
+        seen = to_float(recipe.views.apply(raw, views))
+        if recipe.resized is None or rectangles is None:
+            return seen
+        return recipe.resized.apply(seen, rectangles[part].to(seen.device))
+
+    return view
+
+
+def _whole(raw: Tensor, recipe: Recipe) -> Tensor:
+    """uint8 images as they are, as floats of the size that a recipe trains on."""
+    images = to_float(raw)
+    return images if recipe.resized is None else recipe.resized.whole(images)
+
+
+def _read_ahead(source: Any, parts: list[Tensor]) -> Iterator[Tensor]:
+    """Images at each part of the indices (n,), the next ones read while these are used."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(source.__getitem__, parts[0])
+        for following in (*parts[1:], None):
+            raw = coming.result()
+            if following is not None:
+                coming = reader.submit(source.__getitem__, following)
+            yield raw
 
 
 def order_of_labels(spec: NetworkSpec) -> torch.Generator:
@@ -247,37 +385,64 @@ def needs_map(objective: ObjectiveSpec) -> bool:
     return objective.method == "hint" and objective.hint_teacher != "logits"
 
 
-def _live(teacher: Normalized, images: Tensor, objective: ObjectiveSpec) -> Answers:
+def _live(teacher: Normalized | Composite, images: Tensor, objective: ObjectiveSpec) -> Answers:
     with torch.no_grad():
         if needs_map(objective):
-            return Answers(None, None, features_at(teacher, images, objective.hint_teacher))
+            found = features_at(teacher, images, objective.hint_teacher)
+            return Answers(None, None, models.as_map(teacher, found))
         logits, features = forward_with_features(teacher, images)
         return Answers(logits, features, logits)
 
 
-def _mean_confidence(teacher: Teacher, data: ImageData, recipe: Recipe, tau: float) -> float:
-    """The teacher's mean largest probability at a temperature, over the training images."""
+def feature_maps(teacher: Normalized, data: ImageData, layer: str, device: torch.device) -> Tensor:
+    """One layer's output for every image of a set as it is, (images, channels, height, width)."""
+    maps = []
+    with torch.no_grad():
+        for indices in torch.arange(len(data)).split(CHUNK):
+            images = to_float(data.batch(indices).to(device))
+            maps.append(models.as_map(teacher, features_at(teacher, images, layer)))
+    return torch.cat(maps)
+
+
+def _mean_confidence(
+    teacher: Teacher, data: ImageData, recipe: Recipe, tau: float, device: torch.device
+) -> float:
+    """The teacher's mean largest probability at a temperature, over the training images.
+
+    A live teacher is asked about `CONFIDENCE_IMAGES` of them at most, evenly spaced.
+    """
     indices = torch.arange(len(data))
-    views = torch.full_like(indices, recipe.views.centre)
-    if teacher.table is None:
-        raise ValueError("smoothed labels are matched to a teacher's table, and there is none")
-    teacher.table.fill(indices, views)
-    logits, _ = teacher.table.rows(indices, views)
+    if teacher.table is not None:
+        views = torch.full_like(indices, recipe.views.centre)
+        teacher.table.fill(indices, views)
+        logits, _ = teacher.table.rows(indices, views)
+    else:
+        sample = indices[:: math.ceil(len(data) / CONFIDENCE_IMAGES)]
+        with torch.inference_mode():
+            logits = torch.cat(
+                [
+                    teacher.network(_whole(data.batch(part).to(device), recipe))
+                    for part in sample.split(CHUNK)
+                ]
+            )
     return float((logits / tau).softmax(1).amax(1).mean())
 
 
-def _jittered(images: Tensor, jitter: ColorJitter, generator: torch.Generator) -> Tensor:
+def _jittered(
+    images: Tensor, jitter: ColorJitter, generator: torch.Generator, batch: int, own: slice
+) -> Tensor:
+    """Images (n, ...) with changed colours, the factors drawn for the batch they are a part of."""
     from kdnotes import transforms_color
 
     factors = transforms_color.draw_jitter(
-        len(images),
+        batch,
         jitter.brightness,
         jitter.contrast,
         jitter.saturation,
         jitter.hue,
         generator,
     )
-    return transforms_color.jitter(images, factors)
+    return transforms_color.jitter(images, factors[own])
 
 
 def _optimizer(recipe: Recipe, learner: nn.Module) -> torch.optim.Optimizer:
@@ -305,6 +470,9 @@ def _schedule(recipe: Recipe, total: int, per_epoch: int) -> Callable[[int], flo
     def steps_down(step: int) -> float:
         return peak * 0.1 ** sum(step >= share * total for share in (0.625, 0.75, 0.875))
 
+    def every_30_epochs(step: int) -> float:
+        return peak * 0.1 ** (step // per_epoch // 30)
+
     def exponential(step: int) -> float:
         return peak * 0.7 ** (step // per_epoch)
 
@@ -314,6 +482,7 @@ def _schedule(recipe: Recipe, total: int, per_epoch: int) -> Callable[[int], flo
     return {
         "one-cycle": one_cycle,
         "step": steps_down,
+        "step-30": every_30_epochs,
         "exponential": exponential,
         "cosine": cosine,
     }[recipe.schedule]

@@ -77,6 +77,87 @@ class ColorJitter(BaseModel):
     hue: float = Field(default=0.2, ge=0, le=0.5)
 
 
+class Crops(BaseModel):
+    """Random resized crops: squares of a share of the image's area, scaled back to its size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    smallest: float = Field(default=0.25, gt=0, le=1)
+    largest: float = Field(default=1.0, gt=0, le=1)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Scale (share of the area) and place of one crop per image, (count, 3): area, down, right.
+
+        ``down`` and ``right`` run from 0 to 1 over the places where the crop lies inside.
+        """
+        drawn = torch.rand((count, 3), generator=generator)
+        drawn[:, 0] = self.smallest + (self.largest - self.smallest) * drawn[:, 0]
+        return drawn
+
+
+class ResizedCrops(BaseModel):
+    """Random rectangles scaled to squares, maybe mirrored: ImageNet's usual training views.
+
+    ``smallest`` and ``largest`` bound the rectangle's share of the image's area, ``aspect`` its
+    longer by its shorter side; sides beyond the image's are cut to it. ``size`` is the side of the
+    view in pixels, None meaning the image's own. These views are no finite set: teachers are live.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    smallest: float = Field(default=0.08, gt=0, le=1)
+    largest: float = Field(default=1.0, gt=0, le=1)
+    aspect: float = Field(default=4 / 3, ge=1)
+    flip: bool = True
+    size: int | None = Field(default=None, ge=8)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """One view per image, (count, 5): height and width as shares, down, right, mirrored.
+
+        ``down`` and ``right`` run from 0 to 1 over the places where the rectangle lies inside.
+        """
+        drawn = torch.rand((count, 5), generator=generator)
+        area = self.smallest + (self.largest - self.smallest) * drawn[:, 0]
+        by_aspect = self.aspect ** (drawn[:, 1] - 0.5)  # the square root of the aspect
+        drawn[:, 0] = (area.sqrt() / by_aspect).clamp(max=1)
+        drawn[:, 1] = (area.sqrt() * by_aspect).clamp(max=1)
+        drawn[:, 4] = (drawn[:, 4] < 0.5).float() if self.flip else 0
+        return drawn
+
+    def apply(self, images: Tensor, views: Tensor) -> Tensor:
+        """Each float image (N, 3, H, W) in its view (N, 5), bilinearly: (N, 3, size, size)."""
+        height, width, down, right, mirrored = views.unbind(1)
+        theta = images.new_zeros((len(images), 2, 3))
+        theta[:, 0, 0] = width * (1 - 2 * mirrored)
+        theta[:, 1, 1] = height
+        # In the grid's [-1, 1] coordinates.
+        theta[:, 0, 2] = (2 * right - 1) * (1 - width)
+        theta[:, 1, 2] = (2 * down - 1) * (1 - height)
+        side = self.size or images.shape[-1]
+        grid = F.affine_grid(theta, [len(images), 3, side, side], align_corners=False)
+        seen = F.grid_sample(
+            images, grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return seen.contiguous(memory_format=torch.channels_last)
+
+    def whole(self, images: Tensor) -> Tensor:
+        """Each float image (N, 3, H, W) scaled as it is: (N, 3, size, size)."""
+        views = images.new_tensor([1.0, 1.0, 0.5, 0.5, 0.0]).expand(len(images), 5)
+        return self.apply(images, views)
+
+
+def crop(images: Tensor, crops: Tensor) -> Tensor:
+    """Each float image (N, 3, H, W) cut to its square crop (N, 3) and scaled back, bilinearly."""
+    side = crops[:, 0].sqrt()
+    center = (2 * crops[:, 1:] - 1) * (1 - side)[:, None]  # in the grid's [-1, 1] coordinates
+    theta = images.new_zeros((len(images), 2, 3))
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, 0, 2], theta[:, 1, 2] = center[:, 1], center[:, 0]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return seen.contiguous(memory_format=torch.channels_last)
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 images as floats in [0, 1], channels last in memory."""
     return images.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)

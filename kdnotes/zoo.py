@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,7 +57,12 @@ def folder_of(spec: NetworkSpec) -> Path:
 
 
 def is_complete(spec: NetworkSpec) -> bool:
-    """Whether the network is there, by its manifest; `load` checks the weights."""
+    """Whether the network is there, by its manifest; `load` checks the weights.
+
+    A composite is there when its parts are.
+    """
+    if spec.parts:
+        return all(is_complete(part) for part in spec.parts)
     return (folder_of(spec) / "manifest.json").is_file()
 
 
@@ -66,12 +72,16 @@ def missing(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def with_teachers(planned: Iterable[Planned]) -> list[Planned]:
-    """Every network wanted and every teacher behind it, each once, teachers first."""
+    """Every trained network wanted and every one behind it, each once, teachers first."""
     ordered: dict[str, Planned] = {}
 
     def add(item: Planned) -> None:
         if item.spec.teacher is not None:
             add(Planned("teacher", item.spec.teacher))
+        if item.spec.parts:  # a composite is not trained, its parts are
+            for part in item.spec.parts:
+                add(Planned("teacher", part))
+            return
         ordered.setdefault(item.spec.key, item)
 
     for item in planned:
@@ -79,8 +89,15 @@ def with_teachers(planned: Iterable[Planned]) -> list[Planned]:
     return list(ordered.values())
 
 
+def keys_behind(spec: NetworkSpec) -> list[str]:
+    """Names of the trained networks that must be there before this one can be trained."""
+    if spec.teacher is None:
+        return []
+    return [part.key for part in spec.teacher.parts or (spec.teacher,)]
+
+
 def load(spec: NetworkSpec) -> Any:
-    """The trained network (`kdnotes.models.Normalized`), weights checked against their checksum.
+    """The network (`kdnotes.models.Normalized` or `Composite`), weights checked on reading.
 
     Raises FileNotFoundError when it was never trained, and DamagedError when the files do not
     match their manifest.
@@ -89,10 +106,12 @@ def load(spec: NetworkSpec) -> Any:
 
     from kdnotes import models
 
+    if spec.parts:
+        return models.Composite([load(part) for part in spec.parts], spec.shares, spec.mirrored)
     folder = folder_of(spec)
     manifest = _manifest(folder)
     content = _checked_weights(folder, manifest)
-    network = models.build(spec.model, spec.num_classes, seed=0)
+    network = models.build(spec.model, spec.num_classes, seed=0, small_images=not spec.large_images)
     network.load_state_dict(load_bytes(content))
     return network.eval()
 
@@ -204,35 +223,76 @@ def _verify_folder(folder: Path, manifest_changed: int, weights_changed: int) ->
 def train_one(item: Planned, device: str, data_dir: Path | None, report: Any = None) -> None:
     """Train one network whose teacher is in the cache, and save it; a no-op if it is there.
 
-    A lock per network keeps two runs on one cache from doing the same work.
+    A lock per network keeps two runs on one cache from doing the same work. In a group of processes
+    (`kdnotes.parallel`) all of them call this; the first one holds the lock and writes.
     """
     from filelock import FileLock
 
-    from kdnotes import models
-    from kdnotes import train as training
-    from kdnotes.teacher_table import TableError
+    from kdnotes import checkpoints, parallel
 
     spec = item.spec
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / spec.key):
-        if is_complete(spec):
+    with FileLock(locks / spec.key) if parallel.rank() == 0 else nullcontext():
+        if parallel.told(is_complete(spec)):
             return
+        if spec.pretrained:
+            if parallel.rank() == 0:
+                _fetch(item)
+            parallel.barrier()
+            return
+        kept = checkpoints.Checkpoints(
+            cache_folder() / "checkpoints" / spec.key, checkpoints.seconds_between()
+        )
         started = time.perf_counter()
-        data = training_data(spec, data_dir)
-        network = models.build(spec.model, spec.num_classes, spec.initialisation_seed)
-        for attempt in (1, 2):
-            teacher = None if spec.teacher is None else _teacher_for(spec, data, device)
-            try:
-                past = training.train(spec, network, data, teacher, device, report)
-                break
-            except TableError as error:
-                if attempt == 2:
-                    raise
-                print(str(error), file=sys.stderr)
-                shutil.rmtree(_table_folder(spec, device), ignore_errors=True)
-                network = models.build(spec.model, spec.num_classes, spec.initialisation_seed)
-        save(item, network, past, time.perf_counter() - started)
+        network, past = _trained(spec, device, data_dir, report, kept)
+        if parallel.rank() == 0:
+            # A resumed run counts the epochs that it did not have to repeat.
+            spent = sum(epoch["seconds"] for epoch in past)
+            save(item, network, past, max(spent, time.perf_counter() - started))
+            kept.remove()
+        parallel.barrier()
+
+
+def _fetch(item: Planned) -> None:
+    """Save published weights as the network that they are."""
+    from kdnotes import models
+
+    spec, started = item.spec, time.perf_counter()
+    network = models.load_published(spec.model, spec.pretrained, spec.num_classes)
+    save(item, network, [], time.perf_counter() - started)
+
+
+def _trained(
+    spec: NetworkSpec, device: str, data_dir: Path | None, report: Any, kept: Any
+) -> tuple[Any, list[dict[str, float]]]:
+    from kdnotes import train as training
+    from kdnotes.teacher_table import TableError
+
+    data = training_data(spec, data_dir)
+    for attempt in (1, 2):
+        network = _fresh(spec)
+        teacher = None if spec.teacher is None else _teacher_for(spec, data, device)
+        try:
+            return network, training.train(spec, network, data, teacher, device, report, kept)
+        except TableError as error:
+            if attempt == 2:
+                raise
+            print(str(error), file=sys.stderr)
+            shutil.rmtree(_table_folder(spec, device), ignore_errors=True)
+    raise AssertionError("unreachable")
+
+
+def _fresh(spec: NetworkSpec) -> Any:
+    """The network before training."""
+    from kdnotes import models
+
+    return models.build(
+        spec.model,
+        spec.num_classes,
+        spec.initialisation_seed,
+        small_images=not spec.large_images,
+    )
 
 
 def training_data(spec: NetworkSpec, data_dir: Path | None) -> Any:
@@ -264,10 +324,52 @@ def _teacher_for(spec: NetworkSpec, data: Any, device: str) -> Any:
     place = torch.device("cuda" if device.startswith("cuda") else "cpu")
     network = models.freeze(load(spec.teacher)).to(place)
     if training.needs_map(spec.objective):
-        return training.Teacher(network, None)
+        return training.Teacher(network, maps=_maps_for(spec, data, network, place))
+    if _is_live(spec, data):
+        return training.Teacher(network)
     folder = _table_folder(spec, device)
     table = TeacherTable(folder, network, data, spec.recipe.views, place)
     return training.Teacher(network, table)
+
+
+def _is_live(spec: NetworkSpec, data: Any) -> bool:
+    """Whether a teacher is asked at every step: no finite views, several processes, many classes.
+
+    The rows of one table cannot be filled by processes of several machines at once.
+    """
+    from kdnotes import parallel
+
+    if spec.recipe.resized is not None or parallel.count() > 1:
+        return True
+    return 4 * len(data) * len(spec.recipe.views) * spec.num_classes > _MOST_TABLE_BYTES
+
+
+def _maps_for(spec: NetworkSpec, data: Any, network: Any, device: Any) -> Any:
+    """A teacher's feature maps of all images, where each has one view and memory allows it."""
+    global _kept_maps
+    import torch
+
+    assert spec.teacher is not None
+    layer = spec.objective.hint_teacher
+    one_view = len(spec.recipe.views) == 1 and spec.recipe.resized is None
+    if not one_view or not isinstance(data.images, torch.Tensor):
+        return None
+    name = (spec.teacher.key, spec.data.key(), layer, str(device))
+    if _kept_maps is None or _kept_maps[0] != name:
+        from kdnotes import train as training
+
+        _kept_maps = None  # the old ones go before the new ones come
+        one = training.feature_maps(network, data.subset(torch.arange(1)), layer, device)
+        if one.numel() * 4 * len(data) > _MOST_MAP_BYTES:
+            return None
+        _kept_maps = (name, training.feature_maps(network, data, layer, device))
+    return _kept_maps[1]
+
+
+# Students of one teacher follow one another: the last one's maps are kept in each process.
+_kept_maps: tuple[Any, Any] | None = None
+_MOST_MAP_BYTES = 300_000_000
+_MOST_TABLE_BYTES = 50_000_000_000
 
 
 def entries() -> list[Entry]:
@@ -308,7 +410,7 @@ def verify() -> list[str]:
 def clear() -> int:
     """Delete all networks, tables and decoded images; returns the bytes freed."""
     freed = 0
-    for name in ("networks", "tables", "data", "locks"):
+    for name in ("networks", "tables", "data", "locks", "checkpoints"):
         folder = cache_folder() / name
         if folder.is_dir():
             freed += sum(

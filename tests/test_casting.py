@@ -1,0 +1,179 @@
+"""Which networks the casts ask for, and the teachers that are made of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdnotes import casting, models, scenes, study, zoo
+from kdnotes.recipe import NetworkSpec
+from kdnotes.study import Study
+from kdnotes.transforms import Crops, crop
+
+CHAPTERS = [name for name in study.known_chapters() if name != "scorecard"]
+
+
+def of(chapter: str, **parameters: object) -> Study:
+    return study.chapter(chapter, preset="smoke", **parameters)
+
+
+def arms(chapter: str, cast: str, **parameters: object) -> dict[str, list[NetworkSpec]]:
+    found: dict[str, list[NetworkSpec]] = {}
+    for item in of(chapter, **parameters).casting.plan(cast):
+        found.setdefault(item.arm, []).append(item.spec)
+    return found
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_students_of_one_seed_are_paired_and_teachers_apart(chapter: str) -> None:
+    asked = of(chapter)
+    for cast in asked.cast_names:
+        planned = asked.casting.plan(cast)
+        assert len({(item.arm, item.spec.seed) for item in planned}) == len(planned)
+        assert sum(item.arm == "teacher" for item in planned) == 1
+        by_seed: dict[tuple[str, int], set[int]] = {}
+        for item in planned:
+            if item.spec.role == "student" and not item.arm.endswith("same-start"):
+                name = (item.spec.model, item.spec.seed)
+                by_seed.setdefault(name, set()).add(item.spec.initialisation_seed)
+        assert all(len(starts) == 1 for starts in by_seed.values())
+        starts = {item.spec.initialisation_seed for item in planned if item.spec.role == "teacher"}
+        assert starts.isdisjoint(set.union(*by_seed.values()))
+
+
+def test_casts_that_differ_in_students_alone_share_a_teacher() -> None:
+    teacher = arms("localization", "cues")["teacher"]
+    for chapter, cast in (
+        ("shape-and-cue-bias", "weights"),
+        ("dose", "dose"),
+        ("architectures", "cnn-cnn"),
+        ("architectures", "cnn-vit"),
+    ):
+        assert arms(chapter, cast)["teacher"] == teacher
+    assert arms("bias", "temperature")["teacher"] == arms("bias", "groups")["teacher"]
+    plain = arms("crop-and-shift-invariance", "crops")["plain-teacher"]
+    (exact,) = arms("crop-and-shift-invariance", "exact-flips")["teacher"]
+    assert list(exact.parts) == plain
+
+
+def test_objectives_are_read_from_the_names_of_arms() -> None:
+    found = of("dose").casting
+    for weight in (0.1, 0.5):
+        spec = found.objective(f"kl-weight-{weight}", "dose")
+        assert (spec.method, spec.weight, spec.gamma) == ("kl", weight, 1 - weight)
+    assert found.objective("kl-tau-16", "dose").tau == 16
+    assert found.objective("mixture-0.25", "dose") == found.objective("kl", "dose")
+    assert found.objective("kl-tau-4", "dose") == found.objective("kl", "dose")
+    domains = of("domain-adaptation").casting
+    hint = domains.objective("hint", "domains")
+    assert (hint.hint_student, hint.weight) == ("body.stages.1", 2.0)
+    assert domains.objective("kl", "domains").tau == 8
+    crd = domains.objective("crd", "domains")
+    assert (crd.weight, crd.crd_tau, crd.crd_negatives) == (0.1, 0.1, 32)
+
+
+def test_the_biased_teacher_never_saw_one_group_and_the_fair_one_all() -> None:
+    asked = of("bias").casting
+
+    def groups(cast: str, role: str) -> set[int]:
+        spec = asked.data(cast, role)
+        images = scenes.load("scenes", "train", 300, 0, spec.options, None)
+        return set(images.factors["group"].tolist())
+
+    everything = {group for group, weight in enumerate(casting.ALL_GROUPS) if weight}
+    assert groups("groups", "teacher") == everything - {casting.UNSEEN_GROUP}
+    assert groups("groups", "student") == everything
+    assert groups("fair", "teacher") == everything
+
+
+def test_a_student_can_start_where_its_teacher_started() -> None:
+    found = arms("domain-adaptation", "domains")
+    (teacher,) = found["teacher"]
+    (student,) = found["kl-same-start"]
+    first = [
+        models.build(spec.model, 10, spec.initialisation_seed).state_dict()
+        for spec in (teacher, student, found["kl"][0])
+    ]
+    assert all(torch.equal(first[0][name], first[1][name]) for name in first[0])
+    assert not torch.equal(first[0]["body.head.weight"], first[2]["body.head.weight"])
+
+
+def test_digits_of_all_domains_are_the_three_one_after_the_other() -> None:
+    every = scenes.load("digits", "train", 30, 0, {"domain": "all"}, None)
+    for number, domain in enumerate(("orig", "color", "m")):
+        alone = scenes.load("digits", "train", 30, 0, {"domain": domain}, None)
+        part = slice(30 * number, 30 * (number + 1))
+        assert torch.equal(every.images[part], alone.images)
+        assert torch.equal(every.sources[part], alone.sources)
+        assert every.factors["domain"][part].unique().tolist() == [number]
+
+
+# --- composites -----------------------------------------------------------------------------
+
+
+def test_a_composite_is_the_mean_of_its_parts_logits() -> None:
+    parts = [models.build("vgg-small", 10, seed).eval() for seed in (0, 1)]
+    images = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    composite = models.freeze(models.Composite(parts, (0.25, 0.75)))
+    with torch.no_grad():
+        expected = 0.25 * parts[0](images) + 0.75 * parts[1](images)
+        assert torch.allclose(composite(images), expected, atol=1e-5)
+        logits, features = models.forward_with_features(composite, images)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert torch.equal(features, logits)
+    assert models.taps(composite) == ()
+
+
+def test_a_mirrored_composite_cannot_tell_left_from_right() -> None:
+    network = models.build("vgg-small", 10, 0).eval()
+    images = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = models.Composite([network], mirrored=True)
+        assert torch.allclose(exact(images), exact(images.flip(3)), atol=1e-6)
+        assert not torch.allclose(network(images), network(images.flip(3)), atol=1e-3)
+
+
+def test_students_of_composites_wait_for_the_parts_and_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path))
+    asked = of("shape-and-cue-bias", seeds=1, train_count=64, epochs=1)
+    planned = [
+        item for item in asked.casting.plan("mixture") if item.arm in ("teacher-0.5", "mixture-0.5")
+    ]
+    mixed, student = planned
+    trained = zoo.with_teachers(planned)
+    assert [item.spec.role for item in trained] == ["teacher", "teacher", "student"]
+    assert zoo.keys_behind(student.spec) == [part.key for part in mixed.spec.parts]
+    assert not zoo.is_complete(mixed.spec)
+    for item in trained:
+        zoo.train_one(item, "cpu", None)
+    assert zoo.is_complete(mixed.spec)
+    assert isinstance(zoo.load(mixed.spec), models.Composite)
+    assert [path.name for path in (tmp_path / "networks").iterdir()].count(mixed.spec.key) == 0
+    assert {part.key for part in mixed.spec.parts} <= {entry.key for entry in zoo.entries()}
+
+
+# --- crops ----------------------------------------------------------------------------------
+
+
+def test_a_crop_is_the_part_scaled_back() -> None:
+    images = torch.rand((3, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    whole = torch.tensor([[1.0, 0.3, 0.8]]).expand(3, 3)
+    assert torch.allclose(crop(images, whole), images, atol=1e-5)
+    # A quarter of the area, at the upper right corner: its inner pixels need no pixel outside it.
+    corner = torch.tensor([[0.25, 0.0, 1.0]]).expand(3, 3)
+    expected = F.interpolate(images[:, :, :8, 8:], (16, 16), mode="bilinear", align_corners=False)
+    found = crop(images, corner)
+    assert torch.allclose(found[:, :, 1:-1, 1:-1], expected[:, :, 1:-1, 1:-1], atol=1e-5)
+
+
+def test_drawn_crops_stay_in_their_bounds() -> None:
+    drawn = Crops(smallest=0.25, largest=0.5).draw(500, torch.Generator().manual_seed(0))
+    assert drawn[:, 0].min() >= 0.25
+    assert drawn[:, 0].max() <= 0.5
+    assert 0 <= drawn[:, 1:].min() <= drawn[:, 1:].max() <= 1
+    assert drawn[:, 0].std() > 0.05
