@@ -76,6 +76,48 @@ ARMS: dict[str, ArmStyle] = {
         "Soft labels, permuted", "Permuted", "#D55E00", ">", (0, (3, 1, 1, 1, 1, 1))
     ),
     "foreign": ArmStyle("Foreign network", "Foreign", "#6B4E16", "X", (0, (5, 5))),
+    "independent-blur": ArmStyle(
+        "Independent, anti-aliased", "Anti-aliased", "#6E6E6E", "h", (0, (1, 1))
+    ),
+    "kl-matched": ArmStyle("KL, stopped early", "KL early", "#4C9BCB", "s", "--", hollow=True),
+    "hint-matched": ArmStyle(
+        "Hint, stopped early", "Hint early", "#EDB54A", "^", "--", hollow=True
+    ),
+    "kl-same-start": ArmStyle("KL from the teacher's start", "KL same start", "#00517E", "p", "--"),
+    "independent-same-start": ArmStyle(
+        "Independent, the teacher's start", "Indep. same start", "#777777", "p", ":", hollow=True
+    ),
+    "kl-weight-0.1": ArmStyle("KL, weight .1", "KL .1", "#9CC9E5", "s", ":"),
+    "kl-weight-0.5": ArmStyle("KL, weight .5", "KL .5", "#4C9BCB", "s", "--"),
+    "kl-tau-1": ArmStyle("KL, temperature 1", "KL tau 1", "#9CC9E5", "<", ":"),
+    "kl-tau-16": ArmStyle("KL, temperature 16", "KL tau 16", "#00416A", ">", "--"),
+    "kl-images-few": ArmStyle("KL, a quarter of the images", "KL few images", "#4C9BCB", "v", ":"),
+    "independent-images-few": ArmStyle(
+        "Independent, a quarter of the images", "Indep. few images", "#B5B5B5", "v", ":"
+    ),
+    "kl-epochs-few": ArmStyle("KL, few epochs", "KL few epochs", "#4C9BCB", "D", ":"),
+    "independent-epochs-few": ArmStyle(
+        "Independent, few epochs", "Indep. few epochs", "#B5B5B5", "D", ":"
+    ),
+    **{
+        f"{kind}-{share}": ArmStyle(
+            f"{label}, {text} marker",
+            f"{short} {text}",
+            colour,
+            marker,
+            "--",
+            hollow=kind == "teacher",
+        )
+        for kind, label, short, marker in (
+            ("teacher", "Mixed teacher", "Mix", "*"),
+            ("mixture", "KL of a mixture", "KL mix", "s"),
+        )
+        for share, text, colour in (
+            ("0.25", "1/4", "#3B7FA6"),
+            ("0.5", "1/2", "#7A6FA3"),
+            ("0.75", "3/4", "#A85A86"),
+        )
+    },
 }
 
 # Arms that a reader adds draw from here by a checksum of their name: fixed, if not unique.
@@ -907,5 +949,252 @@ def training_curves(
     axis.set_xlabel("Epoch")
     axis.set_ylabel(_axis_label(ylabel or _readable(term), 28))
     _short_ticks(axis.yaxis)
+    _legend(figure, axis)
+    return figure
+
+
+@_styled
+def gains(
+    shown: Mapping[str, pd.DataFrame],
+    xlabel: str = "More accurate than alone",
+    ylabel: str = "More of the property than alone",
+) -> Figure:
+    """A panel per property: each student's gain in accuracy, and how much more of it it has.
+
+    ``shown`` maps the name above each panel to a frame with columns arm, accuracy_gain and
+    inheritance, one row per student; arms are drawn in the order of the book, grey ones below the
+    others. Panels have scales of their own. Where a student is no more accurate and yet has more,
+    the ground is tinted.
+    """
+    columns = min(2, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    arms = dict.fromkeys(arm for frame in shown.values() for arm in frame["arm"])
+    order = {arm: place for place, arm in enumerate(ARMS)}
+    ordered = sorted(arms, key=lambda arm: order.get(arm, len(order)))
+    height = 0.3 + 2.5 * lines + 0.25 * math.ceil(len(ordered) / 2)
+    figure, axes = _subplots(height, lines, columns)
+    for axis, (name, frame) in zip(axes.flat, shown.items(), strict=False):
+        for place, arm in enumerate(ordered):
+            look, mine = arm_style(arm), frame[frame["arm"] == arm]
+            axis.plot(
+                mine["accuracy_gain"],
+                mine["inheritance"],
+                look.marker,
+                color=look.colour,
+                markerfacecolor=_fill(look),
+                markersize=6,
+                alpha=0.8,
+                zorder=2.5 + place / len(ordered),
+                label=look.label,
+                gid=arm,
+            )
+        left, right = axis.get_xlim()
+        low, high = axis.get_ylim()
+        left, high = min(left, -0.01), max(high, 0.01)
+        axis.fill_between([left, 0], 0, high, color="#0072B2", alpha=0.08, linewidth=0, zorder=0)
+        axis.axvline(0, color="#444444", linewidth=1.2, zorder=1)
+        axis.axhline(0, color="#444444", linewidth=1.2, zorder=1)
+        axis.set_xlim(left, max(right, 0.01))
+        axis.set_ylim(min(low, -0.01), high)
+        axis.set_title(textwrap.fill(name, 40 // columns + 4))
+        for side in (axis.xaxis, axis.yaxis):
+            _short_ticks(side)
+        axis.locator_params(nbins=4)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis in axes.flat[max(0, len(shown) - columns) : len(shown)]:  # the lowest of each column
+        axis.set_xlabel(_axis_label(xlabel, 52 // columns))
+    for axis in axes[:, 0]:
+        axis.set_ylabel(_axis_label(ylabel, 24))
+    _legend(figure, axes[0, 0])
+    return figure
+
+
+@_styled
+def doses(
+    table: pd.DataFrame,
+    measure: str,
+    condition: str,
+    ladders: Mapping[str, Sequence[tuple[float | str, str, str, str]]],
+    ylabel: str | None = None,
+) -> Figure:
+    """A panel per factor: the measure at each of its doses, for students, reference and teacher.
+
+    ``ladders`` maps the name under each panel to its doses in order
+    (`kdnotes.probes.dose.Dose`): the dose, the arm that got it, the arm it is compared with and its
+    teacher. Doses stand side by side, not to scale. Small marks are single networks, large ones
+    means, bars their 95% t-intervals over seeds. Raises NotMeasuredError for what is not there.
+    """
+    rows = _rows(table, measure, condition)
+    _arms_in(rows, [arm for steps in ladders.values() for step in steps for arm in step[1:]])
+    columns = min(2, len(ladders))
+    lines = math.ceil(len(ladders) / columns)
+    figure, axes = _subplots(1.1 + 2.0 * lines, lines, columns, sharey=True)
+    for axis, (name, steps) in zip(axes.flat, ladders.items(), strict=False):
+        # Doses of one kind look alike, whatever the arm of each is called.
+        student = next(
+            (arm for arm in ("kl", "hint", "crd") if any(step[1] == arm for step in steps)), "kl"
+        )
+        _dose_line(axis, rows, [step[3] for step in steps], "teacher")
+        _dose_line(axis, rows, [step[2] for step in steps], "independent")
+        _dose_line(axis, rows, [step[1] for step in steps], student)
+        axis.set_xticks(range(len(steps)), [_dose_text(step[0]) for step in steps])
+        axis.set_xlim(-0.4, len(steps) - 0.6)
+        axis.set_xlabel(textwrap.fill(name, 44 // columns))
+        axis.grid(visible=False, axis="x")
+        _short_ticks(axis.yaxis)
+    for axis in axes.flat[len(ladders) :]:
+        axis.set_visible(False)
+    figure.supylabel(_axis_label(ylabel or _readable(measure)), fontsize=FONT_SIZE)
+    _shared_legend(figure, axes.flat)
+    return figure
+
+
+def _dose_text(at: float | str) -> str:
+    if isinstance(at, str):
+        return at
+    return f"{at:.0f}" if float(at).is_integer() else stats.format_number(at, 2).rstrip("0")
+
+
+def _dose_line(axis: Axes, rows: pd.DataFrame, arms: Sequence[str], named: str) -> None:
+    """Means of several arms as one line, with their networks and intervals."""
+    look = arm_style(named)
+    means = []
+    for place, arm in enumerate(arms):
+        values = _by_seed(rows, arm)
+        mean = stats.t_interval(values) if len(values) else None
+        means.append(np.nan if mean is None else mean.estimate)
+        if len(values) > 1:
+            axis.plot(
+                np.full(len(values), place),
+                values,
+                look.marker,
+                color=look.colour,
+                markersize=3.5,
+                alpha=0.5,
+            )
+        if mean is not None and np.isfinite(mean.low):
+            bounds = [mean.low, mean.high]
+            axis.plot([place] * 2, bounds, color=look.colour, linewidth=2.4, alpha=0.7)
+    axis.plot(
+        range(len(arms)),
+        means,
+        color=look.colour,
+        linestyle=look.line,
+        marker=look.marker,
+        markersize=8,
+        markeredgecolor="black",
+        label=look.label,
+        gid=f"{named}:mean",
+    )
+
+
+def _shared_legend(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One legend for several panels, each name once."""
+    named: dict[str, Any] = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    if named:
+        figure.legend(
+            named.values(), named.keys(), loc="outside lower center", ncols=2, handlelength=2.6
+        )
+
+
+@_styled
+def matrices(
+    table: pd.DataFrame,
+    measure: str,
+    rows: str,
+    columns: str,
+    arms: Sequence[str],
+    where: str = "",
+    labels: tuple[str, str] | None = None,
+    colour_label: str | None = None,
+) -> Figure:
+    """A panel per arm: the mean of a measure for each value of two factors, as coloured cells.
+
+    ``rows`` and ``columns`` name factors of the conditions, such as layers; ``where`` the others of
+    the conditions that are wanted, as in "pair=vit-cnn". Colours run from 0 to 1 in all panels; a
+    cell without a value stays white. Raises NotMeasuredError for what the table does not hold.
+    """
+    import seaborn as sns
+
+    wanted = _factors(where).items()
+    found = table[(table["measure"] == measure) & table["arm"].isin(list(arms))]
+    cells = [_factors(name) for name in found["condition"]]
+    known = {rows, columns, *_factors(where)}
+    fits = [cell.keys() == known and wanted <= cell.items() for cell in cells]
+    found = found[np.array(fits, dtype=bool)]
+    cells = [cell for cell, fit in zip(cells, fits, strict=True) if fit]
+    _arms_in(found, arms)
+    found = found.assign(down=[c[rows] for c in cells], across=[c[columns] for c in cells])
+    order = {side: list(dict.fromkeys(found[side])) for side in ("down", "across")}
+    wide = min(2, len(arms))
+    high = math.ceil(len(arms) / wide)
+    figure, axes = _subplots(0.8 + 2.3 * high, high, wide, sharey=True)
+    for axis, arm in zip(axes.flat, arms, strict=False):
+        mine = found[found["arm"] == arm]
+        values = mine.pivot_table(index="down", columns="across", values="value", dropna=False)
+        across = [name for name in order["across"] if name in set(mine["across"])]
+        values = values.reindex(index=order["down"], columns=across)
+        texts = values.map(number).to_numpy()
+        looks: dict[str, Any] = {"cmap": "GnBu", "vmin": 0, "vmax": 1, "cbar": False}
+        looks |= {"linewidths": 1, "linecolor": "white", "annot_kws": {"fontsize": 9}}
+        sns.heatmap(values, ax=axis, annot=texts, fmt="", **looks)
+        axis.set_title(arm_style(arm).short)
+        names = labels or (_readable(rows), _readable(columns))
+        axis.set(ylabel=names[0] if axis in axes[:, 0] else "", xlabel=names[1])
+        axis.set_xticks(axis.get_xticks(), across, rotation=30, ha="right", rotation_mode="anchor")
+        axis.tick_params(axis="y", rotation=0)
+    for axis in axes.flat[len(arms) :]:
+        axis.set_visible(False)
+    drawn = axes[0, 0].collections[0]
+    bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.8, aspect=30)
+    bar.set_label(colour_label or _readable(measure))
+    _short_ticks(bar.ax.xaxis)
+    return figure
+
+
+@_styled
+def grouped(
+    table: pd.DataFrame,
+    measure: str,
+    conditions: Mapping[str, str],
+    arms: Sequence[str],
+    xlabel: str | None = None,
+) -> Figure:
+    """A group of rows per condition, in it a row per arm: every seed, their mean, its interval.
+
+    ``conditions`` maps the name beside each group to its condition. A row stays empty where an arm
+    was not measured. Raises NotMeasuredError for a condition that is not there.
+    """
+    step = 1 / (len(arms) + 1)
+    figure, axes = _subplots(1.1 + 0.14 * (len(arms) + 1) * len(conditions))
+    axis = axes[0, 0]
+    for group, condition in enumerate(conditions.values()):
+        rows = _rows(table, measure, condition)
+        if group % 2:
+            axis.axhspan(group - 0.5, group + 0.5, color="#F3F3F3", linewidth=0, zorder=0)
+        for place, arm in enumerate(arms):
+            values, look = _by_seed(rows, arm), arm_style(arm)
+            if len(values) == 0:
+                continue
+            height, mean = group - 0.5 + (place + 1) * step, stats.t_interval(values)
+            if np.isfinite(mean.low):
+                bounds = [mean.low, mean.high]
+                axis.plot(bounds, [height] * 2, color=look.colour, linewidth=2, alpha=0.7)
+            looks: dict[str, Any]
+            looks = {"color": look.colour, "marker": look.marker, "markerfacecolor": _fill(look)}
+            looks |= {"linestyle": "", "zorder": 3}
+            heights = np.full(len(values), height)
+            axis.plot(values, heights, markersize=3, alpha=0.5, gid=arm, **looks)
+            looks |= {"label": look.label, "markersize": 6.5, "markeredgecolor": "black"}
+            axis.plot([mean.estimate], [height], gid=f"{arm}:mean", **looks)
+    axis.set_yticks(range(len(conditions)), [_two_lines(name) for name in conditions])
+    axis.set_ylim(len(conditions) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(_axis_label(xlabel or _readable(measure)))
+    _short_ticks(axis.xaxis)
     _legend(figure, axis)
     return figure

@@ -22,6 +22,16 @@ REQUIRED_CHAPTERS = (
     "localization",
     "adversarial",
     "color-invariance",
+    "crop-and-shift-invariance",
+    "unseen-domains",
+    "shape-and-cue-bias",
+    "domain-adaptation",
+    "decision-boundaries",
+    "representations",
+    "bias",
+    "no-accuracy-gain",
+    "architectures",
+    "dose",
     "scorecard",
 )
 NOTEBOOKS = sorted((REPOSITORY / "book").glob("*.ipynb"))

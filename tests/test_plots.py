@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from scipy import stats as scipy_stats
 
-from kdnotes import plots, stats
+from kdnotes import plots, stats, study
 
 SEEN_TOGETHER = [
     "teacher",
@@ -187,11 +187,24 @@ def test_arms_seen_together_stay_apart(deficiency: str) -> None:
 
 
 def test_every_arm_differs_in_more_than_colour() -> None:
-    assert set(ARM_NAMES) == set(plots.ARMS)
+    assert set(ARM_NAMES) <= set(plots.ARMS)
     looks = [plots.arm_style(arm) for arm in ARM_NAMES]
     assert len({look.colour for look in looks}) == len(looks)
     assert len({look.label for look in looks}) == len(looks)
     assert len({(look.marker, look.hollow) for look in looks}) == len(looks)
+
+
+def test_all_arms_of_a_cast_have_looks_of_their_own() -> None:
+    for chapter in study.known_chapters():
+        asked = study.chapter(chapter)
+        for cast in asked.cast_names:
+            arms = {item.arm for item in asked.casting.plan(cast)}
+            assert arms <= set(plots.ARMS), cast
+            looks = [plots.ARMS[arm] for arm in arms]
+            assert len({look.label for look in looks}) == len(looks), cast
+            assert len({look.short for look in looks}) == len(looks), cast
+            seen = {(look.colour, look.marker, look.hollow) for look in looks}
+            assert len(seen) == len(looks), cast
 
 
 def test_unknown_arm_has_a_fixed_look_and_a_readable_name() -> None:
@@ -556,3 +569,131 @@ def test_markdown_table() -> None:
         r"| KL (soft labels) | 5 | .95 | .40 [.40, .40] | a\|b |",
         "| Independent (no teacher) | 3 | – | – | c |",
     ]
+
+
+def test_gains_draw_every_student_against_zero() -> None:
+    fooled = pd.DataFrame(
+        {
+            "arm": ["kl", "kl", "independent"],
+            "accuracy_gain": [-0.02, 0.01, 0.005],
+            "inheritance": [0.1, 0.2, -0.03],
+        }
+    )
+    steady = fooled[fooled["arm"] == "kl"].assign(inheritance=[-0.1, -0.2])
+    figure = plots.gains({"fooled": fooled, "steady": steady, "like": fooled})
+    first, second, third, spare = figure.axes
+    for axis, frame in ((first, fooled), (second, steady)):
+        for arm in ("kl", "independent"):
+            (line,) = [each for each in axis.lines if each.get_gid() == arm]
+            rows = frame[frame["arm"] == arm]
+            drawn = np.column_stack(line.get_data()).tolist()
+            assert drawn == rows[["accuracy_gain", "inheritance"]].to_numpy().tolist()
+            assert to_hex(line.get_color()) == to_hex(plots.colour(arm))
+        for low, high in (axis.get_xlim(), axis.get_ylim()):
+            assert low < 0 < high
+    assert [axis.get_title() for axis in (first, second, third)] == ["fooled", "steady", "like"]
+    assert not spare.get_visible()
+    assert {text.get_text() for text in figure.legends[0].texts} == {
+        plots.label("kl"),
+        plots.label("independent"),
+    }
+
+
+def test_doses_stand_side_by_side_beside_their_reference_and_teacher() -> None:
+    rows = [
+        ("teacher", 0, 0.9),
+        ("teacher-0.5", 0, 0.5),
+        *[("independent", seed, 0.1 + 0.01 * seed) for seed in range(3)],
+        *[("independent-tau-1", seed, 0.2) for seed in range(2)],
+        *[("kl", seed, 0.6 + 0.02 * seed) for seed in range(3)],
+        *[("kl-tau-1", seed, 0.3) for seed in range(2)],
+        ("mixture-0.5", 0, np.nan),
+        ("hint", 0, 0.2),
+        ("hint-logits", 0, 0.4),
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "value"])
+    table = table.assign(condition="conflict", measure="shape_bias")
+    ladders = {
+        "Temperature": [
+            (1.0, "kl-tau-1", "independent-tau-1", "teacher"),
+            (4.0, "kl", "independent", "teacher"),
+        ],
+        "Mixture": [
+            (0.0, "kl", "independent", "teacher"),
+            (0.25, "mixture-0.5", "independent", "teacher-0.5"),
+        ],
+        "Depth": [
+            ("2", "hint", "independent", "teacher"),
+            ("logits", "hint-logits", "independent", "teacher"),
+        ],
+    }
+    figure = plots.doses(table, "shape_bias", "conflict", ladders, "Share")
+    panels = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_xlabel() for axis in panels] == list(ladders)
+
+    def line(panel: int, arm: str) -> list[float]:
+        lines = {each.get_gid(): each for each in panels[panel].get_lines()}
+        return lines[f"{arm}:mean"].get_ydata()
+
+    np.testing.assert_allclose(line(0, "kl"), [0.3, 0.62])
+    np.testing.assert_allclose(line(0, "independent"), [0.2, 0.11])
+    np.testing.assert_allclose(line(1, "teacher"), [0.9, 0.5])
+    np.testing.assert_allclose(line(1, "kl"), [0.62, np.nan])
+    np.testing.assert_allclose(line(2, "hint"), [0.2, 0.4])
+    ticks = [[text.get_text() for text in axis.get_xticklabels()] for axis in panels]
+    assert ticks == [["1", "4"], ["0", ".25"], ["2", "logits"]]
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(names) == len(set(names)) == 4
+    with pytest.raises(stats.NotMeasuredError, match="kl-tau-16"):
+        plots.doses(
+            table,
+            "shape_bias",
+            "conflict",
+            {"Temperature": [(16.0, "kl-tau-16", "independent", "teacher")]},
+        )
+
+
+def test_matrices_show_the_mean_of_every_cell_per_arm() -> None:
+    rows = [
+        (arm, seed, f"pair=a,above={above},below={below}", "cka", 0.1 * seed + 0.2 * place)
+        for place, arm in enumerate(("independent", "kl", "hint"))
+        for seed in range(2)
+        for above in ("1", "logits")
+        for below in ("1", "2", "logits")
+    ]
+    rows.append(("kl", 0, "pair=b,above=1,below=1", "cka", 0.9))
+    rows.append(("kl", 0, "above=1,below=1", "cka", 0.9))
+    rows.append(("kl", 0, "pair=a,above=logits,below=9", "cka", np.nan))
+    table = pd.DataFrame(rows, columns=["arm", "seed", "condition", "measure", "value"])
+    arms = ["kl", "independent", "hint"]
+    figure = plots.matrices(table, "cka", "above", "below", arms, "pair=a", ("Up", "Across"))
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in panels] == ["KL", "Independent", "Hint"]
+    texts = [[text.get_text() for text in axis.texts] for axis in panels]
+    assert texts[1:] == [[".05"] * 6, [".45"] * 6]
+    assert set(texts[0]) == {".25"}
+    assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "2", "logits"]
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["1", "logits"]
+    assert {axis.collections[0].get_clim() for axis in panels} == {(0, 1)}
+    assert panels[0].get_ylabel() == "Up"
+    assert len(plots.matrices(table, "cka", "above", "below", ["kl"], "pair=b").axes) == 2
+    with pytest.raises(stats.NotMeasuredError, match="no arm 'hint'"):
+        plots.matrices(table, "cka", "above", "below", ["hint"])
+
+
+def test_groups_hold_a_row_per_arm_in_the_given_order() -> None:
+    table = make_table(("domain=seen", "domain=edge"))
+    shown = {"seen": "domain=seen", "edges": "domain=edge"}
+    figure = plots.grouped(table, "same_answer", shown, ["kl", "independent", "crd"], "Same")
+    first, second = lines_named(figure, "kl:mean")
+    np.testing.assert_allclose(first.get_xdata(), [np.mean(VALUES["kl"])])
+    np.testing.assert_allclose(second.get_xdata(), [np.mean(VALUES["kl"]) - 0.1])
+    np.testing.assert_allclose(first.get_ydata(), [-0.25])
+    np.testing.assert_allclose(second.get_ydata(), [0.75])
+    np.testing.assert_allclose(lines_named(figure, "independent:mean")[0].get_ydata(), [0])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["seen", "edges"]
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 2  # an arm that was not measured has no row
+    with pytest.raises(stats.NotMeasuredError, match="domain=sketch"):
+        plots.grouped(table, "same_answer", {"sketch": "domain=sketch"}, ["kl"])

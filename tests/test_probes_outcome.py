@@ -72,6 +72,19 @@ def test_combined_outcomes_keep_every_row() -> None:
     assert both.items["value"].dtype == np.float32
 
 
+def test_outcomes_without_items_combine_with_others() -> None:
+    some = numbered_data(torch.zeros(0, dtype=torch.int64))
+    values = Recorder(some)
+    values.add_summary("kl", 3, "cosine", 0.5, "part=grey")
+    for order in ([recorded(), values.outcome()], [values.outcome(), recorded()]):
+        both = Outcome.combine(order)
+        assert len(both.items) == len(recorded().items)
+        assert len(both.table) == len(recorded().table) + 1
+    alone = Outcome.combine([values.outcome()])
+    assert tuple(alone.items.columns) == ITEM_COLUMNS
+    assert len(alone.items) == 0
+
+
 def test_two_values_of_one_thing_are_refused() -> None:
     with pytest.raises(ValueError, match="two values of 'share' for arm 'kl', seed 3"):
         Outcome.combine([recorded(), recorded()])

@@ -5,7 +5,24 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-_SUBMODULES = ("adversarial", "color_invariance", "fidelity", "localization", "outcome")
+_SUBMODULES = (
+    "adversarial",
+    "architectures",
+    "boundaries",
+    "color_invariance",
+    "crop_shift",
+    "cue_bias",
+    "domain_accuracy",
+    "dose",
+    "fidelity",
+    "group_accuracy",
+    "identifiability",
+    "localization",
+    "matched",
+    "outcome",
+    "representations",
+    "unseen_domains",
+)
 __all__ = list(_SUBMODULES)
 
 

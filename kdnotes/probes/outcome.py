@@ -51,8 +51,10 @@ class Outcome:
             raise ValueError("no outcomes to combine")
         table = pd.concat([part.table for part in parts], ignore_index=True)
         _check_unique(table)
+        # Names without a row have categories of no type, which go with no others.
+        filled = [part.items for part in parts if len(part.items)] or [parts[0].items]
         items = {
-            name: _joined([part.items[name] for part in parts], name in NAME_COLUMNS)
+            name: _joined([part[name] for part in filled], name in NAME_COLUMNS)
             for name in ITEM_COLUMNS
         }
         return Outcome(table, pd.DataFrame(items))

@@ -1,0 +1,249 @@
+"""Do two networks draw their decision boundaries in the same places?
+
+Three images span a plane in the space of all images. Every point of the plane is an image, and two
+networks can be asked for their answers all over it (Somepalli et al. 2022). The planes and their
+images are made once, and shown to all networks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from kdnotes import stats
+from kdnotes.cast import Cast, Member
+from kdnotes.data import ImageData
+from kdnotes.errors import RequestError
+from kdnotes.probes.forward import BATCH_SIZE, all_logits, device_of, logits_of
+from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.transforms import to_float
+
+MARGIN = 0.1  # the grid extends this share of the triangle's extent beyond it, on every side
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The plane through three images, in an orthonormal basis with its origin at the first.
+
+    base: (3, H, W), the first image; basis: (2, 3, H, W); corners: (3, 2), the coordinates of the
+    three images; all float64.
+    """
+
+    base: Tensor
+    basis: Tensor
+    corners: Tensor
+
+    def images(self, points: Tensor) -> Tensor:
+        """The images float32 (n, 3, H, W) at coordinates (n, 2). Values may leave [0, 1]."""
+        return (self.base + torch.einsum("np,pchw->nchw", points, self.basis)).float()
+
+    def grid(self, size: int) -> Tensor:
+        """Centres (size * size, 2) of equal cells over the triangle's box and a margin, by rows.
+
+        Centres, not edges: so a coarse grid estimates the same share of the plane as a fine one.
+        """
+        low, high = self.box
+        steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+        first, second = (low[i] + steps * (high[i] - low[i]) for i in (0, 1))
+        return torch.stack([first.repeat(size), second.repeat_interleave(size)], dim=1)
+
+    @property
+    def box(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest coordinates (2,) of the triangle's bounding box with its margin."""
+        low, high = self.corners.amin(0), self.corners.amax(0)
+        return low - MARGIN * (high - low), high + MARGIN * (high - low)
+
+    def inside(self, points: Tensor) -> Tensor:
+        """Which of the points (n, 2) lie in the triangle, bool (n,): they mix the three images."""
+        edges = (self.corners[1:] - self.corners[0]).T
+        shares = (torch.linalg.pinv(edges) @ (points - self.corners[0]).T).T
+        return (shares >= 0).all(1) & (shares.sum(1) <= 1)
+
+
+def plane_through(images: Tensor) -> Plane:
+    """The plane through three images (3, C, H, W), by Gram and Schmidt's procedure."""
+    base, first, second = images.double()
+    across = first - base
+    across = across / across.norm().clamp(min=1e-12)
+    up = second - base
+    up = up - (up * across).sum() * across
+    up = up / up.norm().clamp(min=1e-12)
+    basis = torch.stack([across, up])
+    corners = torch.einsum("nchw,pchw->np", images.double() - base, basis)
+    return Plane(base, basis, corners)
+
+
+def triplets(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Places int64 (count, 3) of three images of three different classes each, drawn at random.
+
+    An image occurs again only after all of its class did. Where there are fewer than three classes,
+    they take turns. Raises RequestError for too few images or a count below 1.
+    """
+    present, sizes = labels.unique(return_counts=True)
+    if len(labels) < 3 or count < 1 or (len(present) < 3 and sizes.min() < 2):
+        raise RequestError(
+            f"a plane goes through three images: {count} planes, {len(labels)} images are too few"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    queues = {
+        int(label): _endless((labels == label).nonzero()[:, 0], generator) for label in present
+    }
+    chosen = []
+    for _ in range(count):
+        classes = present[torch.randperm(len(present), generator=generator)].tolist()
+        row: list[int] = []
+        for place in range(3):
+            queue = queues[classes[place % len(classes)]]
+            row.append(next(image for image in queue if image not in row))
+        chosen.append(row)
+    return torch.tensor(chosen)
+
+
+def _endless(places: Tensor, generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from places[torch.randperm(len(places), generator=generator)].tolist()
+
+
+def planes_of(data: ImageData, count: int, seed: int) -> tuple[list[Plane], Tensor]:
+    """Planes through test images, and the places (count, 3) of the images they go through."""
+    chosen = triplets(data.labels, count, seed)
+    return [plane_through(to_float(data.batch(three))) for three in chosen], chosen
+
+
+def answers_on(network: nn.Module, plane: Plane, size: int) -> Tensor:
+    """A network's answers (size, size) on the grid of one plane, lowest row first."""
+    points = plane.images(plane.grid(size)).split(BATCH_SIZE)
+    where = device_of(network)
+    return torch.cat([_answers(network, part.to(where)) for part in points]).view(size, size)
+
+
+def measure(
+    cast: Cast,
+    domains: Mapping[str, ImageData],
+    *,
+    triplets: int = 50,
+    grid: int = 32,
+    only: Mapping[str, Collection[str]] | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Outcome:
+    """Share of a plane on which a network gives the teacher's answer, over many planes.
+
+    Condition ``domain=NAME``. ``triplets`` planes through three test images of three classes, seen
+    on ``grid`` x ``grid`` points; an arm in ``only`` is measured in the domains named there.
+    Measures of every network but the teacher:
+
+    - ``boundary_agreement``, one item per plane: share of points with the teacher's answer (the
+      "IoU" of the paper and of the program by Somepalli et al. 2022). Under
+      ``domain=NAME,where=triangle`` (table only) over the points between the three images.
+    - ``boundary_kappa`` (table only): the same beyond chance, over the points of all planes.
+    - ``boundary_iou`` (table only): intersection over union of the regions of each class, mean over
+      the classes that either network gives anywhere in the plane.
+    - ``boundary_agreement`` and ``boundary_kappa`` of pairs of independent students, under
+      ``domain=NAME,against=SEED`` and the lower of the two seeds: the spread by chance.
+
+    And of all networks, ``accuracy`` (table only) on the images that the planes go through.
+
+    In the items, ``source`` is the number of the plane, the unit that is resampled, and
+    ``prediction`` the answer at the first point of the grid.
+
+    Raises RequestError when a domain has fewer than three images or the grid fewer than 2 x 2.
+    """
+    if grid < 2:
+        raise RequestError(f"a grid needs 2 points on each side or more, not {grid}")
+    parts = []
+    for name, data in domains.items():
+        planes, corners = planes_of(data, triplets, seed)
+        members = [
+            member
+            for member in cast.everyone()
+            if only is None or member.arm not in only or name in only[member.arm]
+        ]
+        answers = _all_answers(members, planes, grid, batch_size)
+        recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
+        _record_accuracy(recorder, members, data.subset(corners.flatten()), f"domain={name}")
+        inside = torch.stack([plane.inside(plane.grid(grid)) for plane in planes])
+        for member, its in zip(members[1:], answers[1:], strict=True):
+            _record(recorder, member, its, answers[0], inside, f"domain={name}")
+        _pairs_of_independents(recorder, members, answers, f"domain={name}")
+        parts.append(recorder.outcome())
+    return Outcome.combine(parts)
+
+
+def class_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Mean intersection over union (planes,) of class regions, from answers (planes, points)."""
+    together, either = [], []
+    for label in torch.cat([first.unique(), second.unique()]).unique():
+        one, other = first == label, second == label
+        together.append((one & other).sum(1))
+        either.append((one | other).sum(1))
+    intersections, unions = torch.stack(together).double(), torch.stack(either).double()
+    ratios = torch.where(unions > 0, intersections / unions.clamp(min=1), 0.0)
+    return ratios.sum(0) / (unions > 0).sum(0)
+
+
+def _all_answers(
+    members: list[Member], planes: list[Plane], grid: int, batch_size: int
+) -> list[Tensor]:
+    """Answers (planes, grid * grid) of every network, each image made once."""
+    found: list[list[Tensor]] = [[] for _ in members]
+    where = device_of(members[0].network)
+    per_batch = max(1, batch_size // grid**2)
+    for start in range(0, len(planes), per_batch):
+        some = planes[start : start + per_batch]
+        images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
+        for part in images.split(batch_size):
+            shown = part.to(where).contiguous(memory_format=torch.channels_last)
+            for member, its in zip(members, found, strict=True):
+                its.append(_answers(member.network, shown))
+    return [torch.cat(its).view(len(planes), -1) for its in found]
+
+
+def _answers(network: nn.Module, images: Tensor) -> Tensor:
+    return logits_of(network, images).argmax(1)
+
+
+def _record_accuracy(
+    recorder: Recorder, members: list[Member], data: ImageData, condition: str
+) -> None:
+    for member, logits in zip(members, all_logits(members, data), strict=True):
+        accuracy = float((logits.argmax(1) == data.labels).double().mean())
+        recorder.add_summary(member.arm, member.seed, "accuracy", accuracy, condition)
+
+
+def _record(
+    recorder: Recorder,
+    member: Member,
+    answers: Tensor,
+    teachers: Tensor,
+    inside: Tensor,
+    condition: str,
+) -> None:
+    same = (answers == teachers).double()
+    recorder.add(member, "boundary_agreement", same.mean(1), answers[:, 0], condition)
+
+    def summary(measure: str, value: float, where: str = condition) -> None:
+        recorder.add_summary(member.arm, member.seed, measure, value, where)
+
+    within = (same * inside).sum(1) / inside.sum(1)
+    summary("boundary_agreement", float(within.nanmean()), f"{condition},where=triangle")
+    kappa = stats.cohen_kappa(answers.flatten(), teachers.flatten())
+    summary("boundary_kappa", kappa)
+    summary("boundary_iou", float(class_iou(answers, teachers).mean()))
+
+
+def _pairs_of_independents(
+    recorder: Recorder, members: list[Member], answers: list[Tensor], condition: str
+) -> None:
+    students = [pair for pair in zip(members, answers, strict=True) if pair[0].arm == "independent"]
+    students.sort(key=lambda pair: pair[0].seed)
+    for (first, its), (second, others) in itertools.combinations(students, 2):
+        where = f"{condition},against={second.seed}"
+        same = float((its == others).double().mean())
+        recorder.add_summary(first.arm, first.seed, "boundary_agreement", same, where)
+        kappa = stats.cohen_kappa(its.flatten(), others.flatten())
+        recorder.add_summary(first.arm, first.seed, "boundary_kappa", kappa, where)

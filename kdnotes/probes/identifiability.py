@@ -1,0 +1,317 @@
+"""What a student can know of a linear teacher, and what no lesson can tell it.
+
+Linear models are matrices (classes, features + 1) in float64, the last column being the bias. They
+are small enough to be solved exactly, so that what depends on the lessons, what on the start and
+what on neither can be told apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnotes.cast import Cast, Member
+from kdnotes.data import ImageData
+from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.transforms import to_float
+
+SIDE = 5  # images are reduced to SIDE x SIDE pixels for linear models
+STEPS, RATE = 500, 1.0
+Row = tuple[str, int, str, str, float]  # arm, seed, condition, measure, value
+
+
+def with_ones(points: Tensor) -> Tensor:
+    """Points (n, m) as float64 (n, m + 1) with a last column of ones, for the bias."""
+    return F.pad(points.double(), (0, 1), value=1.0)
+
+
+def distil(start: Tensor, points: Tensor, logits: Tensor) -> Tensor:
+    """Weights (classes, m + 1) that give the teacher's logits (n, classes) at points (n, m).
+
+    Of all that fit best, those nearest to the start: where gradient descent on the squared error
+    ends when it begins there. A start of zero gives the teacher's projection on what the points
+    span; m + 1 affinely independent points give the teacher itself, whatever the start.
+    """
+    inputs = with_ones(points)
+    missing = logits - inputs @ start.T
+    return start + (torch.linalg.pinv(inputs) @ missing).T
+
+
+def descend(
+    start: Tensor, points: Tensor, targets: Tensor, steps: int = STEPS, rate: float = RATE
+) -> Tensor:
+    """Weights after full-batch gradient descent on the cross-entropy with targets (n, classes)."""
+    inputs, weights = with_ones(points), start.clone()
+    for _ in range(steps):
+        error = (inputs @ weights.T).softmax(1) - targets
+        weights -= rate * error.T @ inputs / len(inputs)
+    return weights
+
+
+def weight_error(found: Tensor, true: Tensor, free_scale: bool = False) -> float:
+    """Length of the difference of two sets of weights, as a share of the true ones' length.
+
+    What is common to all classes changes no probability and is taken out first. With
+    ``free_scale`` the found weights are first multiplied by the best number, not negative: labels
+    say nothing about the length of the weights.
+    """
+    ours, truth = (weights - weights.mean(0, keepdim=True) for weights in (found, true))
+    if free_scale:
+        ours = ours * ((ours * truth).sum() / (ours**2).sum()).clamp(min=0)
+    return float((ours - truth).norm() / truth.norm())
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Two classes in the plane and the boundaries of some linear networks.
+
+    points: (n, 2); labels: (n,), 0 or 1; lessons: the places (3,) of the students' points; teacher:
+    (3,), two weights and the bias of one logit, above zero for class 1; independent,
+    distilled_two, distilled_three: (starts, 3), students of labels, and of the teacher's logits
+    at two and at three points.
+    """
+
+    points: Tensor
+    labels: Tensor
+    lessons: Tensor
+    teacher: Tensor
+    independent: Tensor
+    distilled_two: Tensor
+    distilled_three: Tensor
+
+    def distances(self) -> Tensor:
+        """Distances (3,) of the students' points from the teacher's boundary."""
+        logits = with_ones(self.points[self.lessons]) @ self.teacher
+        return logits.abs() / self.teacher[:2].norm()
+
+
+def toy(seed: int = 0, count: int = 60, starts: int = 12) -> Toy:
+    """A teacher of all points, and students of three: the first two of class 0, one of class 1.
+
+    Students differ in their first weights only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    centres = torch.tensor([[-1.2, -0.6], [1.2, 0.6]], dtype=torch.float64)
+    noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    points = centres[labels] + 0.6 * noise
+    first = torch.randn(starts + 1, 2, 3, generator=generator, dtype=torch.float64)
+    lessons = torch.tensor([0, 2, 1])
+    teacher = descend(first[0], points, F.one_hot(labels, 2).double())
+    some, theirs = points[lessons], labels[lessons]
+    logits = with_ones(some) @ teacher.T
+    students = {
+        "independent": [descend(own, some, F.one_hot(theirs, 2).double()) for own in first[1:]],
+        "distilled_two": [distil(own, some[1:], logits[1:]) for own in first[1:]],
+        "distilled_three": [distil(own, some, logits) for own in first[1:]],
+    }
+    boundaries = {name: _boundary(torch.stack(found)) for name, found in students.items()}
+    return Toy(points, labels, lessons, _boundary(teacher), **boundaries)
+
+
+def _boundary(weights: Tensor) -> Tensor:
+    """One logit for class 1 against class 0: (..., 2, 3) to (..., 3)."""
+    return weights[..., 1, :] - weights[..., 0, :]
+
+
+def recovery(
+    seeds: Sequence[int],
+    *,
+    dimension: int = 20,
+    classes: int = 3,
+    counts: Sequence[int] | None = None,
+) -> Outcome:
+    """How far students are from a linear teacher's weights, by the number of points they see.
+
+    The teacher is trained on labels, from weights drawn at random. Measure ``weight_error`` (see
+    the function), under ``points=N``, of the arms
+
+    - ``distilled``: fits the teacher's logits from a start of zero;
+    - ``distilled-other-start``, ``distilled-same-start``: the same from random weights of its own,
+      and from the teacher's first weights;
+    - ``labels-only``: classifies the points as the teacher does, by gradient descent from the same
+      random weights of its own; its scale is free.
+
+    Without a condition, ``distilled-few`` and ``distilled-enough`` are ``distilled`` at half of
+    dimension + 1 points (rounded up) and at dimension + 1.
+    """
+    needed = dimension + 1
+    if counts is None:
+        counts = sorted({max(2, round(share * needed)) for share in (0.25, 0.5, 0.75, 1, 1.5, 2)})
+    rows: list[Row] = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        draw = _Draw(generator, classes, needed)
+        training, pool = draw.points(20 * needed), draw.points(max(*counts, needed))
+        rule, first, own = draw.weights(), draw.weights(), draw.weights()
+        labels = (with_ones(training) @ rule.T).argmax(1)
+        teacher = descend(first, training, F.one_hot(labels, classes).double())
+        zero = torch.zeros_like(teacher)
+        for count in counts:
+            points = pool[:count]
+            logits = with_ones(points) @ teacher.T
+            found = {
+                "distilled": distil(zero, points, logits),
+                "distilled-other-start": distil(own, points, logits),
+                "distilled-same-start": distil(first, points, logits),
+            }
+            answers = F.one_hot(logits.argmax(1), classes).double()
+            errors = {arm: weight_error(weights, teacher) for arm, weights in found.items()}
+            student = descend(own, points, answers)
+            errors["labels-only"] = weight_error(student, teacher, free_scale=True)
+            rows += [
+                (arm, seed, f"points={count}", "weight_error", error)
+                for arm, error in errors.items()
+            ]
+        for arm, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
+            points = pool[:count]
+            found_by = distil(zero, points, with_ones(points) @ teacher.T)
+            error = weight_error(found_by, teacher)
+            rows.append((f"distilled-{arm}", seed, "", "weight_error", error))
+    return _outcome(rows)
+
+
+@dataclass
+class _Draw:
+    generator: torch.Generator
+    classes: int
+    needed: int
+
+    def points(self, count: int) -> Tensor:
+        shape = (count, self.needed - 1)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def weights(self) -> Tensor:
+        return _random_weights(self.classes, self.needed, self.generator)
+
+
+def _random_weights(classes: int, features: int, generator: torch.Generator) -> Tensor:
+    shape = (classes, features)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(features)
+
+
+def small_images(data: ImageData) -> Tensor:
+    """The middle of each image, reduced: (N, 3 * SIDE * SIDE) float64, channel by channel.
+
+    The middle is what lies more than a seventh of the side from the edges: the digits' own box.
+    """
+    images = to_float(data.images)
+    edge = images.shape[-1] // 7
+    middle = images[..., edge : images.shape[-2] - edge, edge : images.shape[-1] - edge]
+    return F.adaptive_avg_pool2d(middle, SIDE).flatten(1).double()
+
+
+def grey_lessons(
+    seeds: Sequence[int], grey: ImageData, coloured: ImageData, test: ImageData
+) -> Outcome:
+    """What linear students of grey images know of a teacher that was trained on coloured ones too.
+
+    Arms ``distilled-other-start`` and ``distilled-same-start`` fit the teacher's logits on the grey
+    images; the first from random weights of their own, the others from the teacher's first weights.
+    Measures, under ``part=grey`` (what the weights of the three colours have in common, and the
+    bias) and ``part=chroma`` (the rest):
+
+    - ``part_error``: length of the difference to the teacher's part, as a share of its length;
+    - ``part_moved``: the same to the student's own start.
+
+    Without a condition, ``linear_accuracy`` on the test images, also of ``linear-teacher``.
+    """
+    inputs = {"grey": small_images(grey), "coloured": small_images(coloured)}
+    both = torch.cat(list(inputs.values()))
+    classes = len(grey.classes)
+    targets = F.one_hot(torch.cat([grey.labels, coloured.labels]), classes).double()
+    tested = with_ones(small_images(test))
+    rows: list[Row] = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        first, own = (_random_weights(classes, both.shape[1] + 1, generator) for _ in range(2))
+        teacher = descend(first, both, targets, rate=0.2)
+        logits = with_ones(inputs["grey"]) @ teacher.T
+        networks = {"linear-teacher": teacher}
+        for arm, start in (("distilled-other-start", own), ("distilled-same-start", first)):
+            networks[arm] = distil(start, inputs["grey"], logits)
+            for part, index in (("grey", 0), ("chroma", 1)):
+                found, true, begun = (
+                    linear_parts(weights)[index] for weights in (networks[arm], teacher, start)
+                )
+                where = (arm, seed, f"part={part}")
+                rows.append((*where, "part_error", float((found - true).norm() / true.norm())))
+                rows.append((*where, "part_moved", float((found - begun).norm() / begun.norm())))
+        for arm, weights in networks.items():
+            right = (tested @ weights.T).argmax(1) == test.labels
+            rows.append((arm, seed, "", "linear_accuracy", float(right.double().mean())))
+    return _outcome(rows)
+
+
+def linear_parts(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Grey part (with the bias) and chroma part of weights (classes, 3 * pixels + 1), flat."""
+    by_colour = weights[:, :-1].unflatten(1, (3, -1))
+    grey, chroma = parts(by_colour)
+    return torch.cat([grey.flatten(), weights[:, -1]]), chroma.flatten()
+
+
+def parts(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (n, 3, ...) as what the colours have in common, and what tells them apart.
+
+    On images with R = G = B only the first part acts, and only it has a gradient.
+    """
+    grey = weights.mean(1, keepdim=True).expand_as(weights)
+    return grey, weights - grey
+
+
+def first_layer(network: nn.Module) -> Tensor | None:
+    """Weights (filters, 3, h, w) of the first convolution that reads colours; None without one."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.shape[1] == 3:
+            return module.weight.detach().double().cpu()
+    return None
+
+
+def first_layers(cast: Cast) -> Outcome:
+    """How alike the first layers of two networks are: mean cosine of their filters.
+
+    Measure ``first_layer_cosine`` of every student, under ``part=P,against=independent`` with the
+    independent student that began with the same weights, and under ``part=P,against=teacher``; P is
+    grey or chroma (see ``parts``). NaN where networks have no such layer, or one of another shape.
+    """
+    begun = {
+        (member.seed, member.arm.endswith("-same-start")): member
+        for member in cast.members
+        if member.arm in ("independent", "independent-same-start")
+    }
+    rows: list[Row] = []
+    for member in cast.members:
+        partners = {"teacher": cast.teacher}
+        twin = begun.get((member.seed, member.arm.endswith("-same-start")))
+        if twin is not None and twin is not member:
+            partners["independent"] = twin
+        for name, partner in partners.items():
+            for part, value in zip(("grey", "chroma"), _cosines(member, partner), strict=True):
+                where = f"part={part},against={name}"
+                rows.append((member.arm, member.seed, where, "first_layer_cosine", value))
+    return _outcome(rows)
+
+
+def _cosines(first: Member, second: Member) -> tuple[float, float]:
+    one, other = first_layer(first.network), first_layer(second.network)
+    if one is None or other is None or one.shape != other.shape:
+        return math.nan, math.nan
+    grey, chroma = (
+        float(F.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
+        for a, b in zip(parts(one), parts(other), strict=True)
+    )
+    return grey, chroma
+
+
+def _outcome(rows: list[Row]) -> Outcome:
+    """An outcome of values that have no images behind them."""
+    none = torch.zeros(0, dtype=torch.long)
+    recorder = Recorder(ImageData(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), none, (), none))
+    for arm, seed, condition, measure, value in rows:
+        recorder.add_summary(arm, seed, measure, value, condition)
+    return recorder.outcome()

@@ -1,0 +1,180 @@
+"""Is anything inherited where no accuracy is gained? Several properties beside accuracy.
+
+Each property is measured by its own probe, in the cast in which there is something to inherit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+
+from kdnotes import stats
+from kdnotes.cast import Cast
+from kdnotes.data import ImageData
+from kdnotes.probes import adversarial, color_invariance, fidelity, localization
+from kdnotes.probes.forward import BATCH_SIZE, all_logits, record_accuracy
+from kdnotes.probes.outcome import Outcome, Recorder
+
+ON_CUES, ON_JITTER = "cast=cues", "cast=jitter"
+# Measures whose values image by image are kept: those that contrasts are made of.
+ITEMS_OF = (
+    "accuracy",
+    "agreement",
+    "agreement_on_teacher_errors",
+    "fooling_rate",
+    "follows_digit",
+    "same_answer",
+)
+
+
+def measure(
+    plain: tuple[Cast, ImageData],
+    cues: tuple[Cast, ImageData, ImageData] | None = None,
+    jitter: tuple[Cast, ImageData] | None = None,
+    *,
+    eps: int = 4,
+    steps: int = 5,
+    strength: float = 0.4,
+    batch_size: int = BATCH_SIZE,
+) -> Outcome:
+    """Accuracy and, beside it, what was inherited, of every network of up to three casts.
+
+    plain: a cast and its test images. cues: a cast, its test images, and such in which two cues
+    (`kdnotes.probes.localization.follows`) name different classes. jitter: a cast whose teacher
+    was trained with changing colours, and its test images. Conditions of ``plain`` are those of
+    the probes, the others' have ``cast=cues`` or ``cast=jitter`` before them. Measures:
+
+    - ``accuracy``, on each cast's test images.
+    - plain: those of `kdnotes.probes.fidelity` (without its pairs of independent students), and
+      ``fooling_rate``, ``same_wrong_class`` and ``attack_success`` under
+      ``attack=teacher,eps=primary`` and the other attacks of `kdnotes.probes.adversarial`, at one
+      size ``eps`` in 255ths.
+    - cues: ``follows_digit``, ``follows_either`` under ``conflict``.
+    - jitter: ``same_answer``, ``accuracy_after`` under ``strength=primary``.
+
+    Items are kept for the measures in `ITEMS_OF`.
+
+    Raises RequestError as those probes do.
+    """
+    cast, images = plain
+    likeness = fidelity.measure(cast, images, batch_size=batch_size)
+    fooling = adversarial.measure(
+        cast, images, eps=(), primary=eps, steps=steps, batch_size=batch_size
+    )
+    parts = [
+        _only(likeness, conditions={""}),
+        _only(fooling, without={"accuracy"}, ending="eps=primary"),
+    ]
+    if cues is not None:
+        cast, images, conflicts = cues
+        followed = localization.follows(cast, conflicts, batch_size=batch_size)
+        parts += [
+            within(accuracy(cast, images, batch_size), ON_CUES),
+            within(_only(followed, without={"follows_marker"}), ON_CUES),
+        ]
+    if jitter is not None:
+        steady = color_invariance.measure(
+            *jitter, strengths=(), hue_angles=(), primary=strength, batch_size=batch_size
+        )
+        parts.append(within(_only(steady, conditions={"", "strength=primary"}), ON_JITTER))
+    combined = Outcome.combine(parts)
+    return Outcome(combined.table, _rows(combined.items, combined.items["measure"].isin(ITEMS_OF)))
+
+
+def accuracy(cast: Cast, data: ImageData, batch_size: int = BATCH_SIZE) -> Outcome:
+    """Accuracy of every network, and nothing else."""
+    members = list(cast.everyone())
+    recorder = Recorder(data)
+    for member, logits in zip(members, all_logits(members, data, batch_size), strict=True):
+        record_accuracy(recorder, member, logits.argmax(1))
+    return recorder.outcome()
+
+
+def within(outcome: Outcome, name: str) -> Outcome:
+    """The same rows with ``name`` (such as ``cast=cues``) put before every condition."""
+
+    def longer(condition: str) -> str:
+        return f"{name},{condition}" if condition else name
+
+    table = outcome.table.assign(condition=outcome.table["condition"].map(longer))
+    conditions = outcome.items["condition"].cat.rename_categories(longer)
+    return Outcome(table, outcome.items.assign(condition=conditions))
+
+
+def gains(
+    table: pd.DataFrame,
+    measure: str,
+    condition: str = "",
+    accuracy_condition: str = "",
+    arms: Sequence[str] = ("kl", "hint", "crd"),
+    reference: str = "independent",
+) -> pd.DataFrame:
+    """How much more accurate than the reference of its seed each student is, and how much more of
+    a measure it has: columns arm, seed, accuracy_gain and inheritance, in units of the measures.
+
+    The reference arm itself, if among ``arms``, is compared with its next seed (the last with the
+    first): what both look like by chance, without anybody's teaching. Arms that were not measured
+    are left out, as are seeds without a finite value of both. Raises NotMeasuredError where the
+    table has no row of the reference.
+    """
+    columns = {
+        "accuracy_gain": ("accuracy", accuracy_condition),
+        "inheritance": (measure, condition),
+    }
+    values = {
+        name: table[(table["measure"] == which) & (table["condition"] == under)]
+        .pivot(index="arm", columns="seed", values="value")
+        .astype(np.float64)
+        for name, (which, under) in columns.items()
+    }
+    for name, (which, _) in columns.items():
+        if reference not in values[name].index:
+            raise stats.NotMeasuredError(f"no '{which}' for arm '{reference}'")
+    parts = []
+    for arm in arms:
+        found = {name: _over(frame, arm, reference) for name, frame in values.items()}
+        rows = pd.DataFrame(found).replace([np.inf, -np.inf], np.nan).dropna()
+        rows = rows.rename_axis("seed").reset_index()
+        parts.append(rows.assign(arm=arm)[["arm", "seed", *columns]])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed"])
+
+
+def _over(values: pd.DataFrame, arm: str, reference: str) -> pd.Series:
+    """Differences by seed of an arm from the reference; of the reference from its next seed."""
+    if arm not in values.index:
+        return pd.Series(dtype=np.float64)
+    base = values.loc[reference].dropna()
+    if arm != reference:
+        return (values.loc[arm] - base).dropna()
+    if len(base) < 2:
+        return pd.Series(dtype=np.float64)
+    return pd.Series(np.roll(base.to_numpy(), -1) - base.to_numpy(), index=base.index)
+
+
+def _only(
+    outcome: Outcome,
+    conditions: Collection[str] | None = None,
+    without: Collection[str] = (),
+    ending: str = "",
+) -> Outcome:
+    """The rows of some conditions and measures."""
+
+    def wanted(frame: pd.DataFrame) -> pd.DataFrame:
+        under = frame["condition"].astype(str)
+        keep = under.str.endswith(ending) & ~frame["measure"].isin(list(without))
+        if conditions is not None:
+            keep &= under.isin(list(conditions))
+        return _rows(frame, keep)
+
+    return Outcome(wanted(outcome.table), wanted(outcome.items))
+
+
+def _rows(frame: pd.DataFrame, keep: pd.Series) -> pd.DataFrame:
+    """Some rows of a table or of items, numbered anew, without names that no longer occur."""
+    kept = frame[keep].reset_index(drop=True)
+    for name in ("arm", "condition", "measure"):
+        if isinstance(kept[name].dtype, pd.CategoricalDtype):
+            kept[name] = kept[name].cat.remove_unused_categories()
+    return kept

@@ -1,0 +1,295 @@
+"""Are the layers of a student like those of its teacher? Linear CKA, layer by layer.
+
+Centred kernel alignment (Kornblith et al. 2019) compares two layers by the likeness that each sees
+between images: 1 for layers that differ by a rotation and a scale only, 0 for layers that have
+nothing to do with each other. The Hilbert-Schmidt independence criterion under it is estimated
+without bias (Song et al. 2012) in each batch and averaged over batches (Nguyen et al. 2021).
+
+Maps are flattened, not averaged over their cells: where a feature was found is part of what a layer
+says, and the averaged last map of most networks is their penultimate features, a layer of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from kdnotes.cast import Cast, Member
+from kdnotes.data import ImageData
+from kdnotes.errors import RequestError
+from kdnotes.models import tapped
+from kdnotes.probes.forward import batches, device_of, record_accuracy
+from kdnotes.probes.outcome import NAME_COLUMNS, TABLE_COLUMNS, Outcome, Recorder
+
+FEATURES, LOGITS = "features", "logits"
+BATCH_SIZE = 125  # products of pairs cost as much as the networks; they grow with the batch
+SMALLEST_BATCH = 4  # the unbiased estimate divides by images - 3
+COUNTS = (50, 100, 200, 500, 1000)
+
+
+def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Outcome:
+    """Linear CKA of every network's layers with the teacher's, on the same images.
+
+    Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
+    All but the last two measures stand in the table only:
+
+    - ``cka``, under ``teacher_layer=T,student_layer=S`` for every pair of layers, the teacher with
+      itself included.
+    - ``cka_diagonal``: mean of ``cka`` over the student's layers, each with the teacher's of the
+      same relative depth (see `corresponding`); ``layers=all``, or ``layers=hidden`` without
+      the logits. Not given for the teacher.
+    - ``cka_last``: last tap with last tap; ``cka_logits``: logits with logits. 1 for the teacher.
+    - ``accuracy``, of all networks.
+
+    NaN where a layer says the same of all images. Debiased estimates of nothing scatter around 0
+    and may be negative. Raises RequestError when there are fewer than four images, or when a
+    network's last linear layer cannot be found.
+    """
+    _check_count(len(data))
+    members = list(cast.everyone())
+    names = [layer_names(member) for member in members]
+    depths = [len(each) for each in names]
+    shared = [torch.zeros(depths[0], depth, dtype=torch.float64) for depth in depths]
+    own = [torch.zeros(depth, dtype=torch.float64) for depth in depths]
+    answers: list[list[Tensor]] = [[] for _ in members]
+    for _, images in batches(data, device_of(cast.teacher.network), batch_size):
+        teachers: Tensor | None = None
+        for number, member in enumerate(members):
+            layers = layers_of(member, images)
+            answers[number].append(layers[-1].argmax(1).cpu())
+            if len(images) < SMALLEST_BATCH:  # the rest of the last images
+                continue
+            grams = torch.stack([u_centred(gram(layer)).flatten() for layer in layers])
+            teachers = grams if teachers is None else teachers  # the teacher comes first
+            weight = 1 / (len(images) - 3)  # images / (images (images - 3))
+            shared[number] += weight * (teachers @ grams.T).cpu()
+            own[number] += weight * grams.square().sum(1).cpu()
+    recorder = Recorder(data)
+    for number, member in enumerate(members):
+        record_accuracy(recorder, member, torch.cat(answers[number]))
+        values = _ratio(shared[number], torch.outer(own[0], own[number]))
+        _record(recorder, member, member is cast.teacher, values, names[0], names[number])
+    return recorder.outcome()
+
+
+def by_count(
+    cast: Cast,
+    data: ImageData,
+    *,
+    counts: Sequence[int] = COUNTS,
+    arms: Collection[str] = ("independent",),
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Outcome:
+    """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
+
+    counts: numbers of images, the first of the data each time; larger ones than there are become
+    all there are. Members of ``arms`` are compared with the teacher. Conditions are ``images=N``;
+    measures, in the table only, ``cka_biased`` and ``cka_debiased``, and the same with
+    ``_shuffled``: the teacher shown the images in another order (drawn from ``seed``), so that
+    there is nothing to find. Raises RequestError when a count is below four.
+    """
+    for count in counts:
+        _check_count(count)
+    sizes = sorted({min(count, len(data)) for count in counts})
+    _check_count(sizes[0])
+    first = data.subset(torch.arange(sizes[-1]))
+    members = [cast.teacher, *(member for member in cast.members if member.arm in arms)]
+    parts: list[list[Tensor]] = [[] for _ in members]
+    for _, images in batches(first, device_of(cast.teacher.network), batch_size):
+        for member, part in zip(members, parts, strict=True):
+            part.append(layers_of(member, images)[len(member.taps) - 1])
+    grams = [gram(torch.cat(part)) for part in parts]
+    generator = torch.Generator().manual_seed(seed)
+    recorder = Recorder(data)
+    for size in sizes:
+        order = torch.randperm(size, generator=generator).to(grams[0].device)
+        for name, estimate in (("biased", doubly_centred), ("debiased", u_centred)):
+            teachers, *rest = (estimate(each[:size, :size]) for each in grams)
+            shuffled = teachers[order][:, order]
+            for member, students in zip(members[1:], rest, strict=True):
+                for ending, reference in (("", teachers), ("_shuffled", shuffled)):
+                    recorder.add_summary(
+                        member.arm,
+                        member.seed,
+                        f"cka_{name}{ending}",
+                        _alignment(reference, students),
+                        f"images={size}",
+                    )
+    found = recorder.outcome()
+    # Without a row pandas cannot tell that names are text, and refuses to join them with others.
+    text = pd.CategoricalDtype(pd.Index([], dtype="str"))
+    return Outcome(found.table, found.items.astype(dict.fromkeys(NAME_COLUMNS, text)))
+
+
+def relation(
+    outcome: Outcome,
+    x: tuple[str, str],
+    y: tuple[str, str],
+    arms: Collection[str],
+) -> Outcome:
+    """Do networks that have more of one measure have more of another? Spearman's correlation.
+
+    x and y: a measure and its condition each; networks of ``arms`` with a value of both count.
+    Rows have the arm ``all-arms`` and the condition ``of=X,with=Y`` (the measures' names):
+
+    - ``rank_correlation`` at each seed, over the arms; ``rank_correlation_of_means`` (seed 0) over
+      the arms' means;
+    - ``rank_correlation_within`` (seed 0) over all networks, each less its arm's mean.
+
+    NaN for fewer than three networks or where all have one value; no items.
+    """
+    columns = {}
+    for name, (measure, condition) in (("x", x), ("y", y)):
+        rows = outcome.table
+        rows = rows[(rows["measure"] == measure) & (rows["condition"] == condition)]
+        columns[name] = rows[rows["arm"].isin(list(arms))].set_index(["arm", "seed"])["value"]
+    pairs = pd.DataFrame(columns).dropna()
+    means = pairs.groupby(level="arm")
+    found = [(int(seed), "rank_correlation", at) for seed, at in pairs.groupby(level="seed")]
+    found.append((0, "rank_correlation_of_means", means.mean()))
+    found.append((0, "rank_correlation_within", pairs - means.transform("mean")))
+    condition = f"of={x[0]},with={y[0]}"
+    rows = [("all-arms", seed, condition, name, _spearman(values)) for seed, name, values in found]
+    return Outcome(pd.DataFrame(rows, columns=list(TABLE_COLUMNS)), outcome.items.iloc[:0])
+
+
+def cka(first: Tensor, second: Tensor, debiased: bool = True) -> float:
+    """Linear CKA of two layers' outputs for the same images, (n, ...) each, in double precision.
+
+    In [0, 1] as usually estimated (Kornblith et al. 2019), near that when ``debiased``; NaN where a
+    layer says the same of all images. Raises RequestError when there are fewer than four images,
+    ValueError when the numbers of images differ.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} images: layers must be of the same ones")
+    _check_count(len(first))
+    centre = u_centred if debiased else doubly_centred
+    return _alignment(centre(gram(first)), centre(gram(second)))
+
+
+def layer_names(member: Member) -> list[str]:
+    """Names of a network's layers in conditions: its taps by number, features, logits."""
+    return [*map(str, range(1, len(member.taps) + 1)), FEATURES, LOGITS]
+
+
+def corresponding(students: int, teachers: int) -> list[int]:
+    """For each tap of a student, the teacher's tap of the same relative depth; all from 0.
+
+    The last tap goes with the last; networks of one depth are matched one to one.
+    """
+    return [math.floor((tap + 1) * teachers / students + 0.5) - 1 for tap in range(students)]
+
+
+def layers_of(member: Member, images: Tensor) -> list[Tensor]:
+    """Outputs (n, ...) of a network's taps, its penultimate features (n, D), its logits (n, C).
+
+    images: float (n, 3, H, W) in [0, 1]. Raises RequestError when the last linear layer cannot be
+    found.
+    """
+    found: list[Tensor] = []
+    head = _head(member.network)
+    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    try:
+        with torch.inference_mode(), tapped(member.network, member.taps) as outputs:
+            logits = member.network(images)
+            layers = [outputs[tap] for tap in member.taps]
+    finally:
+        handle.remove()
+    return [*layers, found[-1], logits.float()]
+
+
+def gram(layer: Tensor) -> Tensor:
+    """Inner products (n, n) of a layer's outputs (n, ...) for all pairs of images, as float64.
+
+    Centred first, in float64: the estimates do not depend on the mean, but rounding does. The
+    products themselves are as precise as the layer, which is two times faster.
+    """
+    precision = torch.promote_types(layer.dtype, torch.float32)
+    flat = layer.flatten(1)
+    flat = (flat - flat.mean(0, dtype=torch.float64)).to(precision)
+    return (flat @ flat.T).double()
+
+
+def u_centred(inner: Tensor) -> Tensor:
+    """A matrix (n, n) of inner products, centred so that products of two such are unbiased.
+
+    The sum over all cells of the product of two, over n (n - 3), is the unbiased estimate of Song
+    et al. (2012); this form of it is that of Székely and Rizzo (2014).
+    """
+    count = len(inner)
+    inner = inner - torch.diag(inner.diagonal())
+    rows = inner.sum(1) / (count - 2)
+    everything = rows.sum() / (count - 1)
+    return (inner - rows[:, None] - rows + everything).fill_diagonal_(0)
+
+
+def doubly_centred(inner: Tensor) -> Tensor:
+    """A matrix (n, n) of inner products with the means of its rows and columns taken out."""
+    rows = inner.mean(1)
+    return inner - rows[:, None] - rows + rows.mean()
+
+
+def _alignment(first: Tensor, second: Tensor) -> float:
+    shared = (first * second).sum()
+    return float(_ratio(shared, first.square().sum() * second.square().sum()))
+
+
+def _ratio(shared: Tensor, product: Tensor) -> Tensor:
+    """Shared over the root of the product; NaN where that is nothing but rounding."""
+    return (shared / product.sqrt()).where(product > torch.finfo(product.dtype).tiny, torch.nan)
+
+
+def _record(
+    recorder: Recorder,
+    member: Member,
+    is_teacher: bool,
+    values: Tensor,
+    teachers: Sequence[str],
+    students: Sequence[str],
+) -> None:
+    """Write down the matrix of values (teacher's layers, student's layers) and what sums it up."""
+
+    def add(measure: str, value: Tensor, condition: str = "") -> None:
+        recorder.add_summary(member.arm, member.seed, measure, float(value), condition)
+
+    for row, teacher_layer in zip(values, teachers, strict=True):
+        for value, student_layer in zip(row, students, strict=True):
+            add("cka", value, f"teacher_layer={teacher_layer},student_layer={student_layer}")
+    add("cka_last", values[-3, -3])
+    add("cka_logits", values[-1, -1])
+    if is_teacher:
+        return
+    taps = corresponding(len(students) - 2, len(teachers) - 2)
+    matched = torch.cat([values[taps, range(len(taps))], values[[-2, -1], [-2, -1]]])
+    add("cka_diagonal", matched.mean(), "layers=all")
+    add("cka_diagonal", matched[:-1].mean(), "layers=hidden")
+
+
+def _spearman(pairs: pd.DataFrame) -> float:
+    # Differences from a mean that are nothing but rounding would get ranks as well.
+    ranks = pairs.round(12).rank()
+    return float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else math.nan
+
+
+def _check_count(count: int) -> None:
+    if count < SMALLEST_BATCH:
+        raise RequestError(f"CKA needs at least {SMALLEST_BATCH} images, not {count}")
+
+
+def _head(network: nn.Module) -> nn.Module:
+    """The last linear layer, whose input are the penultimate features."""
+    body: Any = getattr(network, "body", network)
+    if hasattr(body, "get_classifier"):
+        candidates = [body.get_classifier()]
+    else:
+        candidates = [getattr(part, "head", None) for part in (body, network)]
+    for head in (*candidates, *reversed(list(network.modules()))):
+        if isinstance(head, nn.Linear):
+            return head
+    raise RequestError(f"{type(network).__name__} has no linear layer that could be its last")
