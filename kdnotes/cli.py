@@ -78,7 +78,9 @@ Given = Annotated[
     list[str] | None,
     typer.Option("-p", metavar="NAME=VALUE", help="Value of a parameter; may be repeated."),
 ]
-Preset = Annotated[str | None, typer.Option(help="How large: smoke, laptop (default) or full.")]
+Preset = Annotated[
+    str | None, typer.Option(help="How large: smoke, laptop (default), full or paper.")
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: cores).")]
 
 

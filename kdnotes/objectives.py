@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, LongTensor, Tensor, nn
 from torch.nn import functional as F
 
+from kdnotes import parallel
+
 # The fields of a specification that each method reads besides `method` and `gamma`.
 _READ_BY_METHOD: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -147,8 +149,8 @@ class HintProjection(nn.Module):
     BatchNorm and ReLU: with a teacher's map r times smaller a kernel of 2r - 1 at stride r (1x1
     for equal sizes, 3x3 for half), r times larger its transpose (4x4 for double), otherwise
     smaller a kernel of 1 + size - size', and for all the rest a 1x1 kernel and bilinear resizing.
-    Vectors get a linear layer alone, since logits have both signs. A map whose values may be
-    negative (before an activation, or of a transformer) can be matched only where it is not.
+    Vectors get a linear layer alone, since logits have both signs. ``signed``: no ReLU, for a map
+    whose values may be negative (before an activation, or of a transformer).
 
     Weights are drawn from torch's global generator. Input (N, *student_shape), output
     (N, *teacher_shape). Raises ``ValueError`` unless both shapes are maps or both are vectors.
@@ -156,7 +158,12 @@ class HintProjection(nn.Module):
     RepDistiller, which stops at a factor of two.
     """
 
-    def __init__(self, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        student_shape: tuple[int, ...],
+        teacher_shape: tuple[int, ...],
+        signed: bool = False,
+    ) -> None:
         super().__init__()
         if len(student_shape) != len(teacher_shape) or len(student_shape) not in (1, 3):
             raise ValueError(
@@ -170,7 +177,7 @@ class HintProjection(nn.Module):
             self.project = nn.Sequential(
                 *_resizing(student_shape[0], width, student_shape[1:], teacher_shape[1:]),
                 nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
+                nn.Identity() if signed else nn.ReLU(inplace=True),
             )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -291,8 +298,12 @@ class CRD(nn.Module):
         dimensions given at the start; ``indices``: int64 (B,), the images' places in the training
         set, each at most once; ``generator``: draws the negatives and lives on the features'
         device, so that nothing is copied or waited for. Returns the scalar batch mean.
+
+        Where several processes share a batch, each gives its rows; negatives, Z and banks are
+        those of the whole batch, the same in all processes.
         """
-        chosen = self.draw(indices, generator)
+        everybody = parallel.gathered(indices)
+        chosen = self.draw(everybody, generator)[parallel.share(len(everybody))]
         with torch.autocast(student_features.device.type, enabled=False):
             student = _embed(self.student_embedding, student_features)
             teacher = _embed(self.teacher_embedding, teacher_features.detach())
@@ -300,8 +311,8 @@ class CRD(nn.Module):
             loss = loss + self._one_role(teacher, self.student_bank, chosen, role=1)
         self._normalizers_known = True
         if self.training:
-            self._remember(self.student_bank, indices, student)
-            self._remember(self.teacher_bank, indices, teacher)
+            for bank, embeddings in ((self.student_bank, student), (self.teacher_bank, teacher)):
+                self._remember(bank, everybody, parallel.gathered(embeddings.detach()))
         return loss
 
     def draw(self, indices: Tensor, generator: Generator) -> Tensor:
@@ -329,6 +340,8 @@ class CRD(nn.Module):
             scores = _scores(anchors, bank, chosen).div_(self.tau)
             if not self._normalizers_known:
                 estimate = scores.logsumexp((0, 1)) + math.log(len(bank) / scores.numel())
+                if parallel.count() > 1:
+                    estimate = parallel.mean(estimate.exp()).log()
                 known = self.log_normalizers[role]
                 # A restored state brings its own constant; asking the device would wait for it.
                 known.copy_(torch.where(known.isnan(), estimate, known))

@@ -1,0 +1,264 @@
+"""The paper's settings: complete, fitting timm's networks, and what the preset makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from kdnotes import models, paper, study, train, zoo
+from kdnotes.data import DataSpec, load
+from kdnotes.errors import RequestError
+from kdnotes.objectives import HintProjection
+from kdnotes.recipe import NetworkSpec, Recipe
+from kdnotes.transforms import ResizedCrops, Views, to_float
+from kdnotes.zoo import Planned
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes in ImageNet's layout."""
+    for split in ("train", "val"):
+        for label in range(2):
+            place = tmp_path / "photos" / split / f"n{label}"
+            place.mkdir(parents=True)
+            for index in range(2):
+                Image.new("RGB", (40, 32), (90 * label, 60 * index, 9)).save(place / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def chapter(name: str, folder: Path, **parameters: object) -> study.Study:
+    given = {"preset": "paper", "dataset": f"imagefolder:{folder}", "device": "cpu"}
+    return study.chapter(name, **(given | parameters))
+
+
+def by_arm(planned: list[Planned]) -> dict[str, NetworkSpec]:
+    return {item.arm: item.spec for item in reversed(planned)}
+
+
+# From section 3 and the appendix of the paper: gamma and weight of KL, Hint and CRD.
+PRINTED = {
+    ("resnet50", "resnet18"): ((0.5, 0.5), (1, 5), (1, 0.8)),
+    ("vgg19", "vgg11"): ((1, 0.2), (1, 0.5), (1, 0.8)),
+    ("vgg19", "resnet18"): ((0.9, 0.1), (1, 0.2), (1, 1.2)),
+    ("vit_base_patch32_224", "resnet18"): ((1, 0.2), (1, 1), (1, 0.2)),
+    ("swin_base_patch4_window7_224", "swin_tiny_patch4_window7_224"): (
+        (0.1, 0.9),
+        (1, 1),
+        (1, 0.8),
+    ),
+}
+
+
+@pytest.mark.parametrize("names", PRINTED, ids="->".join)
+def test_pairs_are_trained_as_printed(names: tuple[str, str], folder: Path) -> None:
+    teacher, student = names
+    specs = by_arm(chapter("fidelity", folder, teacher=teacher, student=student).networks)
+    for method, (gamma, weight) in zip(("kl", "hint", "crd"), PRINTED[names], strict=True):
+        spec = specs[method]
+        assert (spec.objective.gamma, spec.objective.weight) == (gamma, weight)
+        assert (spec.model, spec.teacher.model) == (student, teacher)
+        assert (spec.recipe.epochs, spec.recipe.batch) == (100, 256)
+    assert specs["independent"].recipe.epochs == 90
+    assert specs["kl"].objective.tau == 4
+    assert (specs["crd"].objective.crd_tau, specs["crd"].objective.crd_negatives) == (0.07, 16384)
+    if not student.startswith("swin"):
+        recipe = specs["kl"].recipe
+        rate = 0.01 if student.startswith("vgg") else 0.1
+        assert (recipe.learning_rate, recipe.weight_decay) == (rate, 1e-4)
+        rates = train._schedule(recipe, 100 * 7, 7)
+        # The first and the last step of each 30 epochs of 7 steps.
+        found = [rates(step) for step in (0, 209, 210, 419, 420, 630, 699)]
+        shares = [1, 1, 0.1, 0.1, 0.01, 0.001, 0.001]
+        assert found == pytest.approx([rate * share for share in shares])
+
+
+@pytest.mark.parametrize("name", paper.settings().imagenet.pairs)
+def test_layers_and_weights_exist_in_timm(name: str) -> None:
+    """Shapes only (nothing is computed): maps of the printed sizes, which Hint can match."""
+    pair = paper.settings().imagenet.pairs[name]
+    maps = []
+    for model, layer in ((pair.teacher, pair.hint.teacher), (pair.student, pair.hint.student)):
+        with torch.device("meta"):
+            network = models.Normalized(timm.create_model(model), (0.5,) * 3, (0.2,) * 3).eval()
+            seen = torch.zeros(2, 3, 224, 224)
+            found = models.as_map(network, models.features_at(network, seen, layer))
+            logits, features = models.forward_with_features(network, seen)
+        assert logits.shape == (2, 1000)
+        assert features.ndim == 2
+        maps.append(found)
+        side = 56 if model.startswith("vgg") else 7 if name == "vit-resnet18" else 28
+        assert found.shape[2:] == (side, side)
+    with torch.device("meta"):
+        projected = HintProjection(maps[1].shape[1:], maps[0].shape[1:])(maps[1])
+    assert projected.shape == maps[0].shape
+    if pair.published and pair.published != "resnet50-stylised":
+        assert timm.is_model_pretrained(pair.published)
+    if pair.antialiased_student:
+        assert timm.is_model(pair.antialiased_student)
+
+
+def test_first_pair_is_the_default_and_unknown_ones_are_named(folder: Path) -> None:
+    assert chapter("fidelity", folder).settings.student == "resnet18"
+    assert chapter("fidelity", folder, teacher="vgg19").settings.student == "vgg11"
+    high = by_arm(chapter("fidelity", folder, teacher="stylised-high").networks)
+    assert high["hint"].objective.weight == 100
+    with pytest.raises(RequestError, match=r"no pair with teacher 'vgg16'; it has resnet50-"):
+        chapter("fidelity", folder, teacher="vgg16")
+    with pytest.raises(RequestError, match="needs a folder in ImageNet's layout"):
+        study.chapter("fidelity", preset="paper", device="cpu")
+    with pytest.raises(RequestError, match="needs a folder in ImageNet's layout"):
+        study.chapter("fidelity", preset="paper", dataset="mnist", device="cpu")
+
+
+def test_views_are_those_of_the_question(folder: Path) -> None:
+    usual = ResizedCrops(smallest=0.08, aspect=4 / 3, size=224)
+    plain = by_arm(chapter("fidelity", folder).networks)
+    assert plain["kl"].recipe.resized == plain["teacher"].recipe.resized == usual
+    colour = by_arm(chapter("color-invariance", folder).networks)
+    assert (colour["teacher"].recipe.jitter is None, colour["kl"].recipe.jitter) == (False, None)
+    invariance = chapter("crop-and-shift-invariance", folder)
+    crops = by_arm(invariance._plan("crops"))
+    assert crops["teacher"].recipe.resized == usual
+    assert crops["kl"].recipe.resized == ResizedCrops(smallest=1, aspect=1, size=224)
+    assert crops["hint"].objective.weight == 0.2
+    shifts = by_arm(invariance._plan("shifts"))
+    assert shifts["teacher"].model == "resnetblur50"
+    assert shifts["independent-blur"].model == "resnetblur18"
+
+
+def test_published_teachers_need_their_thousand_classes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = chapter("fidelity", folder)
+    assert by_arm(chosen.networks)["teacher"].pretrained == ""
+    thousand = replace(chosen.casting, num_classes=1000)
+    specs = by_arm(thousand.plan("plain"))
+    assert specs["teacher"].pretrained == "resnet50.tv_in1k"
+    assert specs["second-teacher"].pretrained == ""
+    assert thousand.plain_fixed_teacher().pretrained == ""
+    monkeypatch.setenv("KDNOTES_WEIGHTS", "none")
+    assert thousand.teacher("plain").pretrained == ""
+
+
+def test_published_weights_come_from_a_file_or_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = timm.create_model("resnet10t", num_classes=1000)
+    save_file(body.state_dict(), tmp_path / "resnet10t.c3_in1k.safetensors")
+    spec = NetworkSpec(
+        role="teacher",
+        model="resnet10t",
+        num_classes=1000,
+        data=DataSpec(name="scenes", split="train", count=10),
+        recipe=Recipe(epochs=1),
+        pretrained="resnet10t.c3_in1k",
+        large_images=True,
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RequestError, match=r"could not be downloaded .* set KDNOTES_WEIGHTS to it"):
+        zoo.train_one(Planned("teacher", spec), "cpu", None)
+    monkeypatch.setenv("KDNOTES_WEIGHTS", str(tmp_path))
+    zoo.train_one(Planned("teacher", spec), "cpu", None)
+    network = zoo.load(spec)
+    seen = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        mean = torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN).view(1, 3, 1, 1)
+        std = torch.tensor(timm.data.IMAGENET_DEFAULT_STD).view(1, 3, 1, 1)
+        assert torch.allclose(network(seen), body.eval()((seen - mean) / std), atol=1e-5)
+    with pytest.raises(RequestError, match="timm has no weights 'resnet10t-mine'"):
+        models.load_published("resnet10t", "resnet10t-mine", 1000)
+    save_file({"x": torch.zeros(1)}, tmp_path / "resnet10t-mine.safetensors")
+    with pytest.raises(RequestError, match="does not fit resnet10t"):
+        models.load_published("resnet10t", "resnet10t-mine", 1000)
+
+
+def test_digits_are_trained_as_printed() -> None:
+    chosen = study.chapter("domain-adaptation", preset="paper", dataset="digits", device="cpu")
+    specs = by_arm(chosen.networks)
+    for method, (gamma, weight) in {"kl": (0.1, 0.9), "hint": (1, 2), "crd": (1, 0.1)}.items():
+        objective = specs[method].objective
+        assert (objective.gamma, objective.weight) == (gamma, weight)
+    assert specs["kl"].objective.tau == 8
+    assert (specs["crd"].objective.crd_tau, specs["crd"].objective.crd_negatives) == (0.1, 32)
+    assert specs["hint"].objective.hint_student == "body.stages.1"
+    recipe = specs["kl"].recipe
+    assert (recipe.epochs, recipe.batch, recipe.optimizer) == (14, 64, "adadelta")
+
+
+def test_own_settings_file_is_read_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Path(paper.__file__).with_name("paper.yml").read_text()
+    copy = tmp_path / "mine.yml"
+    monkeypatch.setenv("KDNOTES_PAPER", str(copy))
+    with pytest.raises(RequestError, match="cannot read"):
+        paper.settings()
+    copy.write_text(text.replace("batch: 256", "batch: 64"))
+    assert paper.settings().imagenet.batch == 64
+    copy.write_text(text.replace("batch: 256", "batch: none"))
+    with pytest.raises(RequestError, match=r"mine\.yml: imagenet\.batch: Input should be a valid"):
+        paper.settings()
+    copy.write_text("imagenet: [")
+    with pytest.raises(RequestError, match=r"mine\.yml: while parsing"):
+        paper.settings()
+
+
+def test_resized_crops_worked_by_hand() -> None:
+    """A quarter of the image at a corner, as it is and mirrored; and the whole of it."""
+    image = torch.arange(48).view(1, 3, 4, 4).to(torch.uint8)
+    seen = to_float(image) * 255
+    views = ResizedCrops(size=None)
+    corner = torch.tensor([[0.5, 0.5, 1.0, 0.0, 0.0], [0.5, 0.5, 1.0, 0.0, 1.0]])
+    two = ResizedCrops.model_construct(size=2).apply(seen.expand(2, -1, -1, -1), corner)
+    assert torch.allclose(two[0], seen[0, :, 2:, :2], atol=1e-4)
+    assert torch.allclose(two[1], seen[0, :, 2:, :2].flip(2), atol=1e-4)
+    assert torch.allclose(views.whole(seen), seen, atol=1e-4)
+
+
+def test_resized_crops_are_drawn_within_their_bounds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    views = ResizedCrops(smallest=0.2, largest=0.5, aspect=4 / 3).draw(2000, generator)
+    height, width, down, right, mirrored = views.unbind(1)
+    area = height * width
+    assert area.min() + 1e-6 >= 0.2
+    assert area.max() <= 0.5 + 1e-6
+    assert (width / height).log().abs().max() <= torch.tensor(4 / 3).log() + 1e-5
+    assert min(down.min(), right.min()) >= 0
+    assert max(down.max(), right.max()) <= 1
+    assert 0.45 < mirrored.mean() < 0.55
+    assert ResizedCrops(flip=False).draw(9, generator)[:, 4].sum() == 0
+
+
+@pytest.mark.parametrize("method", ["kl", "hint"])
+def test_live_teacher_sees_what_its_student_sees(method: str) -> None:
+    spec = DataSpec(name="scenes", split="train", count=32)
+    recipe = Recipe(epochs=2, batch=16, views=Views(pad=0), resized=ResizedCrops(smallest=0.3))
+    pair = paper.settings().mnist.model_copy(update={"network": "vgg-small"})
+    objective = paper.objective(method, pair, 4, pair)
+    student, teacher = (models.build("vgg-small", 10, seed) for seed in (0, 1))
+    teacher.eval().requires_grad_(False)
+    seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+    for name, network in (("student", student), ("teacher", teacher)):
+        network.body.stages.register_forward_pre_hook(
+            lambda module, inputs, name=name: seen[name].append(inputs[0].detach().clone())
+        )
+    network_spec = NetworkSpec(
+        role="student",
+        model="vgg-small",
+        num_classes=10,
+        data=spec,
+        recipe=recipe,
+        objective=objective,
+    )
+    train.train(network_spec, student, load(spec), train.Teacher(teacher))
+    asked = [[images for images in shown if len(images) == 16] for shown in seen.values()]
+    assert len(asked[0]) == 4
+    assert all(torch.equal(*both) for both in zip(*asked, strict=True))
+    assert not torch.equal(asked[0][0], asked[0][2])

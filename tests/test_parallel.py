@@ -1,0 +1,355 @@
+"""Several processes train one network: as one process does, and on from where they were killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from kdnotes import checkpoints, models, paper, parallel, scenes, study, train, zoo
+from kdnotes.checkpoints import Checkpoints
+from kdnotes.data import DataSpec, ImageData
+from kdnotes.errors import RequestError
+from kdnotes.objectives import CRD, ObjectiveSpec
+from kdnotes.recipe import NetworkSpec, Recipe
+from kdnotes.scenes import SceneOptions
+from kdnotes.transforms import ColorJitter, Crops, ResizedCrops, Views
+
+BATCH = 16
+TEACHER_EPOCHS = 20
+OBJECTIVES = {
+    "none": ObjectiveSpec(),
+    "kl": ObjectiveSpec(method="kl", gamma=0.1, weight=0.9, tau=4),
+    "permuted": ObjectiveSpec(method="kl", gamma=0.1, weight=0.9, tau=4, labels="permuted"),
+    "crd": ObjectiveSpec(method="crd", weight=0.8, crd_negatives=16),
+}
+
+
+def images() -> ImageData:
+    return scenes.scenes(SceneOptions(), "train", 4 * BATCH, 0)
+
+
+def specification(objective: ObjectiveSpec, **changes: object) -> NetworkSpec:
+    teacher = None
+    if objective.method != "none":
+        teacher = specification(OBJECTIVES["none"]).model_copy(update={"role": "teacher"})
+    recipe = {
+        "epochs": 2,
+        "batch": BATCH,
+        "learning_rate": 0.02,
+        "views": Views(pad=0),
+        "resized": ResizedCrops(smallest=0.5),
+        "crops": Crops(),
+        "jitter": ColorJitter(),
+    }
+    return NetworkSpec(
+        role="student",
+        model="vgg-small",
+        num_classes=10,
+        data=DataSpec(name="scenes", split="train", count=4 * BATCH),
+        recipe=Recipe(**(recipe | changes)),
+        objective=objective,
+        teacher=teacher,
+    )
+
+
+def without_batch_norm(seed: int) -> models.Normalized:
+    """A network whose answer to an image does not depend on the rest of the batch."""
+    network = models.build("vgg-small", 10, seed)
+    for block in network.body.stages.modules():
+        if hasattr(block, "bn"):
+            block.bn = nn.ReLU()
+    return network
+
+
+def trained(name: str) -> torch.Tensor:
+    """Weights after a few steps under an objective, here or by the whole group."""
+    spec = specification(OBJECTIVES[name])
+    teacher = None if spec.teacher is None else train.Teacher(without_batch_norm(9).eval())
+    network = without_batch_norm(1)
+    train.train(spec, network, images(), teacher)
+    return weights(network)
+
+
+def weights(network: nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten().float() for value in network.state_dict().values()])
+
+
+def contrast() -> dict[str, torch.Tensor]:
+    """Two steps of CRD on features of this process's share: loss, slopes and memory."""
+    numbers = torch.Generator().manual_seed(3)
+    labels = torch.arange(40) % 4
+    crd = CRD(6, 5, labels, n_negatives=8, tau=0.1, momentum=0.5, seed=0)
+    draws = torch.Generator().manual_seed(4)
+    loss = torch.tensor(0.0)
+    for _ in range(2):
+        chosen = torch.randperm(40, generator=numbers)[:BATCH]
+        student = torch.randn(BATCH, 6, generator=numbers)
+        teacher = torch.randn(BATCH, 5, generator=numbers)
+        own = parallel.share(BATCH)
+        loss = loss + crd(student[own], teacher[own], chosen[own], draws)
+    loss.backward()
+    slopes = crd.student_embedding.weight.grad
+    assert slopes is not None
+    return {
+        "loss": parallel.mean(loss.detach()),
+        "slopes": parallel.mean(slopes),
+        "banks": torch.cat([crd.student_bank, crd.teacher_bank]),
+        "normalizers": crd.log_normalizers,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in ImageNet's layout, and a settings file with networks and sizes to match."""
+    root = tmp_path_factory.mktemp("imagenet")
+    numbers = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label in range(2):
+            place = root / split / f"n{label:08}"
+            place.mkdir(parents=True)
+            for index in range(count):
+                pixels = numbers.integers(0, 120, (40, 48, 3)) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{index}.png")
+    content = paper.settings().model_dump()
+    imagenet = content["imagenet"]
+    imagenet |= {"image_size": 32, "stored_size": 40, "batch": 8, "crd_negatives": 8}
+    imagenet |= {"teacher_epochs": TEACHER_EPOCHS, "independent_epochs": 1, "distilled_epochs": 2}
+    imagenet |= {"students_per_method": 1, "control_students": 1}
+    pair = imagenet["pairs"]["resnet50-resnet18"] | {"published": ""}
+    pair |= {"teacher": "vgg-small", "student": "vgg-small"}
+    pair["hint"] |= {"teacher": "body.stages.1", "student": "body.stages.1"}
+    imagenet["pairs"] = {"tiny": pair}
+    imagenet["recipes"]["vgg"]["learning_rate"] = 0.05
+    (root / "tiny.yml").write_text(yaml.safe_dump(content))
+    return root
+
+
+def environment(folder: Path, cache: Path) -> dict[str, str]:
+    return os.environ | {
+        "KDNOTES_PAPER": str(folder / "tiny.yml"),
+        "KDNOTES_CACHE": str(cache),
+        "KDNOTES_CHECKPOINT_SECONDS": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def launched(command: list[str], variables: dict[str, str]) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*launcher, "--nproc-per-node", "2", *command],
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def chapter_command(folder: Path) -> list[str]:
+    given = [f"dataset=imagefolder:{folder}", "device=cpu", "methods=kl"]
+    options = [part for value in given for part in ("-p", value)]
+    return ["-m", "kdnotes.train_networks", "fidelity", "--preset", "paper", "--lines", *options]
+
+
+def workers(launcher: int) -> list[int]:
+    """Processes that a launcher has started."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in listed.stdout.split()]
+
+
+def teacher_of(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> tuple[study.Study, str]:
+    """The chapter that the launcher trains for, and the key of its first teacher."""
+    for name, value in environment(folder, cache).items():
+        patch.setenv(name, value)
+    chosen = study.chapter(
+        "fidelity", preset="paper", dataset=f"imagefolder:{folder}", methods="kl", device="cpu"
+    )
+    return chosen, chosen.networks[0].spec.key
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The cache of a run of which one process was killed, and the last epoch that it kept."""
+    cache = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        _, teacher = teacher_of(folder, cache, patch)
+    kept = Checkpoints(cache / "checkpoints" / teacher)
+    process = launched(chapter_command(folder), environment(folder, cache))
+    deadline = time.monotonic() + 120
+    ours: list[int] = []
+    begun = False
+    while not begun and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+        ours = ours if len(ours) == 2 else workers(process.pid)
+        begun = any(kept.folder.glob("epoch-*"))
+    assert begun, process.communicate()[0]
+    os.kill(ours[1], signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not (cache / "networks" / teacher).exists()
+    return cache, kept.last()
+
+
+# What the two processes run after that: the same command, an uninterrupted run of two networks in
+# another cache, and a few steps to compare with one process's.
+TOGETHER = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+import test_parallel as shared
+from kdnotes import parallel, study, train_networks, zoo
+torch.set_num_threads(1)
+train_networks.app({arguments!r}, standalone_mode=False)
+os.environ["KDNOTES_CACHE"] = "{out}/cache"
+chapter = study.chapter("fidelity", preset="paper", dataset="imagefolder:{folder}", methods="kl",
+                        device="cpu")
+for item in chapter.networks:
+    if item.arm in ("teacher", "kl"):
+        zoo.train_one(item, "cpu", None)
+found = {{name: shared.trained(name) for name in shared.OBJECTIVES}} | shared.contrast()
+torch.save(found, f"{out}/rank-{{parallel.rank()}}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def together(
+    folder: Path, killed: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What two processes came to, with an uninterrupted run's networks in the folder "cache"."""
+    out = tmp_path_factory.mktemp("together")
+    arguments = chapter_command(folder)[2:]
+    tests = str(Path(__file__).parent)
+    script = out / "script.py"
+    script.write_text(TOGETHER.format(tests=tests, out=out, folder=folder, arguments=arguments))
+    process = launched([str(script)], environment(folder, killed[0]))
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    (out / "printed.txt").write_text(printed)
+    return out
+
+
+def test_two_processes_train_as_one_does(together: Path) -> None:
+    """Weights equal one process's to 1e-5 without BatchNorm, and are the same in both."""
+    first, second = (torch.load(together / f"rank-{rank}.pt") for rank in (0, 1))
+    for name in OBJECTIVES:
+        alone = trained(name)
+        start = weights(without_batch_norm(1))
+        assert (alone - start).abs().max() > 5e-3, "nothing was trained"
+        assert torch.allclose(first[name], alone, atol=1e-5), name
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_memory_of_crd_is_that_of_the_whole_batch(together: Path) -> None:
+    first, second = (torch.load(together / f"rank-{rank}.pt") for rank in (0, 1))
+    for name, alone in contrast().items():
+        assert torch.allclose(first[name], alone, atol=1e-5), name
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_killed_group_goes_on_to_the_same_networks(
+    folder: Path, killed: tuple[Path, int], together: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, kept = killed
+    chosen, teacher = teacher_of(folder, cache, monkeypatch)
+    assert 1 <= kept < TEACHER_EPOCHS
+    printed = (together / "printed.txt").read_text()
+    epochs = re.findall(r"^teacher, .*: epoch (\d+) of", printed, re.MULTILINE)
+    assert [int(epoch) for epoch in epochs] == [*range(kept + 1, TEACHER_EPOCHS + 1)]
+    assert zoo.missing(chosen.networks) == []
+    assert zoo.verify() == []
+    assert not list((cache / "checkpoints").iterdir())
+    assert len(zoo.history(chosen.networks[0].spec)) == TEACHER_EPOCHS
+    keys = {item.spec.key for item in chosen.networks if item.arm in ("teacher", "kl")}
+    assert teacher in keys
+    assert len(keys) == 2
+    for key in keys:
+        resumed, uninterrupted = (
+            place / "networks" / key / "weights.safetensors"
+            for place in (cache, together / "cache")
+        )
+        assert resumed.read_bytes() == uninterrupted.read_bytes()
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize(
+    ("objective", "model", "changes"),
+    [
+        ("crd", "vgg-small", {}),
+        ("kl", "paper-mnist", {"optimizer": "adadelta", "schedule": "exponential"}),
+        ("none", "vgg-small", {"optimizer": "adamw", "learning_rate": 1e-3}),
+    ],
+    ids=["memory and momentum", "dropout and adadelta", "adamw"],
+)
+def test_one_process_goes_on_to_the_same_bits(
+    objective: str, model: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    spec = specification(OBJECTIVES[objective], epochs=4, **changes)
+    spec = spec.model_copy(update={"model": model})
+    data = images()
+
+    def run(kept: Checkpoints | None, report: train.EpochReport | None = None) -> torch.Tensor:
+        network = models.build(model, 10, seed=1)
+        teacher = models.freeze(models.build("vgg-small", 10, seed=9))
+        taught = None if spec.teacher is None else train.Teacher(teacher)
+        history = train.train(spec, network, data, taught, report=report, checkpoints=kept)
+        assert len(history) == 4
+        return weights(network)
+
+    def kill(epoch: int, loss: float) -> None:
+        if epoch == 3:
+            raise Killed
+
+    whole = run(None)
+    kept = Checkpoints(tmp_path / "kept", every=0)
+    with pytest.raises(Killed):
+        run(kept, kill)
+    assert kept.last() == 2
+    torch.rand(7)  # another process: the global generator is elsewhere
+    assert torch.equal(run(kept), whole)
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "kept", every=0)
+    assert kept.last() == 0
+    kept.write(1, {"x": torch.ones(3)}, {"history": []})
+    kept.write(2, {"x": torch.zeros(3)}, {"history": []})
+    assert [path.name for path in kept.folder.iterdir()] == ["epoch-00002"]
+    assert torch.equal(kept.read(2)[0]["x"], torch.zeros(3))
+    (kept.folder / "epoch-00002" / "state.safetensors").write_bytes(b"half")
+    assert kept.last() == 0
+    kept.remove()
+    assert not kept.folder.exists()
+
+
+def test_short_training_leaves_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Checkpoints(Path("nowhere"), checkpoints.seconds_between()).due()
+    monkeypatch.setenv("KDNOTES_CHECKPOINT_SECONDS", "0")
+    assert Checkpoints(Path("nowhere"), checkpoints.seconds_between()).due()
+    monkeypatch.setenv("KDNOTES_CHECKPOINT_SECONDS", "soon")
+    with pytest.raises(RequestError, match="must be a number of seconds, 0 or more, not 'soon'"):
+        checkpoints.seconds_between()
+
+
+def test_batch_must_be_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "2")
+    assert parallel.share(12) == slice(8, 12)
+    with pytest.raises(RequestError, match="a batch of 16 images cannot be shared evenly by 3"):
+        parallel.share(16)
