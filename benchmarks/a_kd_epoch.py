@@ -32,7 +32,7 @@ TUTORIAL_RATE = 1e-3
 
 def run(setting: Setting) -> list[Row]:
     """Time the loops, after a check that their losses are the same function."""
-    count = setting.size(1024, 128)
+    count = setting.size(2048, 128)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (count,), generator=generator)
@@ -57,7 +57,7 @@ def run(setting: Setting) -> list[Row]:
         ours.prepare_empty()
         ours.epoch()  # fills the table, and imports what training needs
         ours.keep_filled()
-        lines, _ = setting.race(WORK, contenders, REFERENCE, rounds=3)
+        lines, _ = setting.race(WORK, contenders, REFERENCE, rounds=2)
         setting.check(ours.table_agrees(), "a: the table's rows are the teacher's answers to 1e-4")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -37,12 +37,14 @@ def run(setting: Setting) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="kdnotes-benchmark-") as folder:
         teacher = str(Path(folder) / "teacher.safetensors")
         _train_teacher(teacher, count, 1 if setting.quick else TEACHER_EPOCHS, setting.device)
-        sizes = (count, test_count, setting.device, teacher)
         workers = min(2, pool.cores(), len(seeds)) if setting.device == "cpu" else 1
         with ProcessPoolExecutor(workers, get_context("spawn")) as executor:
 
             def all_seeds(train: Any, epochs: int) -> tuple[list[float], float]:
-                futures = [executor.submit(train, seed, epochs, *sizes) for seed in seeds]
+                futures = [
+                    executor.submit(train, seed, epochs, count, test_count, setting.device, teacher)
+                    for seed in seeds
+                ]
                 found = [future.result() for future in futures]
                 accuracy = sum(each[1] for each in found) / len(found)
                 return [each[0] for each in found], accuracy

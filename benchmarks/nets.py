@@ -42,8 +42,8 @@ class CifarResNet(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map (N, 64, 8, 8)."""
         maps = self.act1(self.bn1(self.conv1(images)))
-        for stage in (self.layer1, self.layer2, self.layer3):
-            maps = stage(maps)
+        for number in (1, 2, 3):
+            maps = self.get_submodule(f"layer{number}")(maps)
         return maps
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -129,7 +128,7 @@ class Contrast(nn.Module):
             others = memory.index_select(0, chosen.view(-1)).view(*chosen.shape, 128).detach()
             scores = torch.exp(torch.bmm(others, anchors[side].unsqueeze(2)) / self.tau)
             if self.constants[side] < 0:
-                self.constants[side] = float(scores.mean()) * self.count
+                self.constants[side] = float(scores.detach().mean()) * self.count
             loss = loss + self._nce((scores / self.constants[side]).squeeze(2))
         with torch.no_grad():
             for memory, anchor in zip(self.memory, anchors, strict=True):
@@ -269,4 +268,4 @@ def accuracy(body: nn.Module, images: Tensor, labels: Tensor, device: str = "cpu
     with torch.no_grad():
         for seen, truth, _ in batches:
             right += int((body(seen.to(device)).argmax(1).cpu() == truth).sum())
-    return right / len(np.asarray(labels))
+    return right / len(labels)

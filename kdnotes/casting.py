@@ -36,6 +36,10 @@ READS_MARKER = TWO_CUES | {"shape_agreement": 0.0}
 # leaves it above chance; without dark digits it fell below.
 UNSEEN_GROUP = 2
 ALL_GROUPS = (1.0, 1.0, 1.0, 0.0)
+# What the students of a fair teacher see: few dark digits. On a development seed that gave students
+# alone a deficit of 38 points; with few outlined digits there was hardly any.
+RARE_GROUP = 1
+FEW_OF_GROUP = (1.0, 0.1, 1.0, 0.0)
 SEEN_GROUPS = tuple(0.0 if group == UNSEEN_GROUP else w for group, w in enumerate(ALL_GROUPS))
 
 FOREIGN_SEED = 9_000  # a seed that no student of a cast ever has
@@ -146,7 +150,11 @@ class Casting:
         if cast in _FIXED_CASTS:
             return FIXED
         if cast in _GROUPS_CASTS:
-            seen = SEEN_GROUPS if role == "teacher" and cast != "fair" else ALL_GROUPS
+            seen = ALL_GROUPS
+            if cast == "fair" and role == "student":
+                seen = FEW_OF_GROUP
+            elif cast != "fair" and role == "teacher":
+                seen = SEEN_GROUPS
             return ONE_CUE | {"group_weights": seen}
         return ONE_CUE
 

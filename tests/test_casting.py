@@ -87,6 +87,9 @@ def test_the_biased_teacher_never_saw_one_group_and_the_fair_one_all() -> None:
     assert groups("groups", "teacher") == everything - {casting.UNSEEN_GROUP}
     assert groups("groups", "student") == everything
     assert groups("fair", "teacher") == everything
+    few = scenes.load("scenes", "train", 2000, 0, asked.data("fair", "student").options, None)
+    share = (few.factors["group"] == casting.RARE_GROUP).float().mean()
+    assert 0 < share < 0.1
 
 
 def test_a_student_can_start_where_its_teacher_started() -> None:
