@@ -11,7 +11,7 @@ SMOKE_CACHE := $(CURDIR)/_build/smoke-cache
 # slow each other down many times over.
 export OMP_NUM_THREADS := 1
 
-.PHONY: book test lint unit smoke nbval site-checks publish clean
+.PHONY: book test lint unit smoke nbval site-checks publish bench clean
 
 book: .venv/.installed
 	$(BIN)/kdnotes build --preset $(PRESET)
@@ -51,6 +51,20 @@ site-checks: .venv/.installed
 # For maintainers: the small files of a finished run, into results/.
 publish: .venv/.installed
 	$(BIN)/python -m kdnotes.site $(PRESET)
+
+# The same work by kdnotes and by others, timed side by side (BENCH="--only a,c --rounds 9"). Its
+# environment has the peers as well.
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks $(BENCH)
+
+.venv-bench/.installed: requirements.txt pyproject.toml $(wildcard benchmarks/*.txt)
+	$(PYTHON) -m venv .venv-bench
+	echo '*' > .venv-bench/.gitignore
+	.venv-bench/bin/python -m pip install --disable-pip-version-check -q \
+		-r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --disable-pip-version-check -q --no-deps \
+		-r benchmarks/requirements-alone.txt
+	touch $@
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

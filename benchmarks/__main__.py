@@ -8,10 +8,13 @@ command starts itself again with these settings.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import platform
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +32,9 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "TQDM_DISABLE": "1",
 }
+PACKAGES = ("torch", "torchdistill", "foolbox", "torchattacks", "captum", "grad-cam", "torch-cka")
 EPILOG = """\
 works:
   a  one KD epoch, ResNet-56 to ResNet-20    e  linear CKA, 9 x 3 layers
@@ -73,16 +78,40 @@ def main(arguments: list[str] | None = None) -> int:
     out = asked.out
     if out is None and not (asked.only or asked.quick or failed):
         out = RESULTS / f"{device}.csv"
+    said = [
+        timing.as_text(lines),
+        "",
+        "speedup: the first contender's least seconds over this one's; in f, share of the peak",
+        *(f"checked, {text}" for text in setting.checks),
+        *(f"DOES NOT AGREE, {text}" for text in failed),
+        "",
+        *_machine(device),
+    ]
     if out is not None:
         timing.write(out, lines)
+        out.with_suffix(".txt").write_text("\n".join(said) + "\n", encoding="utf-8")
         setting.say(f"written: {out}")
-    print(timing.as_text(lines))
-    print("\nspeedup: the first contender's least seconds over this one's; in f, share of the peak")
-    for text in setting.checks:
-        print(f"checked, {text}")
-    for text in failed:
-        print(f"DOES NOT AGREE, {text}")
+    print("\n".join(said))
     return 1 if failed else 0
+
+
+def _machine(device: str) -> list[str]:
+    """The processor or the card, and the versions of what was timed."""
+    import torch
+
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        about = Path("/proc/cpuinfo")
+        lines = about.read_text().splitlines() if about.is_file() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+        name += f", {torch.backends.cpu.get_cpu_capability()}"
+    versions = []
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return [name, ", ".join(versions)]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ WORSE = 0.05  # kdnotes' students may be as much less accurate than the others',
 
 def run(setting: Setting) -> list[Row]:
     """Time both studies as commands of their own, and compare how accurate the students are."""
-    images = setting.size(4000, 256)
+    images = setting.size(3000, 256)
     epochs = setting.size(3, 1)
     seeds = setting.size(3, 1)
 

@@ -33,7 +33,7 @@ def run(setting: Setting) -> list[Row]:
     # Out of channels last, which training left it in: as its users would have it.
     network.to(device, memory_format=torch.contiguous_format).eval()
     frozen = models.freeze(network).to(device)
-    data = scenes("test", setting.size(200, 50))
+    data = scenes("test", setting.size(100, 50))
     images = (data.images.float() / 255).to(device)
     labels = data.labels.to(device)
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
@@ -68,7 +68,7 @@ def run(setting: Setting) -> list[Row]:
         *setting.with_peer("torchattacks", lambda: Contender("torchattacks", by_torchattacks)),
         Contender("kdnotes", by_kdnotes),
     ]
-    lines, crafted = setting.race(WORK, contenders, REFERENCE)
+    lines, crafted = setting.race(WORK, contenders, REFERENCE, rounds=4)
     with torch.no_grad():
         clean = float((network(images).argmax(1) == labels).float().mean())
         robust = {

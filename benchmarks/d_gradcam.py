@@ -34,7 +34,7 @@ def run(setting: Setting) -> list[Row]:
     network = copy.deepcopy(trained_resnet(device, setting.quick))
     network.to(device, memory_format=torch.contiguous_format).eval()
     frozen = models.freeze(network).to(device)
-    data = scenes("test", setting.size(500, 50))
+    data = scenes("test", setting.size(250, 50))
     images = (data.images.float() / 255).to(device)
     labels = data.labels.to(device)
     layers = [network.get_submodule(tap) for tap in TAPS]

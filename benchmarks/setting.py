@@ -79,7 +79,7 @@ def trained_resnet(device: str, quick: bool) -> Any:
     from kdnotes.recipe import NetworkSpec, Recipe
     from kdnotes.transforms import Views
 
-    data = scenes("train", 256 if quick else 2000)
+    data = scenes("train", 256 if quick else 1000)
     network = cifar_resnet(20, seed=0)
     spec = NetworkSpec(
         role="teacher",

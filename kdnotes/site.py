@@ -133,6 +133,9 @@ def stage(
     config = yaml.safe_load((root / "_config.yml").read_text())
     (folder / "book" / TABLES).mkdir()
     (folder / "book" / TABLES / "costs.md").write_text(spent + "\n", encoding="utf-8")
+    if (folder / "book" / "speed.md").is_file():
+        timings = costs.benchmarks(root / "results" / "benchmarks")
+        (folder / "book" / TABLES / "benchmarks.md").write_text(timings + "\n", encoding="utf-8")
     for name, template in book.chapter_paths().items():
         executed = notebooks.get(name)
         notebook = json.loads((executed or template).read_text(encoding="utf-8"))

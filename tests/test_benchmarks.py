@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import timing  # noqa: E402
 from benchmarks.setting import DisagreementError, Setting  # noqa: E402
 from benchmarks.timing import Contender, Row  # noqa: E402
+from kdnotes import costs  # noqa: E402
 
 
 def ticking(times: list[float]) -> Iterator[float]:
@@ -87,6 +88,18 @@ def test_the_table_as_csv_and_as_text(tmp_path: Path) -> None:
 def test_a_published_table_has_the_columns() -> None:
     for path in (ROOT / "results" / "benchmarks").glob("*.csv"):
         assert path.read_text().splitlines()[0] == ",".join(timing.COLUMNS)
+
+
+def test_the_table_on_the_site(tmp_path: Path) -> None:
+    assert costs.benchmarks(tmp_path) == costs.NOT_TIMED
+    timing.write(tmp_path / "cpu.csv", [Row("c: PGD", "kdnotes", 0.5, 0.6, 2.469)])
+    assert costs.benchmarks(tmp_path).splitlines() == [
+        "On the processor:",
+        "",
+        "| work | contender | least seconds | median | speed-up |",
+        "|:--|:--|--:|--:|--:|",
+        "| c: PGD | kdnotes | 0.5 | 0.6 | 2.47 |",
+    ]
 
 
 def test_results_that_differ_are_no_benchmark() -> None:
