@@ -144,7 +144,7 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     about = {
         name: value
         for name, value in chosen.items()
-        if name in parameters.REQUIRED + parameters.SIZES
+        if name in parameters.REQUIRED + parameters.SIZES + parameters.FOLDERS
     }
     different = {name: value for name, value in values.items() if value != defaults[name]}
     return Request(which, different, study.chapter(which.name, **about))

@@ -9,8 +9,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from kdnotes import paper, presets
+from kdnotes import folders, paper, presets
 from kdnotes.data import FOLDER_PREFIX, DataSpec, with_fingerprint
+from kdnotes.errors import RequestError
 from kdnotes.models import TRAINED_HERE
 from kdnotes.objectives import ObjectiveSpec
 from kdnotes.presets import Settings
@@ -108,8 +109,8 @@ class Casting:
                 count = None  # all there are: a few more than a thousand
         elif settings.is_scenes:
             chosen = self._scenes(cast, role)
-        elif settings.is_imagenet:
-            chosen = {"size": paper.settings().imagenet.stored_size}
+        elif settings.is_folder:
+            chosen = self._folder(cast, role)
         spec = DataSpec(
             name=name,
             split="train",
@@ -117,7 +118,7 @@ class Casting:
             seed=self.rendering_seed,
             options=chosen | options,
         )
-        if not name.startswith(FOLDER_PREFIX):
+        if not settings.is_folder:
             return with_fingerprint(spec, self.data_dir)
         # A large folder takes seconds to survey: once is enough for all networks of a chapter.
         text = spec.model_dump_json()
@@ -128,6 +129,45 @@ class Casting:
     @cached_property
     def _surveyed(self) -> dict[str, DataSpec]:
         return {}
+
+    def _folder(self, cast: str, role: str) -> dict[str, Any]:
+        """How a folder of images is read: its groups, or its domains."""
+        settings = self.settings
+        chosen: dict[str, Any] = {}
+        if settings.is_imagenet:
+            chosen["size"] = paper.settings().imagenet.stored_size
+        if settings.groups:
+            chosen["groups"] = settings.groups
+            if settings.unseen and role == "teacher":
+                chosen["leave_out"] = (settings.unseen,)
+        if cast == "folder-domains":
+            # Of all domains: teacher and students have to see images of one size.
+            chosen = {"size": self._domain_size} | chosen
+            chosen["domains"] = self.domains if role == "teacher" else self.domains[1:]
+        return chosen
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        """Domain folders of the data set, the one that only the teacher sees first; mostly none.
+
+        Raises RequestError when that one is not there, or no other.
+        """
+        settings = self.settings
+        if self.chapter != "unseen-domains" or not settings.unseen:
+            return ()
+        there = folders.domain_names(settings.dataset)
+        others = tuple(name for name in there if name != settings.unseen)
+        if settings.unseen not in there or not others:
+            raise RequestError(
+                f"unseen={settings.unseen!r} must be one of two or more domain folders of "
+                f"{settings.dataset!r}, each with class folders; it has: "
+                f"{', '.join(there) or 'none'}"
+            )
+        return (settings.unseen, *others)
+
+    @cached_property
+    def _domain_size(self) -> int:
+        return folders.image_size(self.settings.dataset, {"domains": self.domains})
 
     @property
     def test_options(self) -> dict[str, Any]:
@@ -150,7 +190,7 @@ class Casting:
         if cast in _FIXED_CASTS:
             return FIXED
         if cast in _GROUPS_CASTS:
-            seen = ALL_GROUPS
+            seen: tuple[float, ...] = ALL_GROUPS
             if cast == "fair" and role == "student":
                 seen = FEW_OF_GROUP
             elif cast != "fair" and role == "teacher":
@@ -587,6 +627,7 @@ _PLANS: dict[str, Callable[[_Plan], None]] = {
     "same": _one_way,
     "domains": _domains,
     "groups": _groups,
+    "folder-domains": _groups,
     "fair": _one_way,
     "temperature": _temperature,
 }

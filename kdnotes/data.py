@@ -32,7 +32,8 @@ class ImageData:
 
     images: uint8 (N, 3, H, W), or a streaming source of such; labels: int64 (N,); sources: int64
     (N,), the glyph or photo an image was made from, the unit that intervals resample; factors: per
-    image (N,), such as the digit drawn; masks: bool (N, H, W), such as where the digit is.
+    image (N,), such as the digit drawn; masks: bool (N, H, W), such as where the digit is; names:
+    what the numbers of a factor stand for, where the data say so.
     """
 
     images: Any
@@ -41,6 +42,7 @@ class ImageData:
     sources: Tensor
     factors: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -36,6 +37,7 @@ REVISION = 1  # raise it when the same files give other pixels: cached networks 
 _IMAGE_KINDS = "bmp gif jfif jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{kind}" for kind in _IMAGE_KINDS.split())
 TEST_SHARE = 0.2
+_GROUP = "group"
 TEST_SOURCE_OFFSET = 1_000_000_000  # first source of a test split: train and test share none
 _TRAIN_FOLDERS = ("train",)
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -54,7 +56,11 @@ class FolderOptions(BaseModel):
     means the median shorter side of a sample of the photos, at most 64: photos that are all
     32x32 stay as they are. ``split_seed``: which photos an automatic split holds out.
     ``skip_unreadable``: leave out damaged files instead of refusing the folder. ``memory_gb``:
-    images that take more than this are decoded as they are asked for.
+    images that take more than this are decoded as they are asked for. ``groups``: a CSV that sorts
+    photos into groups, ``FILE.csv`` (column ``group``) or ``FILE.csv:COLUMN``; its column ``file``
+    is relative to the folder, as the CSV itself is unless it lies where the command was typed.
+    ``leave_out``: groups whose photos are not read. ``domains``: the folder holds domains, such as
+    PACS's, which hold classes or splits; only these domains are read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,15 +69,20 @@ class FolderOptions(BaseModel):
     split_seed: int = Field(0, ge=0)
     skip_unreadable: bool = False
     memory_gb: float = Field(4.0, gt=0)
+    groups: str = ""
+    leave_out: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 def load(name: str, split: str, data_dir: Path | None, options: dict[str, Any]) -> ImageData:
     """Read one split of a torchvision set or of ``imagefolder:PATH``.
 
     Images are uint8 (N, 3, size, size); grey ones get three equal channels. ``sources`` number
-    the photos, with an offset in the test split. A torchvision set is read from data_dir; without
-    a data_dir it is read from, and if need be downloaded into, the folder of `data_folder`. PATH
-    may start with ``~``; a relative one starts where the command was typed.
+    the photos, with an offset in the test split. With the options ``groups`` or ``domains`` the
+    factor ``group`` or ``domain`` numbers the names (sorted) that ``names`` has under it; the
+    group is -1 where the table does not name a photo. A torchvision set is read from data_dir;
+    without a data_dir it is read from, and if need be downloaded into, the folder of `data_folder`.
+    PATH may start with ``~``; a relative one starts where the command was typed.
     Raises RequestError when files are missing or unusable, or an option is unknown.
     """
     if name.startswith(FOLDER_PREFIX):
@@ -89,9 +100,27 @@ def fingerprint(name: str, split: str, data_dir: Path | None, options: dict[str,
     """
     if name.startswith(FOLDER_PREFIX):
         chosen = _parse(options)
-        folder = _survey(_root(name), chosen)
-        return _photo_mark(folder, split, chosen, _side(folder, chosen))
+        folder, size = _read(_root(name), chosen)
+        mark = _photo_mark(folder, split, chosen, size)
+        if _GROUP not in folder.factors:
+            return mark
+        groups = _numbers(folder, _GROUP, folder.split(split))
+        return _digest([mark, folder.names[_GROUP], groups])
     return _torchvision_mark(name, data_dir, options)
+
+
+def domain_names(name: str) -> tuple[str, ...]:
+    """Folders in ``imagefolder:PATH`` that hold folders, sorted: its domains if it has any.
+
+    Raises RequestError when there is no such folder.
+    """
+    root = _root(name)
+    return tuple(top for top in _folders_in(root) if _folders_in(root / top))
+
+
+def image_size(name: str, options: dict[str, Any]) -> int:
+    """Side in pixels of the images of ``imagefolder:PATH``. Raises RequestError as `load`."""
+    return _read(_root(name), _parse(options))[1]
 
 
 def data_folder() -> Path:
@@ -246,11 +275,16 @@ class _Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class _Folder:
-    """A data set's folder: its classes and, for each split that it has, its photos by name."""
+    """A data set's folder: its classes and, for each split that it has, its photos by name.
+
+    factors: numbers by a photo's name; names: what these stand for.
+    """
 
     root: Path
     classes: tuple[str, ...]
     photos: dict[str, list[_Photo]]
+    factors: dict[str, dict[str, int]] = field(default_factory=dict)
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def split(self, split: str) -> list[_Photo]:
         if split not in self.photos:
@@ -259,6 +293,13 @@ class _Folder:
                 f"{self.root} has no {split} split: no folder {' or '.join(wanted)} with a "
                 "sub-folder for each class. A folder that holds the class folders directly is "
                 "split automatically"
+            )
+        present = {photo.label for photo in self.photos[split]}
+        lost = [name for label, name in enumerate(self.classes) if label not in present]
+        if lost:  # only groups that are left out can take a whole class away
+            raise RequestError(
+                f"the groups left out hold all images of {_enumerate(lost)} in the {split} split "
+                f"of {self.root}; leave out others"
             )
         return self.photos[split]
 
@@ -292,9 +333,25 @@ def _root(name: str) -> Path:
     return path
 
 
+def _read(root: Path, options: FolderOptions) -> tuple[_Folder, int]:
+    """A folder as the options want it, and the side of its images."""
+    folder = _survey(root, options)
+    size = _side(folder, options)  # of all photos: networks that see fewer groups see this size
+    if options.domains:
+        folder = _with_domains(folder, options)
+    if options.groups:
+        return _with_groups(folder, options), size
+    if options.leave_out:
+        raise RequestError("leave_out names groups: name the CSV that has them as groups")
+    return folder, size
+
+
 def _survey(root: Path, options: FolderOptions) -> _Folder:
     """Find splits, classes and photos; raise RequestError on a folder that cannot be used."""
-    listed = _given_splits(root) or _automatic_splits(root, options.split_seed)
+    if options.domains:
+        listed = _domain_splits(root, options)
+    else:
+        listed = _given_splits(root) or _automatic_splits(root, options.split_seed)
     classes = _common_classes(root, listed)
     photos = {split: _labelled(by_class) for split, by_class in listed.items()}
     if not options.skip_unreadable:
@@ -304,30 +361,165 @@ def _survey(root: Path, options: FolderOptions) -> _Folder:
     return _Folder(root, classes, photos)
 
 
-def _given_splits(root: Path) -> dict[str, dict[str, list[_Photo]]]:
-    """Photos by class for each split that has a folder of its own; nothing if there is none."""
-    tops = _folders_in(root)
+def _given_splits(root: Path, inner: str = "") -> dict[str, dict[str, list[_Photo]]]:
+    """Photos by class for each split that has a folder of its own; nothing if there is none.
+
+    inner: the folder in root to look into.
+    """
+    folder = root / inner
+    tops = _folders_in(folder)
     found = {
-        "train": _first_split_folder(root, tops, _TRAIN_FOLDERS),
-        "test": _first_split_folder(root, tops, _TEST_FOLDERS),
+        "train": _first_split_folder(folder, tops, _TRAIN_FOLDERS),
+        "test": _first_split_folder(folder, tops, _TEST_FOLDERS),
     }
     lower = {top.lower() for top in tops}
     if not any(found.values()) and lower & set(_TRAIN_FOLDERS) and lower & set(_TEST_FOLDERS):
-        raise RequestError(f"the splits in {root} have no class folders: put each class in one")
-    return {split: _class_photos(root, name) for split, name in found.items() if name}
+        raise RequestError(f"the splits in {folder} have no class folders: put each class in one")
+    prefix = f"{inner}/" if inner else ""
+    return {split: _class_photos(root, prefix + name) for split, name in found.items() if name}
 
 
-def _automatic_splits(root: Path, seed: int) -> dict[str, dict[str, list[_Photo]]]:
+def _automatic_splits(root: Path, seed: int, inner: str = "") -> dict[str, dict[str, list[_Photo]]]:
     parts: dict[str, dict[str, list[_Photo]]] = {"train": {}, "test": {}}
-    for name, photos in _class_photos(root, "").items():
+    for name, photos in _class_photos(root, inner).items():
         if len(photos) < 2:
             raise RequestError(
-                f"class {name!r} in {root} has one image; an automatic split needs two or more"
+                f"class {name!r} in {root / inner} has one image; an automatic split needs two "
+                "or more"
             )
         held_out = _held_out(photos, seed)
         parts["train"][name] = [photo for photo in photos if photo.name not in held_out]
         parts["test"][name] = [photo for photo in photos if photo.name in held_out]
     return parts
+
+
+def _domain_splits(root: Path, options: FolderOptions) -> dict[str, dict[str, list[_Photo]]]:
+    """Photos by class for both splits, over all domains asked for, each split by itself."""
+    there = [top for top in _folders_in(root) if _folders_in(root / top)]
+    joined: dict[str, dict[str, list[_Photo]]] = {"train": {}, "test": {}}
+    first: tuple[str, set[str]] | None = None
+    for domain in sorted(set(options.domains)):
+        if domain not in there:
+            raise RequestError(
+                f"{root} has no domain folder {domain!r} with class folders; it has: "
+                f"{', '.join(there) or 'none'}"
+            )
+        listed = _one_domain(root, domain, options.split_seed)
+        classes = set(_common_classes(root / domain, listed))
+        first = first or (domain, classes)
+        if classes != first[1]:
+            raise RequestError(
+                f"the domains in {root} have different classes: {first[0]} has "
+                f"{_enumerate(sorted(first[1]))}, and {domain} has {_enumerate(sorted(classes))}"
+            )
+        for split, by_class in listed.items():
+            for name, photos in by_class.items():
+                joined[split].setdefault(name, []).extend(photos)
+    return joined
+
+
+def _one_domain(root: Path, domain: str, seed: int) -> dict[str, dict[str, list[_Photo]]]:
+    listed = _given_splits(root, domain)
+    if len(listed) == 1:
+        raise RequestError(
+            f"domain {domain!r} in {root} has a {next(iter(listed))} split only; give it both "
+            "splits (train and test), or put its class folders directly into it"
+        )
+    if listed:
+        return listed
+    # VLCS has all images once more in "full"; where that is all there is, it is split as others.
+    tops = _folders_in(root / domain)
+    return _automatic_splits(root, seed, f"{domain}/full" if tops == ["full"] else domain)
+
+
+def _with_domains(folder: _Folder, options: FolderOptions) -> _Folder:
+    names = tuple(sorted(set(options.domains)))
+    number = {name: index for index, name in enumerate(names)}
+    found = {name: number[name.partition("/")[0]] for name in _photo_names(folder)}
+    return replace(
+        folder, factors=folder.factors | {"domain": found}, names=folder.names | {"domain": names}
+    )
+
+
+def _photo_names(folder: _Folder) -> list[str]:
+    return [photo.name for photos in folder.photos.values() for photo in photos]
+
+
+def _numbers(folder: _Folder, factor: str, photos: Sequence[_Photo]) -> list[int]:
+    return [folder.factors[factor].get(photo.name, -1) for photo in photos]
+
+
+def _with_groups(folder: _Folder, options: FolderOptions) -> _Folder:
+    """The folder with the groups of its photos, and without the photos of those left out."""
+    table = _group_table(folder.root, options.groups)
+    of_photo = {name: table[name] for name in _photo_names(folder) if name in table}
+    if not of_photo:
+        shown = next(iter(folder.photos.values()))[0].name
+        raise RequestError(
+            f"groups {options.groups!r} names no image of {folder.root}; its column 'file' is "
+            f"relative to that folder, such as {shown}"
+        )
+    names = tuple(sorted(set(of_photo.values())))
+    for group in options.leave_out:
+        if group not in names:
+            raise RequestError(
+                f"no image is in the group {group!r}; groups in {options.groups}: "
+                f"{', '.join(names)}"
+            )
+    number = {name: index for index, name in enumerate(names)}
+    kept = {
+        split: [photo for photo in photos if of_photo.get(photo.name) not in options.leave_out]
+        for split, photos in folder.photos.items()
+    }
+    groups = {name: number[group] for name, group in of_photo.items()}
+    return replace(
+        folder,
+        photos=kept,
+        factors=folder.factors | {_GROUP: groups},
+        names=folder.names | {_GROUP: names},
+    )
+
+
+def _group_table(root: Path, text: str) -> dict[str, str]:
+    """Group by file name, as a CSV has it; rows without a group are left out."""
+    path, column = _table_file(root, text)
+    table: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream)
+            there = [name.strip() for name in rows.fieldnames or ()]
+            rows.fieldnames = there
+            for wanted in ("file", column):
+                if wanted not in there:
+                    raise RequestError(
+                        f"groups {text!r} has no column {wanted!r}; it has: {', '.join(there)}"
+                    )
+            for row in rows:
+                file = (row["file"] or "").strip().replace("\\", "/").removeprefix("./")
+                group = (row[column] or "").strip()
+                if group and table.setdefault(file, group) != group:
+                    raise RequestError(
+                        f"groups {text!r} puts {file} into two groups: {table[file]} and {group}"
+                    )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"groups {text!r} cannot be read as a CSV: {error}") from error
+    return table
+
+
+def _table_file(root: Path, text: str) -> tuple[Path, str]:
+    """File and column that ``FILE.csv`` or ``FILE.csv:COLUMN`` stand for."""
+    before, colon, after = text.rpartition(":")
+    for name, column in ((text, _GROUP), (before, after)):
+        # Where the command was typed comes first: there lies what was named by an absolute path.
+        for start in (base_folder(), root):
+            with suppress(RuntimeError, OSError):  # no such user, name too long
+                path = start / Path(name).expanduser()
+                if name and column and path.is_file():
+                    return path, column
+    raise RequestError(
+        f"there is no file {before if colon else text!r} (groups), neither where the command was "
+        f"typed nor in {root}"
+    )
 
 
 def _held_out(photos: Sequence[_Photo], seed: int) -> set[str]:
@@ -438,7 +630,8 @@ def _refuse_domains(folder: Path, prefix: str, by_class: dict[str, list[_Photo]]
             f"the folders in {folder} all hold the same folders "
             f"({_enumerate(sorted(inner[0]))}): they look like domains, not classes. Name one, "
             f"such as {FOLDER_PREFIX}{folder / first}, or put each class's images directly in "
-            "its folder"
+            "its folder. The chapter unseen-domains reads them as domains if it is told with "
+            f"unseen={first} which of them only the teacher sees"
         )
 
 
@@ -511,10 +704,9 @@ class StreamingImages:
 
 
 def _load_photos(root: Path, split: str, options: FolderOptions) -> ImageData:
-    folder = _survey(root, options)
+    folder, size = _read(root, options)
     photos = folder.split(split)
     names = [photo.name for photo in photos]
-    size = _side(folder, options)
     mark = _photo_mark(folder, split, options, size)
     images: Tensor | StreamingImages
     if len(names) * 3 * size * size > options.memory_gb * 1e9:
@@ -534,7 +726,9 @@ def _load_photos(root: Path, split: str, options: FolderOptions) -> ImageData:
         raise RequestError(
             f"no readable image of {_enumerate(lost)} in the {split} split of {root}"
         )
-    return ImageData(images, labels, folder.classes, _sources(kept, split))
+    factors = {name: torch.tensor(_numbers(folder, name, photos))[kept] for name in folder.factors}
+    sources = _sources(kept, split)
+    return ImageData(images, labels, folder.classes, sources, factors, names=folder.names)
 
 
 def _sources(index: Tensor, split: str) -> Tensor:

@@ -44,7 +44,8 @@ def without_absolute_paths(value: Any) -> Any:
     prefix, colon, rest = value.partition(":")
     if not colon:
         return _relative(value)
-    return prefix + colon + _relative(rest)
+    start = _relative(prefix) if "/" in prefix else prefix  # "/photos/groups.csv:race"
+    return start + colon + _relative(rest)
 
 
 def _relative(text: str) -> str:

@@ -38,6 +38,7 @@ REQUIRED = (
 )
 # What decides the networks besides, where a chapter offers it.
 SIZES = ("train_count", "epochs")
+FOLDERS = ("groups", "unseen")
 _RANGE = re.compile(r"\((each )?(-?[\d.]+) to (-?[\d.]+)\)$")
 _KINDS = {
     "str": "text",

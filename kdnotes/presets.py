@@ -100,11 +100,18 @@ class Settings(BaseModel):
     teacher_rate: float
     student_rate: float
     independent_epochs: int | None = None
+    groups: str = ""  # of a folder of images: its table of groups
+    unseen: str = ""  # the group that the teacher never sees, or the domain that only it sees
 
     @property
     def is_imagenet(self) -> bool:
         """Whether pairs, recipes and weights are those of the paper's ImageNet experiments."""
-        return self.preset == PAPER and self.dataset.startswith(data_sets.FOLDER_PREFIX)
+        return self.preset == PAPER and self.is_folder
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the images are those of a folder."""
+        return self.dataset.startswith(data_sets.FOLDER_PREFIX)
 
     @property
     def is_scenes(self) -> bool:
@@ -131,6 +138,8 @@ def resolve(
     device: str | None = None,
     train_count: int | None = None,
     epochs: int | None = None,
+    groups: str | None = None,
+    unseen: str | None = None,
 ) -> Settings:
     """Settings from parameters, empty ones taken from the preset.
 
@@ -142,6 +151,12 @@ def resolve(
 
     dataset = dataset or (paper.default_dataset() if preset == PAPER else "scenes")
     data_sets.check_name(dataset)
+    for parameter, given in (("groups", groups), ("unseen", unseen)):
+        if given and not dataset.startswith(data_sets.FOLDER_PREFIX):
+            raise RequestError(
+                f"{parameter} is for a folder of images (dataset=imagefolder:PATH), not for "
+                f"{dataset!r}"
+            )
     if preset == PAPER:
         chosen = _of_the_paper(dataset, teacher, student)
         teacher = student = None
@@ -181,6 +196,8 @@ def resolve(
         teacher_rate=chosen.teacher_rate,
         student_rate=chosen.student_rate,
         independent_epochs=None if epochs else chosen.independent_epochs,
+        groups=groups or "",
+        unseen=unseen or "",
     )
 
 

@@ -119,6 +119,9 @@ class Study:
         values["control_seeds"] = len(self.settings.control_seeds)
         if values["independent_epochs"] is None:
             del values["independent_epochs"]
+        for name in ("groups", "unseen"):
+            if not values[name]:
+                del values[name]
         return values | {"first_seed": seeds[0]}
 
     def history(self, name: str | None = None) -> pd.DataFrame:
@@ -185,6 +188,19 @@ def _representations(settings: Settings) -> tuple[str, ...]:
     return ("jitter", "vit-cnn") if settings.is_scenes else ("jitter",)
 
 
+def _unseen_domains(settings: Settings) -> tuple[str, ...]:
+    return ("folder-domains",) if settings.unseen else ("plain",)
+
+
+def _bias(settings: Settings) -> tuple[str, ...]:
+    if settings.is_scenes:
+        return ("groups", "fair", "temperature")
+    if not settings.groups:
+        return ("plain",)
+    # The paper has one temperature per pair.
+    return ("groups",) if settings.is_imagenet else ("groups", "temperature")
+
+
 # The first cast of a chapter is its main one.
 _CASTS: dict[str, Callable[[Settings], tuple[str, ...]]] = {
     "distillation": _everywhere("plain"),
@@ -193,12 +209,12 @@ _CASTS: dict[str, Callable[[Settings], tuple[str, ...]]] = {
     "adversarial": _everywhere("plain"),
     "color-invariance": _everywhere("jitter"),
     "crop-and-shift-invariance": _everywhere("crops", "shifts", "flips", "exact-flips"),
-    "unseen-domains": _everywhere("plain"),
+    "unseen-domains": _unseen_domains,
     "shape-and-cue-bias": _scenes_only("cues", "marker", "weights", "mixture"),
     "domain-adaptation": _everywhere("domains"),
     "decision-boundaries": _everywhere("domains"),
     "representations": _representations,
-    "bias": _scenes_only("groups", "fair", "temperature"),
+    "bias": _bias,
     "no-accuracy-gain": _no_accuracy_gain,
     "architectures": _scenes_only("cnn-cnn", "vit-cnn", "cnn-vit", "same"),
     "dose": _scenes_only("dose"),
@@ -241,6 +257,7 @@ def chapter(name: str, data_dir: str | None = None, **parameters: Any) -> Study:
         text = dataset.removeprefix(FOLDER_PREFIX)
         if not (base_folder() / Path(text).expanduser()).is_dir():
             raise RequestError(f"no folder {text!r} (dataset); name an existing folder of images")
+    _check_folder_parameters(name, parameters)
     settings = presets.resolve(**parameters)
     of_the_paper = settings.preset == presets.PAPER
     if of_the_paper and not settings.is_imagenet and name not in _MNIST_CHAPTERS:
@@ -253,5 +270,18 @@ def chapter(name: str, data_dir: str | None = None, **parameters: Any) -> Study:
     study = Study(name, settings, presets.resolve_data_dir(data_dir))
     if study.cast_names and not settings.is_scenes:
         # Raises if the files are missing.
-        Casting(name, settings, study.data_dir).data(study.cast_names[0], "student")
+        files = Casting(name, settings, study.data_dir)
+        files.data(study.cast_names[0], "student")
+        if settings.unseen:  # the teacher sees other images
+            files.data(study.cast_names[0], "teacher")
     return study
+
+
+def _check_folder_parameters(name: str, parameters: dict[str, Any]) -> None:
+    for parameter, chapters in (("groups", ("bias",)), ("unseen", ("bias", "unseen-domains"))):
+        if parameters.get(parameter) and name not in chapters:
+            raise RequestError(
+                f"chapter {name!r} has no use for {parameter!r}; it is for: {', '.join(chapters)}"
+            )
+    if name == "bias" and parameters.get("unseen") and not parameters.get("groups"):
+        raise RequestError("unseen names a group: name the CSV that has it as groups, too")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from kdnotes import casting, models, scenes, study, zoo
+from kdnotes.data import load
+from kdnotes.errors import RequestError
+from kdnotes.probes import domain_accuracy
 from kdnotes.recipe import NetworkSpec
 from kdnotes.study import Study
 from kdnotes.transforms import Crops, crop
 
+ROLES = ("teacher", "student")
 CHAPTERS = [name for name in study.known_chapters() if name != "scorecard"]
 
 
@@ -180,3 +186,103 @@ def test_drawn_crops_stay_in_their_bounds() -> None:
     assert drawn[:, 0].max() <= 0.5
     assert 0 <= drawn[:, 1:].min() <= drawn[:, 1:].max() <= 1
     assert drawn[:, 0].std() > 0.05
+
+
+# --- groups and domains of a folder of images -----------------------------------------------
+
+
+def photos(root: Path, *parts: str, count: int = 5) -> None:
+    """Class folders cat and dog of 16x16 noise in a folder."""
+    generator = np.random.default_rng(len(parts))
+    for name in ("cat", "dog"):
+        folder = root.joinpath(*parts, name)
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    photos(tmp_path / "faces")
+    rows = [f"{name}/{index}.png,{index % 3}" for name in ("cat", "dog") for index in range(5)]
+    (tmp_path / "faces" / "t.csv").write_text("\n".join(["file,race", *rows]))
+    return tmp_path / "faces"
+
+
+def test_the_teacher_never_sees_the_group_that_is_named(faces: Path) -> None:
+    how = {"dataset": f"imagefolder:{faces}", "groups": "t.csv:race"}
+    asked = of("bias", unseen="2", **how)
+    assert asked.cast_names == ("groups", "temperature")
+    assert asked.parameters() | {"groups": "t.csv:race", "unseen": "2"} == asked.parameters()
+    teacher, student = (asked.casting.data("groups", role) for role in ROLES)
+    assert load(teacher).factors["group"].unique().tolist() == [0, 1]
+    assert load(student).factors["group"].unique().tolist() == [0, 1, 2]
+    assert load(teacher).names == load(student).names == {"group": ("0", "1", "2")}
+    plans = [asked.casting.plan(cast) for cast in asked.cast_names]
+    assert plans[0][0].spec.key == plans[1][0].spec.key
+    blind = of("bias", **how)
+    assert blind.casting.data("groups", "teacher") == blind.casting.data("groups", "student")
+    assert "unseen" not in blind.parameters()
+
+
+def test_without_a_table_a_folder_is_cast_as_before(faces: Path) -> None:
+    asked = of("bias", dataset=f"imagefolder:{faces}")
+    assert asked.cast_names == ("plain",)
+    assert asked.casting.data("plain", "student").options == {}
+    assert {"groups", "unseen"}.isdisjoint(asked.parameters())
+
+
+def test_one_domain_is_seen_by_teachers_only(tmp_path: Path) -> None:
+    for domain in ("art", "photo", "sketch"):
+        photos(tmp_path / "pacs", domain)
+    asked = of("unseen-domains", dataset=f"imagefolder:{tmp_path}/pacs", unseen="photo")
+    assert asked.cast_names == ("folder-domains",)
+    assert asked.casting.domains == ("photo", "art", "sketch")
+    for item in asked.casting.plan("folder-domains"):
+        seen = load(item.spec.data).names["domain"]
+        assert ("photo" in seen) == (item.spec.role == "teacher"), item.arm
+        assert item.spec.num_classes == 2
+    arms = {item.arm for item in asked.casting.plan("folder-domains")}
+    assert arms >= {"second-teacher", "independent", "kl", "hint", "crd", "control-smoothed"}
+    assert asked.test().names["domain"] == ("art", "sketch")
+    parts = domain_accuracy.by_folder(
+        asked.test(domains=asked.casting.domains), asked.casting.domains
+    )
+    assert {name: len(part) for name, part in parts.items()} == dict.fromkeys(
+        asked.casting.domains, 2
+    )
+    assert list(parts) == ["photo", "art", "sketch"]
+
+
+def test_teachers_and_students_see_domains_in_one_size(tmp_path: Path) -> None:
+    photos(tmp_path / "pacs", "art")
+    photos(tmp_path / "pacs", "photo", count=9)
+    for path in (tmp_path / "pacs" / "art").rglob("*.png"):
+        Image.open(path).resize((40, 40)).save(path)
+    asked = of("unseen-domains", dataset=f"imagefolder:{tmp_path}/pacs", unseen="photo")
+    assert {asked.casting.data("folder-domains", role).options["size"] for role in ROLES} == {16}
+
+
+@pytest.mark.parametrize(
+    ("chapter", "parameters", "words"),
+    [
+        (
+            "bias",
+            {"groups": "t.csv:race", "unseen": "9"},
+            "no image is in the group '9'; .*0, 1, 2",
+        ),
+        ("bias", {"unseen": "2"}, "name the CSV"),
+        ("bias", {"groups": "t.csv"}, "no column 'group'; it has: file, race"),
+        ("unseen-domains", {"unseen": "photo"}, "one of two or more domain folders .*has: none"),
+        ("unseen-domains", {"groups": "t.csv"}, "no use for 'groups'; it is for: bias"),
+        ("fidelity", {"unseen": "2"}, "no use for 'unseen'"),
+    ],
+)
+def test_what_groups_and_domains_cannot_be(
+    faces: Path, chapter: str, parameters: dict[str, str], words: str
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        of(chapter, dataset=f"imagefolder:{faces}", **parameters)
+    with pytest.raises(RequestError, match=r"is for a folder of images|name the CSV|no use"):
+        of(chapter, **parameters)

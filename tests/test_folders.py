@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from kdnotes import data, folders
+from kdnotes import data, folders, layout
 from kdnotes.errors import RequestError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -844,3 +844,227 @@ def test_real_mnist() -> None:
     assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert train.images.float().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)
     assert train.classes == tuple("0123456789")
+
+
+# --- groups of photos -----------------------------------------------------------------------
+
+
+def write_table(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def grouped(split: Path) -> Path:
+    """The split folder with a table of three groups; one photo has none, one row no photo."""
+    write_table(
+        split / "faces.csv",
+        "file,race,group",
+        "train/cat/000.png,one,b",
+        "train/cat/001.png,two,a",
+        "train/cat/002.png,one,",
+        "./train/dog/000.png,two,a",
+        "train\\dog\\001.png,one,b",
+        "train/dog/002.png,one,c",
+        "val/cat/000.png,two,a",
+        "val/dog/001.png,one,b",
+        "train/dog/gone.png,three,z",
+    )
+    return split
+
+
+def test_groups_are_read_from_a_table(grouped: Path) -> None:
+    train, test = read(grouped, groups="faces.csv"), read(grouped, "test", groups="faces.csv")
+    assert train.names == test.names == {"group": ("a", "b", "c")}
+    assert train.factors["group"].tolist() == [1, 0, -1, 0, 1, 2]
+    assert test.factors["group"].tolist() == [0, -1, -1, 1]
+    race = read(grouped, groups="faces.csv:race")
+    assert race.names["group"] == ("one", "two")
+    assert race.factors["group"].tolist() == [0, 1, 0, 1, 0, 0]
+    assert torch.equal(race.images, read(grouped).images)
+    few = race.subset(torch.tensor([5, 1]))
+    assert few.names == race.names
+    assert few.factors["group"].tolist() == [0, 1]
+    assert read(grouped).factors == read(grouped).names == {}
+
+
+def test_a_table_where_the_command_was_typed_goes_first(
+    grouped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("KDNOTES_BASE", str(elsewhere))
+    assert read(grouped, groups="faces.csv").names["group"] == ("a", "b", "c")
+    write_table(elsewhere / "faces.csv", "group,file", "q,train/cat/000.png")
+    assert read(grouped, groups="faces.csv").names["group"] == ("q",)
+    absolute = f"{grouped}/faces.csv:race"
+    assert read(grouped, groups=absolute).names["group"] == ("one", "two")
+    assert layout.without_absolute_paths(absolute) == "../split/faces.csv:race"
+
+
+@pytest.mark.parametrize("memory_gb", [4.0, 1e-9])
+def test_groups_are_left_out_and_keep_their_numbers(grouped: Path, memory_gb: float) -> None:
+    how = {"groups": "faces.csv", "memory_gb": memory_gb}
+    whole, less = read(grouped, **how), read(grouped, leave_out=("a", "c"), **how)
+    assert less.names == whole.names
+    assert less.factors["group"].tolist() == [1, -1, 1]
+    assert less.labels.tolist() == [0, 0, 1]
+    kept = torch.tensor([0, 2, 4])
+    assert torch.equal(less.batch(torch.arange(3)), whole.batch(kept))
+
+
+def test_images_have_one_size_whoever_is_left_out(grouped: Path) -> None:
+    for name in ("cat/000.png", "dog/001.png"):  # group b
+        save(grouped / "train" / name, noise(0, 40, 40))
+    how = {"groups": "faces.csv"}
+    assert read(grouped, leave_out=("a", "c"), **how).size == read(grouped, **how).size == 16
+
+
+def test_groups_enter_the_mark_and_nothing_else_moves_it(grouped: Path) -> None:
+    marks = [
+        mark(grouped),
+        mark(grouped, groups="faces.csv"),
+        mark(grouped, groups="faces.csv:race"),
+        mark(grouped, groups="faces.csv", leave_out=("a",)),
+        mark(grouped, groups="faces.csv", leave_out=("c",)),
+    ]
+    assert len(set(marks)) == len(marks)
+    before = mark(grouped, groups="faces.csv")
+    with (grouped / "faces.csv").open("a") as stream:
+        stream.write("train/dog/another.png,one,z\n")
+    assert mark(grouped, groups="faces.csv") == before  # no photo here has that name
+    with (grouped / "faces.csv").open("a") as stream:
+        stream.write("train/cat/002.png,one,c\n")
+    assert mark(grouped, groups="faces.csv") != before
+    spec = data.DataSpec(
+        name=f"imagefolder:{grouped}", split="train", options={"groups": "faces.csv"}
+    )
+    assert data.with_fingerprint(spec, None).identity()["options"] == {}
+
+
+def test_marks_without_groups_and_domains_are_those_of_before(tmp_path: Path) -> None:
+    root = fill(tmp_path / "p" / "train", {"cat": 2, "dog": 1}).parent
+    for index, path in enumerate(sorted(root.rglob("*.png"))):
+        path.write_bytes(f"P3 1 1 255 {index} 0 0\n".encode())
+        os.utime(path, ns=(0, 7))
+    assert mark(root, size=8) == "e2a264cc1dc9b4e5"  # worked out by hand
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"groups": "none.csv"}, r"no file 'none\.csv' \(groups\)"),
+        ({"groups": "none.csv:race"}, r"no file 'none\.csv' \(groups\)"),
+        ({"groups": "faces.csv:age"}, "no column 'age'; it has: file, race, group"),
+        ({"groups": "other.csv"}, "no column 'file'; it has: photo, group"),
+        ({"groups": "far.csv"}, r"names no image of .*such as train/cat/000\.png"),
+        ({"groups": "twice.csv"}, r"puts val/cat/000\.png into two groups: a and b"),
+        ({"groups": "binary.csv"}, "cannot be read as a CSV"),
+        (
+            {"groups": "faces.csv", "leave_out": ("z",)},
+            r"no image is in the group 'z'; groups in faces\.csv: a, b, c",
+        ),
+        ({"leave_out": ("a",)}, "name the CSV"),
+        ({"groups": "dogs.csv", "leave_out": ("d",)}, "hold all images of dog in the train split"),
+    ],
+)
+def test_tables_that_cannot_be_used(grouped: Path, options: dict[str, object], words: str) -> None:
+    write_table(grouped / "other.csv", "photo,group", "train/cat/000.png,a")
+    write_table(grouped / "far.csv", "file,group", "cat/000.png,a")
+    write_table(grouped / "twice.csv", "file,group", "val/cat/000.png,a", "val/cat/000.png,b")
+    (grouped / "binary.csv").write_bytes(b"file,group\n\xff\xfe\0,a\n")
+    dogs = [f"train/dog/{index:03}.png,d" for index in range(3)]
+    write_table(grouped / "dogs.csv", "file,group", *dogs)
+    with pytest.raises(RequestError, match=words):
+        read(grouped, **options)
+    with pytest.raises(RequestError, match=words):
+        mark(grouped, **options)
+
+
+# --- domain folders -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pacs(tmp_path: Path) -> Path:
+    """Domains that hold class folders, and a folder beside them that is none."""
+    for number, domain in enumerate(("art", "photo", "sketch")):
+        fill(tmp_path / "pacs" / domain, {"dog": 10, "horse": 5}, start=100 * number)
+    save(tmp_path / "pacs" / "lists" / "loose.png", noise(7))
+    return tmp_path / "pacs"
+
+
+@pytest.fixture
+def vlcs(tmp_path: Path) -> Path:
+    """Domains with the splits that VLCS comes with."""
+    counts = {"train": 3, "crossval": 2, "test": 1, "full": 4}
+    for number, (domain, part) in enumerate(
+        (domain, part) for domain in ("CALTECH", "SUN") for part in counts
+    ):
+        classes = {"bird": counts[part], "car": counts[part]}
+        fill(tmp_path / "vlcs" / domain / part, classes, start=100 * number)
+    return tmp_path / "vlcs"
+
+
+def test_domains_with_class_folders_are_split_one_by_one(pacs: Path) -> None:
+    assert folders.domain_names(f"imagefolder:{pacs}") == ("art", "photo", "sketch")
+    chosen = {"domains": ("sketch", "art")}
+    train, test = read(pacs, **chosen), read(pacs, "test", **chosen)
+    assert train.classes == test.classes == ("dog", "horse")
+    assert train.names == test.names == {"domain": ("art", "sketch")}
+    for found, dogs, horses in ((train, 8, 4), (test, 2, 1)):
+        for number, domain in enumerate(("art", "sketch")):
+            here = found.factors["domain"] == number
+            assert torch.bincount(found.labels[here]).tolist() == [dogs, horses]
+            # the same photos as where the domain is read alone, though not the same split
+            alone = contents(read(pacs / domain)) | contents(read(pacs / domain, "test"))
+            assert {image.numpy().tobytes() for image in found.images[here]} <= alone
+    assert not contents(train) & contents(test)
+    assert len(contents(train) | contents(test)) == 30
+
+
+def test_domains_with_given_splits(vlcs: Path) -> None:
+    chosen = {"domains": ("CALTECH", "SUN")}
+    train, test = read(vlcs, **chosen), read(vlcs, "test", **chosen)
+    assert train.factors["domain"].tolist() == [0, 0, 0, 1, 1, 1] * 2
+    assert train.labels.tolist() == [0] * 6 + [1] * 6
+    assert len(test) == 4
+    for number, domain in enumerate(("CALTECH", "SUN")):
+        for found, split in ((train, "train"), (test, "test")):
+            here = found.images[found.factors["domain"] == number]
+            assert torch.equal(here, read(vlcs / domain, split).images)
+
+
+def test_a_domain_with_nothing_but_full_is_split(vlcs: Path) -> None:
+    for part in ("train", "crossval", "test"):
+        shutil.rmtree(vlcs / "SUN" / part)
+    train = read(vlcs, domains=("SUN",))
+    assert train.classes == ("bird", "car")
+    assert (len(train), len(read(vlcs, "test", domains=("SUN",)))) == (6, 2)
+
+
+def test_domains_enter_the_mark(pacs: Path) -> None:
+    one, two = mark(pacs, domains=("art",)), mark(pacs, domains=("art", "photo"))
+    assert one != two
+    assert mark(pacs, domains=("photo", "art")) == two
+    assert mark(pacs, "test", domains=("art", "photo")) != two
+
+
+def test_groups_and_domains_together(pacs: Path) -> None:
+    write_table(pacs / "t.csv", "file,group", "art/dog/000.png,a", "photo/dog/001.png,b")
+    found = read(pacs, domains=("art", "photo"), groups="t.csv")
+    assert found.names == {"domain": ("art", "photo"), "group": ("a", "b")}
+
+
+def test_domains_that_cannot_be_used(pacs: Path, vlcs: Path) -> None:
+    with pytest.raises(RequestError, match=r"'foto' with class .*it has: art, photo, sketch"):
+        read(pacs, domains=("art", "foto"))
+    fill(pacs / "photo", {"cat": 3})
+    with pytest.raises(RequestError, match="art has dog, horse, and photo has cat, dog, horse"):
+        read(pacs, domains=("art", "photo"))
+    shutil.rmtree(vlcs / "SUN" / "test")
+    with pytest.raises(RequestError, match=r"domain 'SUN' in .* has a train split only"):
+        mark(vlcs, domains=("CALTECH", "SUN"))
+    shutil.rmtree(pacs / "lists")
+    shutil.rmtree(pacs / "photo" / "cat")
+    with pytest.raises(RequestError, match="unseen=art which of them only the teacher sees"):
+        read(pacs)

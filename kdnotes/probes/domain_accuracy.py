@@ -7,8 +7,9 @@ them, which tells a network's trouble with colour from its trouble with brightne
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +27,15 @@ def measure(
     domains: Mapping[str, ImageData],
     *,
     grey_arms: Collection[str] = (),
+    factor: str = "domain",
     batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Accuracy of every network in every domain, and how far it answers as the teacher does.
 
     Conditions: ``domain=NAME``, and ``domain=NAME,colours=grey`` for the same images with their
     colours taken out (`grey`): for the arms in ``grey_arms`` only, and not where the images of a
-    domain are grey as they are. Measures, per image:
+    domain are grey as they are; another ``factor`` takes the place of the word ``domain``.
+    Measures, per image:
 
     - ``accuracy``.
     - ``agreement``: is the answer the teacher's? For all networks but the teacher; in the domains
@@ -51,7 +54,7 @@ def measure(
     for name, data in domains.items():
         recorder = Recorder(data)
         plain, greyed = _answers(members, data, grey_arms, batch_size)
-        condition = f"domain={name}"
+        condition = f"{factor}={name}"
         for number, member in enumerate(members):
             recorder.add(member, "accuracy", plain[number] == data.labels, plain[number], condition)
             if number:
@@ -62,6 +65,20 @@ def measure(
         _pairs_of_independents(recorder, members, plain, condition)
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
+
+
+def by_folder(data: ImageData, folders: Sequence[str]) -> dict[str, ImageData]:
+    """The images of each domain folder (factor ``domain``) by its name, in the order of folders.
+
+    A comma and an equals sign, which would break a condition in two, become spaces.
+    """
+    known = data.names["domain"]
+    return {
+        re.sub("[,=]", " ", name): data.subset(
+            (data.factors["domain"] == known.index(name)).nonzero().flatten()
+        )
+        for name in folders
+    }
 
 
 def grey(images: Tensor) -> Tensor:
