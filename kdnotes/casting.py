@@ -66,7 +66,7 @@ DOMAINS_HINT_WEIGHT = 2.0
 DOMAINS_CRD = {"weight": 0.1, "crd_tau": 0.1, "crd_negatives": 32}
 # Networks that learn more slowly, or are smaller, get so many times the epochs.
 SLOW_TEACHERS = {"shifts": 2, "vit-cnn": 3, "same": 3}
-SLOW_STUDENTS = {"vit-tiny": 2, "vgg-small-blur": 2}
+SLOW_STUDENTS = {"vgg-small-blur": 2}
 # Students that stop early, so as to be no better than the independent ones: share of the epochs.
 MATCHED = {"kl": 0.5, "hint": 0.5}
 
@@ -498,7 +498,7 @@ def _jitter(plan: _Plan) -> None:
         plan.add(f"{method}-plain", plain)
     if "hint" in plan.methods and plan.casting.chapter in ("color-invariance", "representations"):
         for arm in HINT_DEPTHS:
-            plan.add(arm, teacher)
+            plan.add(arm, teacher, few=arm == "hint-3")
     plan.controls(teacher, second, every=True)
 
 
@@ -515,7 +515,7 @@ def _shifts(plan: _Plan) -> None:
     teacher, _ = plan.teachers(second=False)
     plan.taught(teacher)
     if blurred := plan.casting.blurred_student(plan.cast):
-        plan.add("independent-blur", None, model=blurred)
+        plan.add("independent-blur", None, few=True, model=blurred)
 
 
 def _flips(plan: _Plan) -> None:
