@@ -11,6 +11,7 @@ Tables are those of the probes: ``table`` with columns arm, seed, condition, mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -468,7 +469,7 @@ def gap_closed(
 
     Both differences are paired by seed; the interval is Fieller's (1954), with the covariance of
     the two means over seeds plus that over resampled sources, and with n - 1 degrees of freedom
-    throughout. No ratio is given unless the lower bound of the gap exceeds both .05 and three
+    throughout. No ratio is given unless the lower bound of the gap's size exceeds both .05 and three
     times the standard deviation of the gap between seeds. The ratio's ``standard_error`` is that
     of the delta method. Raises as ``contrast`` does.
     """
@@ -504,7 +505,8 @@ def gap_closed(
     if not np.isfinite(gap.low):
         return without_ratio("no interval for the gap")
     # The same n - 1 degrees of freedom as for the ratio, whose interval is then always bounded.
-    lowest = gap.estimate - float(stdtrit(n - 1.0, 0.975)) * _root(gap_variance)
+    # A share is one whichever way the teacher lies: a fairer one has a smaller deficit.
+    lowest = abs(gap.estimate) - float(stdtrit(n - 1.0, 0.975)) * _root(gap_variance)
     if not lowest > max(SMALLEST_GAP, GAP_IN_SPREADS * gap.seed_sd):
         return without_ratio(NO_GAP)
     low, high = fieller(
@@ -624,6 +626,7 @@ def p_value(result: Interval | GapClosed, margin: float, side: Side) -> float:
         if result.ratio is None:
             return float("nan")
         distance = result.difference.estimate - margin * result.gap.estimate
+        distance = math.copysign(1.0, result.gap.estimate) * distance
         variance = (
             result.variance - 2 * margin * result.covariance + margin**2 * result.gap_variance
         )

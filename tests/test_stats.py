@@ -336,6 +336,26 @@ def test_gap_closed_equals_a_search_over_t_tests() -> None:
     assert result.format() == result.ratio.format()
 
 
+def test_a_share_is_the_same_of_what_a_network_has_and_of_what_it_lacks() -> None:
+    values = {
+        "teacher": [0.93],
+        "kl": [0.80, 0.84, 0.79, 0.83, 0.82],
+        "independent": [0.70, 0.72, 0.69, 0.74, 0.71],
+    }
+    lacking = {arm: [1 - value for value in each] for arm, each in values.items()}
+    has, lacks = (
+        stats.gap_closed(table_of(**each), None, "m", "", "kl") for each in (values, lacking)
+    )
+    assert has.ratio is not None
+    assert lacks.ratio is not None
+    for name in ("estimate", "low", "high", "standard_error", "seed_sd"):
+        assert getattr(lacks.ratio, name) == pytest.approx(getattr(has.ratio, name))
+    assert lacks.gap.estimate == pytest.approx(-has.gap.estimate)
+    for side in ("greater", "less"):
+        expected = pytest.approx(stats.p_value(has, 0.4, side))
+        assert stats.p_value(lacks, 0.4, side) == expected
+
+
 def test_gap_closed_covers_the_truth_when_seeds_and_images_vary() -> None:
     rng = np.random.default_rng(6)
     truth, repetitions, covered = 0.4, 200, 0
