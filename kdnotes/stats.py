@@ -470,8 +470,8 @@ def gap_closed(
     Both differences are paired by seed; the interval is Fieller's (1954), with the covariance of
     the two means over seeds plus that over resampled sources, and with n - 1 degrees of freedom
     throughout. No ratio is given unless the lower bound of the gap's size exceeds both .05 and
-    three times the standard deviation of the gap between seeds. The ratio's ``standard_error`` is that
-    of the delta method. Raises as ``contrast`` does.
+    three times the standard deviation of the gap between seeds. The ratio's ``standard_error`` is
+    that of the delta method. Raises as ``contrast`` does.
     """
     what = _describe(measure, condition)
     selected = _select(table, measure, condition)
