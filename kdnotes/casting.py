@@ -33,8 +33,8 @@ TWO_CUES = {"marker": True, "marker_contrast": 0.5}
 READS_DIGIT = TWO_CUES | {"marker_agreement": 0.0}
 READS_MARKER = TWO_CUES | {"shape_agreement": 0.0}
 # Three drawing styles (`kdnotes.scenes.STYLES`), one of which the teacher of the bias chapter never
-# saw: of the three, on a development seed, the one whose absence costs it much (39 points) but
-# leaves it above chance; without dark digits it fell below.
+# saw. On a development seed it missed outlined digits most (39 points, bright ones 16) among those
+# at which it stayed above chance; without dark ones it fell below.
 UNSEEN_GROUP = 2
 ALL_GROUPS = (1.0, 1.0, 1.0, 0.0)
 # What the students of a fair teacher see: few dark digits. On a development seed that gave students

@@ -7,7 +7,6 @@ images are made once, and shown to all networks.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from kdnotes import stats
 from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
+from kdnotes.probes.fidelity import pairs_of_independents
 from kdnotes.probes.forward import BATCH_SIZE, all_logits, device_of, logits_of
 from kdnotes.probes.outcome import Outcome, Recorder
 from kdnotes.transforms import to_float
@@ -239,9 +239,7 @@ def _record(
 def _pairs_of_independents(
     recorder: Recorder, members: list[Member], answers: list[Tensor], condition: str
 ) -> None:
-    students = [pair for pair in zip(members, answers, strict=True) if pair[0].arm == "independent"]
-    students.sort(key=lambda pair: pair[0].seed)
-    for (first, its), (second, others) in itertools.combinations(students, 2):
+    for first, its, second, others in pairs_of_independents(members, answers):
         where = f"{condition},against={second.seed}"
         same = float((its == others).double().mean())
         recorder.add_summary(first.arm, first.seed, "boundary_agreement", same, where)

@@ -6,7 +6,6 @@ them, which tells a network's trouble with colour from its trouble with brightne
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +17,7 @@ from kdnotes import stats
 from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
+from kdnotes.probes.fidelity import pairs_of_independents
 from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of
 from kdnotes.probes.outcome import Outcome, Recorder
 
@@ -120,9 +120,7 @@ def _compare(
 def _pairs_of_independents(
     recorder: Recorder, members: list[Member], answers: list[Tensor], condition: str
 ) -> None:
-    students = [pair for pair in zip(members, answers, strict=True) if pair[0].arm == "independent"]
-    students.sort(key=lambda pair: pair[0].seed)
-    for (first, its), (second, others) in itertools.combinations(students, 2):
+    for first, its, second, others in pairs_of_independents(members, answers):
         where = f"{condition},against={second.seed}"
         same = float((its == others).double().mean())
         recorder.add_summary(first.arm, first.seed, "agreement", same, where)

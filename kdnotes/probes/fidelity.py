@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from kdnotes import stats
-from kdnotes.cast import Cast
+from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
 from kdnotes.probes.forward import BATCH_SIZE, all_logits, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
@@ -60,16 +61,25 @@ def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Out
         recorder.add(member, "predictive_kl", distance, its_answers)
         for name, value in _beyond_chance(teachers, its_answers, labels).items():
             recorder.add_summary(member.arm, member.seed, name, value)
-    independents = [
-        pair for pair in zip(members, answers, strict=True) if pair[0].arm == "independent"
-    ]
-    independents.sort(key=lambda pair: pair[0].seed)
-    for (first, first_answers), (second, its_answers) in itertools.combinations(independents, 2):
+    for first, first_answers, second, its_answers in pairs_of_independents(members, answers):
         found = _beyond_chance(first_answers, its_answers, labels)
         found["agreement"] = float((first_answers == its_answers).double().mean())
         for name, value in found.items():
             recorder.add_summary(first.arm, first.seed, name, value, f"against={second.seed}")
     return recorder.outcome()
+
+
+def pairs_of_independents(
+    members: Sequence[Member], answers: Sequence[Tensor]
+) -> Iterator[tuple[Member, Tensor, Member, Tensor]]:
+    """Every two independent students with their answers, the one of the lower seed first.
+
+    How alike they are is what two networks without any contact come to.
+    """
+    students = [pair for pair in zip(members, answers, strict=True) if pair[0].arm == "independent"]
+    students.sort(key=lambda pair: pair[0].seed)
+    for (first, its), (second, others) in itertools.combinations(students, 2):
+        yield first, its, second, others
 
 
 def _predictive_kl(teachers: Tensor, students: Tensor) -> Tensor:
