@@ -149,13 +149,8 @@ class ResizedCrops(BaseModel):
 def crop(images: Tensor, crops: Tensor) -> Tensor:
     """Each float image (N, 3, H, W) cut to its square crop (N, 3) and scaled back, bilinearly."""
     side = crops[:, 0].sqrt()
-    center = (2 * crops[:, 1:] - 1) * (1 - side)[:, None]  # in the grid's [-1, 1] coordinates
-    theta = images.new_zeros((len(images), 2, 3))
-    theta[:, 0, 0] = theta[:, 1, 1] = side
-    theta[:, 0, 2], theta[:, 1, 2] = center[:, 1], center[:, 0]
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return seen.contiguous(memory_format=torch.channels_last)
+    views = torch.stack([side, side, crops[:, 1], crops[:, 2], torch.zeros_like(side)], 1)
+    return ResizedCrops().apply(images, views)
 
 
 def to_float(images: Tensor) -> Tensor:
