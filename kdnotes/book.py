@@ -11,13 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout, parameters, results
+from kdnotes import kernels, layout, parameters, results
 from kdnotes.errors import RequestError
 from kdnotes.parameters import Parameter, did_you_mean
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _NUMBERED = re.compile(r"(\d\d)-(.+)")
 FOLDER_PREFIX = "imagefolder:"  # as in kdnotes.data, which would import torch
 REQUEST_ERROR = "RequestError: "  # how a chapter says that the request is wrong
+WORTH_A_SERVER = 3  # chapters from which on loading the libraries once and for all saves time
 LAST_WORDS = 12  # lines of a dead process's stderr that are shown
 
 
@@ -278,21 +279,26 @@ def execute(
     jobs: int | None = None,
     stamps: Mapping[Path, str] | None = None,
     report: Callable[[Done], None] = lambda done: None,
+    environment: Mapping[str, str] | None = None,
 ) -> list[Done]:
     """Execute chapters on trained networks, ``jobs`` at a time, each in a process of its own.
 
-    ``stamps`` are the keys noted in the executed notebooks, by notebook. Runs that can finish do;
-    then failures are raised as RunFailedError, naming the partial notebooks, or as RequestError
-    where chapters found that they cannot do what was asked for.
+    ``stamps`` are the keys noted in the executed notebooks, by notebook; ``environment`` is that
+    of the kernels, from `surroundings`. Runs that can finish do; then failures are raised as
+    RunFailedError, naming the partial notebooks, or as RequestError where chapters found that they
+    cannot do what was asked for.
     """
     from kdnotes import pool
 
     if not runs:
         return []
-    processes = _Processes()
     done: list[Done] = []
     failures: list[RunFailedError | RequestError] = []
-    with _progress([run.title for run in runs]) as show:
+    with (
+        _progress([run.title for run in runs]) as show,
+        surroundings(len(runs)) if environment is None else nullcontext(environment) as given,
+    ):
+        processes = _Processes(given)
         executor = ThreadPoolExecutor(min(jobs or pool.cores(), len(runs)))
         try:
             futures = [
@@ -337,7 +343,7 @@ def _execute_one(
         "stamp": {"key": stamp},
     }
     try:
-        outcome, last_words = processes.run(order, _environment(run.folder), show)
+        outcome, last_words = processes.run(order, run.folder, show)
         failed = outcome["failed"]
         if failed is not None and failed["error"].startswith(REQUEST_ERROR):
             working.unlink()
@@ -368,32 +374,48 @@ def _changed(run: Run) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns if path.exists() else 0 for path in files}
 
 
-def _environment(folder: Path) -> dict[str, str]:
+@contextmanager
+def surroundings(count: int) -> Iterator[Mapping[str, str]]:
+    """The environment of processes that execute ``count`` notebooks, with a server if it pays."""
+    environment = _environment()
+    if count < WORTH_A_SERVER:
+        yield environment
+        return
+    with kernels.server(environment) as served:
+        yield served
+
+
+def _environment() -> dict[str, str]:
     from kdnotes.paths import cache_folder
+    from kdnotes.pool import KEEP_FREED_MEMORY
 
     changed = {
-        "KDNOTES_OUT": str(folder),
         "KDNOTES_BASE": str(Path.cwd()),
         "KDNOTES_CACHE": str(cache_folder().absolute()),
         "OMP_NUM_THREADS": "1",  # several multi-threaded kernels at once would slow each other
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     # A backend chosen for scripts would leave the notebooks without figures.
-    return {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | changed
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    return KEEP_FREED_MEMORY | inherited | changed
 
 
 class _Processes:
-    """The processes that execute notebooks now."""
+    """The processes that execute notebooks now, all with the same environment."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
     def run(
-        self, order: dict[str, Any], environment: dict[str, str], show: Callable[[int, int], None]
+        self, order: dict[str, Any], folder: Path, show: Callable[[int, int], None]
     ) -> tuple[dict[str, Any], str]:
-        """Run one notebook; returns the outcome and, if it died, the end of what it said."""
+        """Run one notebook whose results go to ``folder``.
+
+        Returns the outcome and, if it died, the end of what it said.
+        """
         with self._lock:
             if self._stopped:
                 raise RunFailedError("stopped")
@@ -403,7 +425,7 @@ class _Processes:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=environment,
+                env=self._environment | {"KDNOTES_OUT": str(folder)},
                 start_new_session=True,  # Ctrl-C reaches this process only, which then stops all
             )
             self._running.add(process)

@@ -45,6 +45,8 @@ def execute(
     from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
+    from kdnotes import kernels
+
     class TellingEngine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, *args: Any, **kwargs: Any) -> Any:
@@ -72,6 +74,7 @@ def execute(
             engine_name="telling",
             progress_bar=False,
             cwd=base,
+            **kernels.manager(),
         )
     except PapermillExecutionError as error:
         return {

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib import metadata
@@ -68,23 +69,27 @@ def build(
     runs = {name: Run(request, folder) for name, request in requests.items()}
     book.train([requests[name] for name in requests if name in chosen], jobs)
     done: dict[str, Done] = {}
-    # What reads the results of other chapters comes after them.
-    for numbered in (True, False):
-        pending, stamps = [], {}
-        for each in every:
-            if each.numbered is not numbered:
-                continue
-            run = runs[each.name]
-            stamps[run.notebook] = book.key(run)
-            before = book.finished(run, stamps[run.notebook])
-            if before is not None and not (fresh and each.name in chosen):
-                done[each.name] = before
-                if each.name in chosen:
-                    report(before)
-            elif each.name in chosen:
-                pending.append(run)
-        for finished in book.execute(pending, jobs, stamps, report):
-            done[finished.run.request.chapter.name] = finished
+    with ExitStack() as stack:
+        environment = None
+        # What reads the results of other chapters comes after them.
+        for numbered in (True, False):
+            pending, stamps = [], {}
+            for each in every:
+                if each.numbered is not numbered:
+                    continue
+                run = runs[each.name]
+                stamps[run.notebook] = book.key(run)
+                before = book.finished(run, stamps[run.notebook])
+                if before is not None and not (fresh and each.name in chosen):
+                    done[each.name] = before
+                    if each.name in chosen:
+                        report(before)
+                elif each.name in chosen:
+                    pending.append(run)
+            if pending and environment is None:
+                environment = stack.enter_context(book.surroundings(len(pending)))
+            for finished in book.execute(pending, jobs, stamps, report, environment):
+                done[finished.run.request.chapter.name] = finished
     stage_folder = out / ("stage" if edition == "full" else f"stage-{edition}")
     executed = {name: each.run.notebook for name, each in done.items()}
     spent = costs.table(done[name] for name in requests if name in done)
