@@ -28,7 +28,7 @@ TRAINED_HERE = "none"  # value of KDNOTES_WEIGHTS: use no published weights at a
 # name -> (family, stage widths or width, convolutions or blocks per stage)
 PRESET_NETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "vgg-small": ("vgg", (16, 32, 64), (1, 1, 1)),
-    "vgg-medium": ("vgg", (32, 64, 128), (1, 1, 1)),
+    "vgg-medium": ("vgg", (16, 64, 128), (1, 1, 2)),
     "vgg-large": ("vgg", (16, 64, 128), (1, 2, 2)),
     "vgg-small-blur": ("vgg-blur", (16, 32, 64), (1, 1, 1)),
     "vgg-large-blur": ("vgg-blur", (16, 48, 96), (1, 1, 1)),
@@ -54,8 +54,18 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images (N, channels, H, W) in [0, 1] as the body wants them."""
+        if not images.is_contiguous(memory_format=torch.channels_last):
+            return (images - self.mean) / self.std
+        # The same row by row: three numbers at a time would take four times as long.
+        width, channels = images.shape[3], images.shape[1]
+        rows = images.permute(0, 2, 3, 1).flatten(2)
+        rows = (rows - self.mean.flatten().repeat(width)) / self.std.flatten().repeat(width)
+        return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.body((images - self.mean) / self.std)
+        return self.body(self.normalize(images))
 
 
 class Composite(nn.Module):
@@ -288,7 +298,7 @@ def forward_with_features(network: Normalized | Composite, images: Tensor) -> tu
         logits = network(images)
         return logits, logits
     body: Any = network.body
-    maps = body.forward_features((images - network.mean) / network.std)
+    maps = body.forward_features(network.normalize(images))
     features = body.forward_head(maps, pre_logits=True)
     head = body.get_classifier() if hasattr(body, "get_classifier") else body.head
     return head(features), features

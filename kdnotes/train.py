@@ -168,7 +168,9 @@ def train(
     recipe, objective = spec.recipe, spec.objective
     fabric = parallel.fabric_for(device)
     place = fabric.device
-    images = data.images.to(place) if isinstance(data.images, Tensor) else data.images
+    images = data.images
+    if isinstance(images, Tensor):
+        images = images.to(place, memory_format=torch.channels_last)
     labels = data.labels.to(place)
     order = torch.Generator().manual_seed(spec.order_seed)
     negatives = torch.Generator(place).manual_seed(derive_seed("negatives", spec.seed))

@@ -147,3 +147,19 @@ def test_multiply_adds_of_a_layer_worked_by_hand() -> None:
     # vgg-small at 32: three 3x3 convolutions at 16, 8 and 4 pixels, then 64 x 10.
     by_hand = 27 * 16 * 16**2 + 9 * 16 * 32 * 8**2 + 9 * 32 * 64 * 4**2 + 640
     assert models.multiply_adds("vgg-small", 32) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))]
+)
+def test_every_channel_is_normalised_by_its_own_numbers(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    images = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    network = models.Normalized(torch.nn.Identity(), mean, std)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        seen = network(images.contiguous(memory_format=layout))
+        assert seen.is_contiguous(memory_format=layout)
+        for channel in range(3):
+            expected = (images[:, channel] - mean[channel]) / std[channel]
+            torch.testing.assert_close(seen[:, channel], expected, rtol=0, atol=0)
