@@ -26,7 +26,7 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    teacher: str = "vgg-large"
+    teacher: str = "vgg-medium"
     student: str = "vgg-small"
     seeds: int = 5
     control_seeds: int = 3
@@ -46,7 +46,6 @@ class Preset(BaseModel):
 
 PRESETS: dict[str, Preset] = {
     "smoke": Preset(
-        teacher="vgg-medium",
         seeds=2,
         control_seeds=1,
         train_count=600,
@@ -57,6 +56,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "laptop": Preset(),
     "full": Preset(
+        teacher="vgg-large",
         train_count=None,
         test_count=5000,
         teacher_epochs=30,
