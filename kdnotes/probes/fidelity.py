@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from kdnotes.probes.forward import BATCH_SIZE, all_logits, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
 
 CALIBRATION_BINS = 15
+
+_Answers = TypeVar("_Answers")
 
 
 def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Outcome:
@@ -70,9 +73,9 @@ def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Out
 
 
 def pairs_of_independents(
-    members: Sequence[Member], answers: Sequence[Tensor]
-) -> Iterator[tuple[Member, Tensor, Member, Tensor]]:
-    """Every two independent students with their answers, the one of the lower seed first.
+    members: Sequence[Member], answers: Sequence[_Answers]
+) -> Iterator[tuple[Member, _Answers, Member, _Answers]]:
+    """Every two independent students with what is theirs, the one of the lower seed first.
 
     How alike they are is what two networks without any contact come to.
     """

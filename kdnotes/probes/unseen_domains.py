@@ -5,7 +5,6 @@ Each image is drawn anew in five ways (`kdnotes.renderings`), once for all netwo
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from kdnotes import stats
 from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
+from kdnotes.probes.fidelity import pairs_of_independents
 from kdnotes.probes.forward import BATCH_SIZE, device_of, logits_of, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
 from kdnotes.renderings import DOMAINS, Draws, draw, render
@@ -62,11 +62,9 @@ def measure(
     for number, member in enumerate(members[1:], start=1):
         pairs = {name: (each[0], each[number]) for name, each in answers.items()}
         _record_likeness(recorder, member, pairs)
-    independents = [number for number, each in enumerate(members) if each.arm == "independent"]
-    independents.sort(key=lambda number: members[number].seed)
-    for first, second in itertools.combinations(independents, 2):
+    for one, first, other, second in pairs_of_independents(members, range(len(members))):
         pairs = {name: (each[first], each[second]) for name, each in answers.items()}
-        _record_pair(recorder, members[first], members[second].seed, pairs)
+        _record_pair(recorder, one, other.seed, pairs)
     return recorder.outcome()
 
 
