@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +39,59 @@ def table(done: Iterable[Done]) -> str:
 def _row(name: str, networks: list[Planned], seconds: float) -> str:
     training = sum(zoo.seconds(item.spec) for item in networks)
     return f"| {name} | {len(networks)} | {training / 60:.1f} min of one core | {seconds:.0f} s |"
+
+
+def profile(done: Iterable[Done]) -> str:
+    """A Markdown table of what the time of all chapters went into, in seconds of one core.
+
+    A chapter measures in its longest cell. What its cells do not account for is the start of its
+    kernel, and reading and writing the notebook.
+    """
+    runs = list(done)
+    if not runs:
+        return NOT_MEASURED
+    everything = zoo.with_teachers(
+        item for each in runs for item in each.run.request.study.networks
+    )
+    seconds: dict[str, list[float]] = {}
+    for item in everything:
+        seconds.setdefault(_trained_as(item), []).append(zoo.seconds(item.spec))
+    for each in runs:
+        cells, whole = _durations(each.run.notebook)
+        longest = max(cells, default=0.0)
+        for name, value in (
+            ("chapters: measuring", longest),
+            ("chapters: figures, tables and verdicts", sum(cells) - longest),
+            ("chapters: kernels, notebooks read and written", whole - sum(cells)),
+        ):
+            seconds.setdefault(name, []).append(value)
+    total = sum(sum(values) for values in seconds.values())
+    rows = ["| what | how many | seconds of one core | share |", "|:--|--:|--:|--:|"]
+    for name in sorted(seconds, key=lambda name: -sum(seconds[name])):
+        spent = sum(seconds[name])
+        rows.append(f"| {name} | {len(seconds[name])} | {spent:.0f} | {spent / total:.0%} |")
+    rows.append(f"| **all** |  | {total:.0f} | 100% |")
+    return "\n".join(rows)
+
+
+def _trained_as(item: Planned) -> str:
+    if item.spec.role == "teacher":
+        return "training teachers"
+    kind = {
+        "none": "without a teacher",
+        "kl": "by soft labels",
+        "hint": "by hints",
+        "crd": "by CRD",
+    }
+    return f"training students {kind[item.spec.objective.method]}"
+
+
+def _durations(notebook: Path) -> tuple[list[float], float]:
+    """Seconds of each cell of an executed notebook, and of its execution as a whole."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    noted = [cell["metadata"].get("papermill", {}) for cell in content["cells"]]
+    cells = [about["duration"] for about in noted if about.get("duration")]
+    return cells, content["metadata"]["papermill"]["duration"]
 
 
 def benchmarks(folder: Path) -> str:

@@ -44,6 +44,14 @@ class Built:
     done: list[Done]
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What the chapters cost, as tables in Markdown."""
+
+    by_chapter: str = costs.NOT_MEASURED
+    by_kind: str = costs.NOT_MEASURED
+
+
 def build(
     preset: str = PUBLISHED_PRESET,
     only: Sequence[str] = (),
@@ -92,7 +100,8 @@ def build(
                 done[finished.run.request.chapter.name] = finished
     stage_folder = out / ("stage" if edition == "full" else f"stage-{edition}")
     executed = {name: each.run.notebook for name, each in done.items()}
-    spent = costs.table(done[name] for name in requests if name in done)
+    finished_runs = [done[name] for name in requests if name in done]
+    spent = Spent(costs.table(finished_runs), costs.profile(finished_runs))
     stage(executed, folder, stage_folder, edition, spent)
     target = out / ("html" if edition == "full" else f"html-{edition}")
     index = publish_pages(stage_folder, target)
@@ -121,12 +130,12 @@ def stage(
     tables: Path,
     folder: Path,
     edition: Edition = "full",
-    spent: str = costs.NOT_MEASURED,
+    spent: Spent | None = None,
 ) -> None:
     """Copy the book into ``folder``, chapters replaced by their executed notebooks.
 
     ``notebooks``: executed ones by chapter; ``tables``: where the chapters' CSV and JSON files
-    are; ``spent``: what the run cost, in Markdown. The student edition leaves out the cells
+    are; ``spent``: what the run cost. The student edition leaves out the cells
     tagged as solutions.
     """
     import yaml
@@ -137,10 +146,12 @@ def stage(
     shutil.copy(root / "_toc.yml", folder)
     config = yaml.safe_load((root / "_config.yml").read_text())
     (folder / "book" / TABLES).mkdir()
-    (folder / "book" / TABLES / "costs.md").write_text(spent + "\n", encoding="utf-8")
+    generated = {"costs.md": (spent or Spent()).by_chapter}
     if (folder / "book" / "speed.md").is_file():
-        timings = costs.benchmarks(root / "results" / "benchmarks")
-        (folder / "book" / TABLES / "benchmarks.md").write_text(timings + "\n", encoding="utf-8")
+        generated["profile.md"] = (spent or Spent()).by_kind
+        generated["benchmarks.md"] = costs.benchmarks(root / "results" / "benchmarks")
+    for name, text in generated.items():
+        (folder / "book" / TABLES / name).write_text(text + "\n", encoding="utf-8")
     for name, template in book.chapter_paths().items():
         executed = notebooks.get(name)
         notebook = json.loads((executed or template).read_text(encoding="utf-8"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +20,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import timing  # noqa: E402
 from benchmarks.setting import DisagreementError, Setting  # noqa: E402
 from benchmarks.timing import Contender, Row  # noqa: E402
-from kdnotes import costs  # noqa: E402
+from kdnotes import costs, models, zoo  # noqa: E402
+from kdnotes.data import DataSpec  # noqa: E402
+from kdnotes.objectives import ObjectiveSpec  # noqa: E402
+from kdnotes.recipe import NetworkSpec, Recipe  # noqa: E402
+from kdnotes.zoo import Planned  # noqa: E402
 
 
 def ticking(times: list[float]) -> Iterator[float]:
@@ -150,3 +156,41 @@ def test_a_quick_run_writes_the_table(tmp_path: Path) -> None:
     assert [row["contender"] for row in rows] == ["grad-cam", "captum", "kdnotes"]
     assert rows[0]["speedup"] == "1.00"
     assert "maps are captum's" in said.stdout
+
+
+def test_the_profile_counts_every_network_once_and_every_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "cache"))
+    data = DataSpec(name="scenes", split="train", count=10)
+    common = {"model": "vgg-small", "num_classes": 10, "data": data, "recipe": Recipe(epochs=1)}
+    teacher = NetworkSpec(role="teacher", **common)
+    alone = NetworkSpec(role="student", **common)
+    soft = ObjectiveSpec(method="kl", weight=0.9, gamma=0.1)
+    taught = NetworkSpec(role="student", **common, teacher=teacher, objective=soft)
+    for spec, seconds in ((teacher, 40.0), (alone, 6.0), (taught, 14.0)):
+        zoo.save(Planned("any", spec), models.build("vgg-small", 10, 0), [], seconds)
+    runs = []
+    for name, networks, durations, whole in (
+        ("first", (alone, taught), (1.0, 20.0, 4.0), 28.0),
+        ("second", (taught,), (9.0, None), 12.0),
+    ):
+        cells = [
+            {"metadata": {"papermill": {"duration": value}} if value else {}} for value in durations
+        ]
+        notebook = tmp_path / f"{name}.ipynb"
+        content = {"cells": cells, "metadata": {"papermill": {"duration": whole}}}
+        notebook.write_text(json.dumps(content))
+        study = SimpleNamespace(networks=[Planned("any", spec) for spec in networks])
+        run = SimpleNamespace(notebook=notebook, request=SimpleNamespace(study=study))
+        runs.append(SimpleNamespace(run=run, seconds=whole))
+    assert costs.profile(runs).splitlines()[2:] == [  # type: ignore[arg-type]
+        "| training teachers | 1 | 40 | 40% |",
+        "| chapters: measuring | 2 | 29 | 29% |",
+        "| training students by soft labels | 1 | 14 | 14% |",
+        "| training students without a teacher | 1 | 6 | 6% |",
+        "| chapters: kernels, notebooks read and written | 2 | 6 | 6% |",
+        "| chapters: figures, tables and verdicts | 2 | 5 | 5% |",
+        "| **all** |  | 100 | 100% |",
+    ]
+    assert costs.profile([]) == costs.NOT_MEASURED

@@ -209,7 +209,8 @@ def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkey
     results.save("scorecard", None, [], {}, 0)
     executed = tmp_path / "runs" / "scorecard.ipynb"
     executed.write_bytes((small_book / "book" / "scorecard.ipynb").read_bytes())
-    site.stage({"scorecard": executed}, tmp_path / "runs", tmp_path / "stage", spent="| costs |")
+    spent = site.Spent("| costs |")
+    site.stage({"scorecard": executed}, tmp_path / "runs", tmp_path / "stage", spent=spent)
     tables = tmp_path / "stage" / "book" / "tables"
     assert files_under(tables) == ["costs.md", "scorecard.csv", "scorecard.json"]
     assert (tables / "costs.md").read_text() == "| costs |\n"
