@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import importlib
 import os
-import platform
 import sys
 import time
 from importlib import metadata
@@ -97,21 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _machine(device: str) -> list[str]:
     """The processor or the card, and the versions of what was timed."""
-    import torch
+    from kdnotes.results import hardware
 
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        about = Path("/proc/cpuinfo")
-        lines = about.read_text().splitlines() if about.is_file() else []
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-        name += f", {torch.backends.cpu.get_cpu_capability()}"
     versions = []
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions.append(f"{package} {metadata.version(package)}")
-    return [name, ", ".join(versions)]
+    return [hardware(device), ", ".join(versions)]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout, results, stats
+from kdnotes import layout, results, stats, zoo
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ def finish(
     """Save a chapter's table, items, claims and provenance; returns the stamp to show."""
     seconds = time.perf_counter() - started
     parameters = study.parameters()
-    results.save(study.chapter, outcome, claims, parameters, seconds)
+    training = sum(zoo.seconds(item.spec) for item in zoo.with_teachers(study.networks))
+    results.save(
+        study.chapter, outcome, claims, parameters, seconds, training_seconds=float(training)
+    )
     versions = results.versions()
     said = ", ".join(f"{name} {value}" for name, value in parameters.items() if value is not None)
     packages = ", ".join(f"{name} {versions[name]}" for name in ("kdnotes", "torch", "timm"))
@@ -139,9 +142,14 @@ def beside_published(
     place = {arm: number for number, arm in enumerate(plots.ARMS)}
     beside = pd.DataFrame(columns).rename_axis("arm").reset_index()
     beside = beside.sort_values("arm", key=lambda arms: arms.map(place), kind="stable")
-    made = results.load(study.chapter, layout.root() / "results" / preset).parameters
+    larger = results.load(study.chapter, layout.root() / "results" / preset)
+    made = larger.parameters
+    trained = ""
+    if larger.training_seconds is not None:
+        trained = f", where training took {larger.training_seconds / 60:.0f} minutes of one core"
     return (
         f"{plots.markdown_table(beside)}\n\nMean over seeds. The published run used "
         f"{made['train_count'] or 'all'} training images of `{made['dataset']}`, the teacher "
-        f"`{made['teacher']}` and the student `{made['student']}`, {made['seeds']} seeds."
+        f"`{made['teacher']}` and the student `{made['student']}`, {made['seeds']} seeds, on "
+        f"{larger.hardware}{trained}."
     )

@@ -52,7 +52,9 @@ class Saved:
     claims: list[dict[str, Any]]
     parameters: dict[str, Any]
     versions: dict[str, str]
+    hardware: str
     seconds: float
+    training_seconds: float | None
 
 
 def folder() -> Path:
@@ -75,6 +77,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def hardware(device: str = "cpu") -> str:
+    """The processor with its cores and vector instructions, or the graphics card."""
+    import platform
+
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {capability}"
+
+
 def save(
     chapter: str,
     outcome: Outcome | None,
@@ -82,20 +99,26 @@ def save(
     parameters: Any,
     seconds: float,
     where: Path | None = None,
+    training_seconds: float | None = None,
 ) -> None:
     """Write a chapter's table, items and claims into a folder (default: `folder`).
 
     ``outcome`` None stands for a chapter that measures nothing itself. ``claims`` are mappings,
     dataclasses or the rows of a data frame with at least CLAIM_KEYS; ``parameters`` a mapping or
-    a pydantic model. Raises ValueError when a column or a key is missing.
+    a pydantic model; ``seconds`` of measuring, and of one core's training behind it.
+
+    Raises ValueError when a column or a key is missing.
     """
     table, items = _tables(chapter, outcome)
+    settings = _plain(_mapping(parameters))
     content = {
         "chapter": chapter,
         "claims": [_claim(row) for row in _rows(claims)],
-        "parameters": _plain(_mapping(parameters)),
+        "parameters": settings,
         "versions": versions(),
+        "hardware": hardware(settings.get("device") or "cpu"),
         "seconds": round(float(seconds), 2),
+        "training_seconds": None if training_seconds is None else round(training_seconds, 2),
     }
     target = where or folder()
     target.mkdir(parents=True, exist_ok=True)

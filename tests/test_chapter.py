@@ -49,7 +49,8 @@ def test_a_published_run_stands_beside_this_one(book: Path) -> None:
     assert cells["KL (soft labels)"] == ["–", ".96 |"]
     assert cells["Hint (feature maps)"] == [".80", "– |"]
     assert "teacher `vgg-large`" in lines[-1]
-    assert "3 seeds" in lines[-1]
+    assert "3 seeds, on " in lines[-1]
+    assert "training took" not in lines[-1]
 
 
 def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
