@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,9 +52,10 @@ class Saved:
     claims: list[dict[str, Any]]
     parameters: dict[str, Any]
     versions: dict[str, str]
-    hardware: str
     seconds: float
-    training_seconds: float | None
+    # Not in results of earlier versions.
+    hardware: str = "hardware that was not noted"
+    training_seconds: float | None = None
 
 
 def folder() -> Path:
@@ -116,8 +117,8 @@ def save(
         "claims": [_claim(row) for row in _rows(claims)],
         "parameters": settings,
         "versions": versions(),
-        "hardware": hardware(settings.get("device") or "cpu"),
         "seconds": round(float(seconds), 2),
+        "hardware": hardware(settings.get("device") or "cpu"),
         "training_seconds": None if training_seconds is None else round(training_seconds, 2),
     }
     target = where or folder()
@@ -165,10 +166,12 @@ def load(chapter: str, where: Path | None = None) -> Saved:
     path = (where or folder()) / f"{chapter}.json"
     try:
         content = json.loads(path.read_text())
-        return Saved(**{name: content[name] for name in Saved.__dataclass_fields__})
+        known = {each.name: each for each in fields(Saved)}
+        needed = {name for name, each in known.items() if each.default is MISSING}
+        return Saved(**{name: content[name] for name in known if name in needed | content.keys()})
     except FileNotFoundError as error:
         raise RequestError(f"no results of chapter {chapter!r}: there is no {path}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"{path} is not the result of a chapter: {error!r}") from error
 
 

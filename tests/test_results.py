@@ -86,6 +86,19 @@ def test_what_is_saved_is_read_back(out: Path) -> None:
     assert loaded.training_seconds is None
 
 
+def test_results_of_an_earlier_version_are_read(out: Path) -> None:
+    results.save("a", outcome(), [CLAIM], {}, 1)
+    content = json.loads((out / "a.json").read_text())
+    for name in ("hardware", "training_seconds"):
+        del content[name]
+    (out / "a.json").write_text(json.dumps(content))
+    assert results.load("a").training_seconds is None
+    del content["seconds"]
+    (out / "a.json").write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=r"is not the result of a chapter: .*'seconds'"):
+        results.load("a")
+
+
 def test_the_json_is_strict(out: Path) -> None:
     results.save("a", outcome(), [CLAIM], {"deep": {"x": [float("inf")]}}, 0)
 
