@@ -16,6 +16,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from kdnotes.pool import KEEP_FREED_MEMORY
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "benchmarks"
 MODULES = {
@@ -29,8 +31,7 @@ MODULES = {
 }
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    **KEEP_FREED_MEMORY,
     "TQDM_DISABLE": "1",
 }
 PACKAGES = ("torch", "torchdistill", "foolbox", "torchattacks", "captum", "grad-cam", "torch-cka")

@@ -33,8 +33,9 @@ TWO_CUES = {"marker": True, "marker_contrast": 0.5}
 READS_DIGIT = TWO_CUES | {"marker_agreement": 0.0}
 READS_MARKER = TWO_CUES | {"shape_agreement": 0.0}
 # Three drawing styles (`kdnotes.scenes.STYLES`), one of which the teacher of the bias chapter never
-# saw. On a development seed it missed outlined digits most (39 points, bright ones 16) among those
-# at which it stayed above chance; without dark ones it fell below.
+# saw. On a development seed a larger teacher missed outlined digits most (39 points, bright ones
+# 16) among those at which it stayed above chance; without dark ones it fell below. The laptop's own
+# teacher misses outlined ones by 36 points.
 UNSEEN_GROUP = 2
 ALL_GROUPS = (1.0, 1.0, 1.0, 0.0)
 # What the students of a fair teacher see: few dark digits. On a development seed that gave students

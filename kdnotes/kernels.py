@@ -1,8 +1,8 @@
 """Kernels that start at once: forked from a process that has loaded the heavy libraries already.
 
-Loading them takes a chapter seven seconds of one core, more than many chapters need to measure
-something. One server process loads them once; a kernel is then a fork of it. On Linux only: where
-forking after loading is not safe, kernels start as usual.
+Loading them takes a chapter seconds of one core, as long as some need to measure something. One
+server process loads them once; a kernel is then a fork of it. On Linux only: where forking after
+loading is not safe, kernels start as usual.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ LIBRARIES = (
     "seaborn",
     "captum.attr",
     "foolbox",
-    "lightning.fabric",
     "torchmetrics",
 )
 WAITING = 60  # kernels that may wait while the libraries are being loaded

@@ -58,7 +58,7 @@ class Normalized(nn.Module):
         """Images (N, channels, H, W) in [0, 1] as the body wants them."""
         if not images.is_contiguous(memory_format=torch.channels_last):
             return (images - self.mean) / self.std
-        # The same row by row: three numbers at a time would take four times as long.
+        # The same row by row: three numbers at a time would take several times as long.
         width, channels = images.shape[3], images.shape[1]
         rows = images.permute(0, 2, 3, 1).flatten(2)
         rows = (rows - self.mean.flatten().repeat(width)) / self.std.flatten().repeat(width)

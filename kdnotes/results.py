@@ -168,10 +168,11 @@ def load(chapter: str, where: Path | None = None) -> Saved:
         content = json.loads(path.read_text())
         known = {each.name: each for each in fields(Saved)}
         needed = {name for name, each in known.items() if each.default is MISSING}
-        return Saved(**{name: content[name] for name in known if name in needed | content.keys()})
+        there = {name for name in known if name in needed or name in content}
+        return Saved(**{name: content[name] for name in there})
     except FileNotFoundError as error:
         raise RequestError(f"no results of chapter {chapter!r}: there is no {path}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path} is not the result of a chapter: {error!r}") from error
 
 

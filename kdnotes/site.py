@@ -146,9 +146,10 @@ def stage(
     shutil.copy(root / "_toc.yml", folder)
     config = yaml.safe_load((root / "_config.yml").read_text())
     (folder / "book" / TABLES).mkdir()
-    generated = {"costs.md": (spent or Spent()).by_chapter}
+    spent = spent or Spent()
+    generated = {"costs.md": spent.by_chapter}
     if (folder / "book" / "speed.md").is_file():
-        generated["profile.md"] = (spent or Spent()).by_kind
+        generated["profile.md"] = spent.by_kind
         generated["benchmarks.md"] = costs.benchmarks(root / "results" / "benchmarks")
     for name, text in generated.items():
         (folder / "book" / TABLES / name).write_text(text + "\n", encoding="utf-8")
