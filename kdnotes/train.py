@@ -225,7 +225,7 @@ def train(
                 ahead = _read_ahead(images, [permuted_order[part] for part in parts])
             for step, part in enumerate(parts):
                 chosen = on_device[part]
-                raw = images[chosen] if ahead is None else next(ahead)
+                raw = _gathered(images, chosen) if ahead is None else next(ahead)
                 view = _view_of(recipe, views_on_device[part], rectangles, part)
                 seen = view(raw.to(place))
                 answers = None
@@ -358,6 +358,14 @@ def _view_of(
         return recipe.resized.apply(seen, rectangles[part].to(seen.device))
 
     return view
+
+
+def _gathered(images: Tensor, places: Tensor) -> Tensor:
+    """Images at some places (n,) of those that lie one after the other, channels last."""
+    rows = images.permute(0, 2, 3, 1)
+    # Whole rows are copied as such; by pixels and channels it takes ten times as long.
+    chosen = rows.flatten(1).index_select(0, places)
+    return chosen.unflatten(1, rows.shape[1:]).permute(0, 3, 1, 2)
 
 
 def _whole(raw: Tensor, recipe: Recipe) -> Tensor:
