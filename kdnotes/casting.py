@@ -669,4 +669,4 @@ def _hint_layer(arm: str, model: str) -> str:
 def _stages(model: str) -> tuple[str, ...]:
     from kdnotes import models
 
-    return models.taps(models.build(model, 10, seed=0))
+    return models.taps_of(model)

@@ -61,7 +61,8 @@ class Normalized(nn.Module):
         # The same row by row: three numbers at a time would take several times as long.
         width, channels = images.shape[3], images.shape[1]
         rows = images.permute(0, 2, 3, 1).flatten(2)
-        rows = (rows - self.mean.flatten().repeat(width)) / self.std.flatten().repeat(width)
+        rows = rows - self.mean.flatten().repeat(width)
+        rows = rows.div_(self.std.flatten().repeat(width))
         return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -131,7 +132,8 @@ class SmallVGG(nn.Module):
         return self.stages(images)
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        pooled = maps.mean((2, 3))
+        # Not maps.mean((2, 3)): its gradient is not channels last, and slows all that follows.
+        pooled = maps.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -150,7 +152,8 @@ class PaperMNIST(nn.Module):
             nn.Sequential(nn.Conv2d(3, widths[0], 3), nn.ReLU()),
             nn.Sequential(nn.Conv2d(widths[0], widths[1], 3), nn.ReLU()),
         )
-        self.pool = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(0.25), nn.AdaptiveAvgPool2d(12))
+        self.pool = nn.Sequential(nn.MaxPool2d(2), nn.Dropout(0.25))
+        self.resize = nn.AdaptiveAvgPool2d(12)
         self.num_features = 2 * widths[1]
         self.hidden = nn.Sequential(
             nn.Flatten(), nn.Linear(144 * widths[1], self.num_features), nn.ReLU()
@@ -162,11 +165,20 @@ class PaperMNIST(nn.Module):
         return self.stages(images)
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        features = self.dropout(self.hidden(self.pool(maps)))
+        pooled = self.pool(maps)
+        if pooled.shape[2:] != (12, 12):  # images of another size than MNIST's
+            pooled = self.resize(pooled)
+        if pooled.requires_grad:  # flattening leaves it in an order that is slow behind
+            pooled.register_hook(_channels_last)
+        features = self.dropout(self.hidden(pooled))
         return features if pre_logits else self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def check_name(name: str) -> None:
@@ -287,6 +299,17 @@ def taps(network: Normalized | Composite) -> tuple[str, ...]:
     raise RequestError(
         f"{type(body).__name__} has no stages that can be found; name the layers to look at"
     )
+
+
+def taps_of(name: str) -> tuple[str, ...]:
+    """The `taps` of a named network; preset nets are not built for it, which would take seconds."""
+    if name not in PRESET_NETS:
+        return taps(build(name, 10, seed=0))
+    family, widths, depths = PRESET_NETS[name]
+    if family == "resnet":
+        return tuple(f"body.layer{number}" for number in range(1, len(widths) + 1))
+    attribute, count = ("blocks", depths[0]) if family == "vit" else ("stages", len(widths))
+    return tuple(f"body.{attribute}.{index}" for index in range(count))
 
 
 def forward_with_features(network: Normalized | Composite, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 from kdnotes import models
 from kdnotes.errors import RequestError
@@ -88,6 +90,39 @@ def test_taps_give_maps_from_shallow_to_deep_and_hooks_go() -> None:
     ):
         raise ZeroDivisionError
     assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("name", [*models.PRESET_NETS, "resnet18"])
+def test_taps_are_known_without_the_network(name: str) -> None:
+    assert models.taps_of(name) == models.taps(models.build(name, 10, seed=0))
+
+
+@pytest.mark.parametrize("name", ["vgg-small", "paper-mnist-half"])
+def test_gradients_stay_channels_last(name: str) -> None:
+    # In another order the convolutions' backward passes take half as long again.
+    size = 32 if name == "vgg-small" else 28
+    network = models.build(name, 10, seed=0).to(memory_format=torch.channels_last)
+    images = torch.rand(4, 3, size, size).contiguous(memory_format=torch.channels_last)
+    seen: list[bool] = []
+
+    def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        output.register_hook(
+            lambda gradient: seen.append(gradient.is_contiguous(memory_format=torch.channels_last))
+        )
+
+    for path in models.taps(network):
+        network.get_submodule(path).register_forward_hook(note)
+    network(images).sum().backward()
+    assert seen == [True] * len(models.taps(network))
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_the_digit_net_pools_as_written_down(size: int) -> None:
+    network = models.build("paper-mnist-half", 10, seed=0).eval()
+    maps = torch.rand(3, 32, size - 4, size - 4)
+    pooled = F.adaptive_avg_pool2d(F.max_pool2d(maps, 2), 12)
+    expected = network.body.head(network.body.hidden(pooled))
+    assert torch.equal(network.body.forward_head(maps), expected)
 
 
 def test_features_at_a_layer_stop_there() -> None:
