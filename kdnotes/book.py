@@ -281,7 +281,7 @@ def execute(
     report: Callable[[Done], None] = lambda done: None,
     environment: Mapping[str, str] | None = None,
 ) -> list[Done]:
-    """Execute chapters on trained networks, ``jobs`` at a time, each in a process of its own.
+    """Execute chapters on trained networks, ``jobs`` at a time, each in a kernel of its own.
 
     ``stamps`` are the keys noted in the executed notebooks, by notebook; ``environment`` is that
     of the kernels, from `surroundings`. Runs that can finish do; then failures are raised as
@@ -322,6 +322,7 @@ def execute(
             processes.stop()
             raise
         executor.shutdown()
+        processes.end()
     if failures:
         wrong_request = all(isinstance(error, RequestError) for error in failures)
         kind = RequestError if wrong_request else RunFailedError
@@ -336,14 +337,15 @@ def _execute_one(
     working = run.folder / f".{name}.{os.getpid()}.ipynb"
     before = _changed(run)
     order = {
-        "template": str(run.request.chapter.path),
-        "output": str(working),
+        "template": str(run.request.chapter.path.absolute()),
+        "output": str(working.absolute()),
+        "out": str(run.folder.absolute()),
         "parameters": run.request.given,
         "base": str(Path.cwd()),
         "stamp": {"key": stamp},
     }
     try:
-        outcome, last_words = processes.run(order, run.folder, show)
+        outcome, last_words = processes.run(order, show)
         failed = outcome["failed"]
         if failed is not None and failed["error"].startswith(REQUEST_ERROR):
             working.unlink()
@@ -400,68 +402,94 @@ def _environment() -> dict[str, str]:
     return KEEP_FREED_MEMORY | inherited | changed
 
 
-class _Processes:
-    """The processes that execute notebooks now, all with the same environment."""
+class _Process:
+    """One process that executes notebooks, and what it says."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment)
-        self._running: set[subprocess.Popen[str]] = set()
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "kdnotes.execute"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(environment),
+            start_new_session=True,  # Ctrl-C reaches this process only, which then stops all
+        )
+        self.heard: list[str] = []
+        assert self.popen.stderr is not None
+        self._listener = threading.Thread(
+            target=self.heard.extend, args=(self.popen.stderr,), daemon=True
+        )
+        self._listener.start()
+
+    def run(self, order: dict[str, Any], show: Callable[[int, int], None]) -> dict[str, Any]:
+        """Run one notebook; returns the outcome."""
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        with suppress(BrokenPipeError):  # it died before: there is nothing to read, then
+            self.popen.stdin.write(json.dumps(order) + "\n")
+            self.popen.stdin.flush()
+        for line in self.popen.stdout:
+            event = json.loads(line)
+            if "done" not in event:
+                return event
+            show(event["done"], event["total"])
+        return {"failed": {"cell": None, "source": "", "error": "its process died"}}
+
+    def end(self) -> None:
+        """End it when it is idle; all that it said is then in ``heard``."""
+        assert self.popen.stdin is not None
+        with suppress(BrokenPipeError):
+            self.popen.stdin.close()
+        self.popen.wait()
+        self._listener.join(timeout=5)
+
+
+class _Processes:
+    """The processes that execute notebooks, one after another, all with the same environment."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._idle: list[_Process] = []
+        self._all: set[_Process] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
     def run(
-        self, order: dict[str, Any], folder: Path, show: Callable[[int, int], None]
+        self, order: dict[str, Any], show: Callable[[int, int], None]
     ) -> tuple[dict[str, Any], str]:
-        """Run one notebook whose results go to ``folder``.
-
-        Returns the outcome and, if it died, the end of what it said.
-        """
+        """Run one notebook; returns the outcome and, if it died, the end of what it said."""
         with self._lock:
             if self._stopped:
                 raise RunFailedError("stopped")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kdnotes.execute"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=self._environment | {"KDNOTES_OUT": str(folder)},
-                start_new_session=True,  # Ctrl-C reaches this process only, which then stops all
-            )
-            self._running.add(process)
-        heard: list[str] = []
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        listener = threading.Thread(target=heard.extend, args=(process.stderr,), daemon=True)
-        listener.start()
-        try:
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            outcome = {"failed": {"cell": None, "source": "", "error": "its process died"}}
-            for line in process.stdout:
-                event = json.loads(line)
-                if "done" in event:
-                    show(event["done"], event["total"])
-                else:
-                    outcome = event
-            process.wait()
-            listener.join(timeout=5)
-        finally:
+            process = self._idle.pop() if self._idle else _Process(self._environment)
+            self._all.add(process)
+        outcome = process.run(order, show)
+        if outcome["failed"] is None:
             with self._lock:
-                self._running.discard(process)
-            process.stdin.close()
-        dead = outcome["failed"] is not None and outcome["failed"]["cell"] is None
-        return outcome, "\n" + "".join(heard[-LAST_WORDS:]).rstrip() if dead and heard else ""
+                self._idle.append(process)
+            return outcome, ""
+        # The next notebook gets a process that nothing has gone wrong in.
+        process.end()
+        with self._lock:
+            self._all.discard(process)
+        dead = outcome["failed"]["cell"] is None and process.heard
+        return outcome, "\n" + "".join(process.heard[-LAST_WORDS:]).rstrip() if dead else ""
+
+    def end(self) -> None:
+        """End the processes, all of which are idle."""
+        with self._lock:
+            for process in self._idle:
+                process.end()
 
     def stop(self) -> None:
-        """End all processes; their kernels end with them."""
+        """End all processes at once; their kernels end with them."""
         with self._lock:
             self._stopped = True
-            for process in self._running:
-                process.terminate()
-            for process in self._running:
-                process.wait()
+            for process in self._all:
+                process.popen.terminate()
+            for process in self._all:
+                process.popen.wait()
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""One chapter in a process of its own: ``python -m kdnotes.execute``, told what to do on stdin.
+"""Chapters one after another, in a process of its own: ``python -m kdnotes.execute``.
 
-The first line of stdin is a JSON object with template, output, parameters, base and stamp. Each
-line of stdout is a JSON object: the number of cells done, and at the end the outcome. The process
-stops when stdin closes, so that it never outlives the one who started it.
+Each line of stdin is a JSON object with template, output, out, parameters, base and stamp. Each
+line of stdout is a JSON object: the number of cells done, and when a chapter ends its outcome. The
+process stops when stdin closes, so that it never outlives the one who started it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import sys
 import threading
 import time
@@ -22,23 +23,30 @@ _channel: IO[str] = sys.stdout  # where the one who started this process listens
 
 
 def main() -> None:
-    """Execute the notebook that stdin names, telling stdout how far it is."""
+    """Execute the notebooks that stdin names, telling stdout how far they are."""
     global _channel
     # The kernel inherits standard output; what libraries print there is not for our reader.
     _channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    _tell(**execute(**order))
+    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    while True:
+        _tell(**execute(**json.loads(orders.get())))
 
 
 def execute(
-    template: str, output: str, parameters: dict[str, Any], base: str, stamp: dict[str, Any]
+    template: str,
+    output: str,
+    out: str,
+    parameters: dict[str, Any],
+    base: str,
+    stamp: dict[str, Any],
 ) -> dict[str, Any]:
     """Run a notebook with papermill into ``output``; kernels start in the folder ``base``.
 
-    ``stamp`` is added to the metadata. Returns ``{"failed": None, "seconds": ...}``, or what is
-    needed to describe the failing cell.
+    All paths are absolute. ``out`` is the folder of the chapter's results, ``stamp`` is added to
+    the metadata. Returns ``{"failed": None, "seconds": ...}``, or what is needed to describe the
+    failing cell.
     """
     import nbformat
     from papermill import execute_notebook
@@ -65,6 +73,7 @@ def execute(
     # Relative, because papermill formats paths as templates: braces in a folder's name are fatal.
     target = Path(output)
     os.chdir(target.parent)
+    os.environ["KDNOTES_OUT"] = out  # the kernel gets this environment
     started = time.perf_counter()
     try:
         execute_notebook(
@@ -105,9 +114,10 @@ def _tell(**event: Any) -> None:
     print(json.dumps(event), file=_channel, flush=True)
 
 
-def _stop_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
+def _listen(orders: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        orders.put(line)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,6 @@ def build(
     out = book.make_folder(out or layout.build_folder())
     folder = book.make_folder(out / "runs" / preset)
     runs = {name: Run(request, folder) for name, request in requests.items()}
-    book.train([requests[name] for name in requests if name in chosen], jobs)
     done: dict[str, Done] = {}
     with ExitStack() as stack:
         environment = None
@@ -96,6 +95,8 @@ def build(
                     pending.append(run)
             if pending and environment is None:
                 environment = stack.enter_context(book.surroundings(len(pending)))
+            if numbered:  # while the server of the kernels loads what they need
+                book.train([requests[name] for name in requests if name in chosen], jobs)
             for finished in book.execute(pending, jobs, stamps, report, environment):
                 done[finished.run.request.chapter.name] = finished
     stage_folder = out / ("stage" if edition == "full" else f"stage-{edition}")
