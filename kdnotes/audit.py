@@ -13,12 +13,13 @@ from kdnotes import layout, results
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kdnotes.cast import Cast, Member
     from kdnotes.data import ImageData
     from kdnotes.probes.outcome import Outcome
 
 NAME = "audit"
-PROPERTIES = ("fidelity", "localization", "adversarial", "color_invariance")
 CRITERION = "95% interval over images, for these very networks"
 # What is reported, in this order: measure, condition, and how to read it. All else is in the table.
 MAIN = (
@@ -32,7 +33,13 @@ MAIN = (
     ("fooling_rate", "attack=noise,eps=primary", "fooled by noise of that size"),
     ("same_answer", "strength=primary", "keeps its answer when colours change"),
     ("accuracy_after", "strength=primary", "right after colours change"),
+    ("same_answer", "kind=crop,scale=primary", "gives two crops of an image the same answer"),
+    ("same_answer", "kind=shift,max=primary", "gives two shifts of an image the same answer"),
+    ("consensus", "domain=unseen", "the teacher's answer to sketches, silhouettes and the like"),
+    ("accuracy", "domain=unseen", "right about sketches, silhouettes and the like"),
+    ("cka_last", "", "likeness (CKA) of its last stage to the teacher's"),
 )
+MEANT_FOR = 32  # pixels along a side; shifts grow with the images
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,12 @@ def run(
     if out is not None:
         out()
     parts, skipped = [], {}
-    for name in PROPERTIES:
-        report(f"measuring {name.replace('_', ' ')} on {len(images)} images")
+    for name, measure in PROPERTIES.items():
+        report(f"measuring {name} on {len(images)} images")
         try:
-            parts.append(_measure(name, cast, images))
+            parts.append(measure(cast, images))
         except RequestError as error:  # such as a network without feature maps
             skipped[name] = str(error)
-    # Every probe measures accuracy, and it is the same everywhere.
     outcome = Outcome.combine([parts[0], *(_without_accuracy(part) for part in parts[1:])])
     return Audit(
         outcome,
@@ -175,21 +181,55 @@ def _member(arm: str, text: str, classes: int) -> Member:
     return Member(arm, 0, network, taps)
 
 
-def _measure(name: str, cast: Cast, images: ImageData) -> Outcome:
-    from kdnotes import probes
+def _of_probe(name: str) -> Callable[[Cast, ImageData], Outcome]:
+    def measure(cast: Cast, images: ImageData) -> Outcome:
+        from kdnotes import probes
 
-    if name == "localization" and not all(member.taps for member in cast.everyone()):
-        raise RequestError("no stages with feature maps can be found in one of the networks")
-    return getattr(probes, name).measure(cast, images)
+        return getattr(probes, name).measure(cast, images)
+
+    return measure
+
+
+def _of_feature_maps(name: str) -> Callable[[Cast, ImageData], Outcome]:
+    def measure(cast: Cast, images: ImageData) -> Outcome:
+        if not all(member.taps for member in cast.everyone()):
+            raise RequestError("no stages with feature maps can be found in one of the networks")
+        return _of_probe(name)(cast, images)
+
+    return measure
+
+
+def _crops_and_shifts(cast: Cast, images: ImageData) -> Outcome:
+    from kdnotes.probes import crop_shift
+    from kdnotes.probes.outcome import Outcome
+
+    unit = max(1, images.size // MEANT_FOR)
+    shifted = crop_shift.measure_shifts(
+        cast, images, shifts=[unit * shift for shift in crop_shift.SHIFTS], primary=4 * unit
+    )
+    return Outcome.combine([crop_shift.measure_crops(cast, images), _without_accuracy(shifted)])
+
+
+# What is measured, under the name that reports give it.
+PROPERTIES: dict[str, Callable[[Cast, ImageData], Outcome]] = {
+    "fidelity": _of_probe("fidelity"),
+    "localization": _of_feature_maps("localization"),
+    "adversarial": _of_probe("adversarial"),
+    "colour invariance": _of_probe("color_invariance"),
+    "crops and shifts": _crops_and_shifts,
+    "unseen domains": _of_probe("unseen_domains"),
+    "representations": _of_feature_maps("representations"),
+}
 
 
 def _without_accuracy(part: Outcome) -> Outcome:
+    """Without the accuracy on the images as they are: every probe measures it anew."""
     from kdnotes.probes.outcome import Outcome
 
-    return Outcome(
-        part.table[part.table["measure"] != "accuracy"],
-        part.items[part.items["measure"] != "accuracy"],
-    )
+    def rest(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[(frame["measure"] != "accuracy") | (frame["condition"] != "")]
+
+    return Outcome(rest(part.table), rest(part.items))
 
 
 def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, Any]]:

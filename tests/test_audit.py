@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_book import files_under, kdnotes
 
-from kdnotes import results
+from kdnotes import audit, results
+from kdnotes.errors import RequestError
 
 
 @pytest.fixture
@@ -50,11 +52,18 @@ def test_audit(tmp_path: Path, photos: Path) -> None:
     assert table["student", "", "predictive_kl"] == pytest.approx(0, abs=1e-6)
     assert table["teacher", "", "accuracy"] == table["student", "", "accuracy"]
     assert {"win_rate", "fooling_rate", "same_answer"} <= set(table.index.get_level_values(2))
+    assert table["student", "domain=unseen", "consensus"] == 1
+    assert table["student", "", "cka_last"] == pytest.approx(1)
+    for condition in ("kind=crop,scale=primary", "kind=shift,max=primary"):
+        twins = (table[arm, condition, "same_answer"] for arm in ("teacher", "student"))
+        assert len(set(twins)) == 1
     saved = results.load("audit", out)
     by_id = {claim["id"]: claim for claim in saved.claims}
     agreement = by_id["audit-agreement"]
     expected = 1 - table["independent", "", "agreement"]
     assert agreement["estimate"] == pytest.approx(expected)
+    measured = {(measure, condition) for measure, condition, _ in audit.MAIN}
+    assert {(claim["measure"], claim["condition"]) for claim in saved.claims} == measured
     assert saved.parameters["images"] == 24
     for path in out.iterdir():
         assert not re.search(rf"[\s`:\"]{tmp_path}".encode(), path.read_bytes())
@@ -85,3 +94,42 @@ def test_audit_refuses_what_does_not_fit(tmp_path: Path, photos: Path) -> None:
         assert done.exit_code == 2, done.output
         assert message in done.stderr
         assert not out.exists()
+
+
+def test_shifts_grow_with_the_images() -> None:
+    from kdnotes import models
+    from kdnotes.cast import Cast, Member
+    from kdnotes.data import ImageData
+    from kdnotes.probes import crop_shift
+
+    pixels = torch.randint(256, (10, 3, 96, 96), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10) % 2
+    images = ImageData(pixels.to(torch.uint8), labels, ("even", "odd"), torch.arange(10), {}, {})
+    networks = [models.freeze(models.build("vgg-small", 2, seed)) for seed in (1, 2)]
+    teacher, student = (
+        Member(arm, 0, network, models.taps(network))
+        for arm, network in zip(("teacher", "student"), networks, strict=True)
+    )
+    cast = Cast(teacher, None, (student,), images.classes)
+    found = audit.PROPERTIES["crops and shifts"](cast, images).table
+    expected = crop_shift.measure_shifts(cast, images, shifts=(3, 6, 12, 24), primary=12).table
+    shifts = expected[expected["measure"] == "same_answer"]
+    conditions = {f"kind=shift,max={pixels}" for pixels in (3, 6, 12, 24, "primary")}
+    assert set(shifts["condition"]) == conditions
+    merged = found.merge(shifts, on=["arm", "seed", "measure", "condition"])
+    assert len(merged) == len(shifts)
+    assert (merged["value_x"] == merged["value_y"]).all()
+
+
+def test_networks_without_stages_are_told_apart() -> None:
+    from dataclasses import replace
+
+    from kdnotes import models
+    from kdnotes.cast import Cast, Member
+
+    network = models.freeze(models.build("vgg-small", 2, 0))
+    member = Member("teacher", 0, network, ())
+    cast = Cast(member, None, (replace(member, arm="student"),), ("even", "odd"))
+    for name in ("localization", "representations"):
+        with pytest.raises(RequestError, match="no stages with feature maps"):
+            audit.PROPERTIES[name](cast, None)  # type: ignore[arg-type]
