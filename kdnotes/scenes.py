@@ -248,6 +248,13 @@ def _photo_patches(total: int, size: int, generator: torch.Generator) -> Tensor:
     return torch.stack(patches)
 
 
+def _enlarged(ink: Tensor) -> Tensor:
+    """Glyphs (N, 1, h, w), small ones enlarged so that their pixels do not show."""
+    if ink.shape[-1] >= 16:
+        return ink
+    return F.interpolate(ink, (32, 32), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
 def _paste(ink: Tensor, size: int, center: Tensor, side: Tensor, angle: Tensor) -> Tensor:
     """Glyphs (N, 1, h, w) placed on an empty canvas; centres in pixels, sides as a share."""
     cosine, sine = torch.cos(angle) / side, torch.sin(angle) / side
@@ -305,9 +312,7 @@ def _draw(
     labels = torch.randperm(total, generator=generator) % 10
     shape = _cue(labels, options.shape_agreement, generator)
     chosen = _choose(pool.labels, shape, generator)
-    ink = pool.images[chosen]
-    if ink.shape[-1] < 16:
-        ink = F.interpolate(ink, (32, 32), mode="bicubic", align_corners=False).clamp(0, 1)
+    ink = _enlarged(pool.images)[chosen]
     side = _uniform(*options.digit_side, (total,), generator)
     angle = _uniform(-0.15, 0.15, (total,), generator)
     offsets = _uniform(-1, 1, (total, 2), generator)
@@ -357,14 +362,21 @@ def _in_style(
     weights = torch.tensor(options.group_weights)
     group = torch.multinomial(weights, len(color), replacement=True, generator=generator)
     style = group[:, None, None, None]
-    grown = F.max_pool2d(coverage, 3, stride=1, padding=1)
-    shrunk = -F.max_pool2d(-coverage, 3, stride=1, padding=1)
-    coverage = torch.where(style == STYLES.index("outline"), (grown - shrunk).clamp(0, 1), coverage)
+    outlined = (group == STYLES.index("outline")).nonzero()[:, 0]
+    if len(outlined):
+        coverage = coverage.index_copy(0, outlined, _outlines(coverage[outlined]))
     paint = color[..., None, None]
     images = coverage * paint + (1 - coverage) * background
     strength = torch.where(style == STYLES.index("faint"), 0.35, 1.0)
     images = background + strength * (images - background)
     return torch.where(style == STYLES.index("dark"), 1 - images, images), coverage, group
+
+
+def _outlines(coverage: Tensor) -> Tensor:
+    """The rims (N, 1, H, W) of what is covered."""
+    grown = F.max_pool2d(coverage, 3, stride=1, padding=1)
+    shrunk = -F.max_pool2d(-coverage, 3, stride=1, padding=1)
+    return (grown - shrunk).clamp(0, 1)
 
 
 def _strew(background: Tensor, pool: Glyphs, generator: torch.Generator) -> Tensor:
