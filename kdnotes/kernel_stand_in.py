@@ -15,11 +15,11 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def main() -> None:
-    """Arguments: the server's address, and the usual command."""
-    address, *usual = sys.argv[1:]
+    """Arguments: the server's address, the connection file, and the usual command."""
+    address, connection_file, *usual = sys.argv[1:]
     parent = os.getppid()
     wish = {
-        "arguments": usual[usual.index("-f") :],  # the connection file, and what the caller adds
+        "connection_file": connection_file,
         "folder": os.getcwd(),
         "environment": dict(os.environ),
     }

@@ -90,7 +90,7 @@ def manager() -> dict[str, Any]:
             usual = super().format_kernel_cmd(extra_arguments)
             stand_in = str(Path(__file__).with_name("kernel_stand_in.py"))
             # Without site and the user's settings: the stand-in is to be there at once.
-            return [sys.executable, "-I", "-S", stand_in, address, *usual]
+            return [sys.executable, "-I", "-S", stand_in, address, self.connection_file, *usual]
 
     return {"kernel_manager_class": ForkedKernelManager}
 
@@ -132,7 +132,7 @@ def _become_kernel(connection: socket.socket, wish: dict[str, Any], streams: lis
         from ipykernel.kernelapp import IPKernelApp
 
         parent = f"--IPKernelApp.parent_handle={os.getppid()}"
-        IPKernelApp.launch_instance(argv=[*wish["arguments"], parent])
+        IPKernelApp.launch_instance(argv=["-f", wish["connection_file"], parent])
         status = 0
     finally:
         os._exit(status)
