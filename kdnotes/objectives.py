@@ -139,6 +139,10 @@ def hint(student_map: Tensor, teacher_map: Tensor) -> Tensor:
             f"student {tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)} "
             "must have the same shape: project the student's features first"
         )
+    if student_map.ndim == 4:
+        # Channels last as they lie: the gradient is laid out like the plain order of dimensions,
+        # and in another order than the maps' it makes every layer behind it slower.
+        student_map, teacher_map = student_map.permute(0, 2, 3, 1), teacher_map.permute(0, 2, 3, 1)
     return F.mse_loss(_at_least_single(student_map), _at_least_single(teacher_map.detach()))
 
 

@@ -234,7 +234,7 @@ def train(
                     # With a table, the only layer that Hint can look at is the logits.
                     answers = Answers(logits, features, logits)
                 elif teacher is not None and teacher.maps is not None:
-                    answers = Answers(None, None, teacher.maps[chosen])
+                    answers = Answers(None, None, _gathered(teacher.maps, chosen))
                 elif teacher is not None:
                     asked_about = seen
                     if permutation is not None:
@@ -361,7 +361,7 @@ def _view_of(
 
 
 def _gathered(images: Tensor, places: Tensor) -> Tensor:
-    """Images at some places (n,) of those that lie one after the other, channels last."""
+    """Images or maps at some places (n,) of those that lie one after the other, channels last."""
     rows = images.permute(0, 2, 3, 1)
     # Whole rows are copied as such; by pixels and channels it takes ten times as long.
     chosen = rows.flatten(1).index_select(0, places)
@@ -405,13 +405,16 @@ def _live(teacher: Normalized | Composite, images: Tensor, objective: ObjectiveS
 
 
 def feature_maps(teacher: Normalized, data: ImageData, layer: str, device: torch.device) -> Tensor:
-    """One layer's output for every image of a set as it is, (images, channels, height, width)."""
+    """One layer's output for every image of a set as it is, (images, channels, height, width).
+
+    Channels last in memory.
+    """
     maps = []
     with torch.no_grad():
         for indices in torch.arange(len(data)).split(CHUNK):
             images = to_float(data.batch(indices).to(device))
             maps.append(models.as_map(teacher, features_at(teacher, images, layer)))
-    return torch.cat(maps)
+    return torch.cat(maps).contiguous(memory_format=torch.channels_last)
 
 
 def _mean_confidence(

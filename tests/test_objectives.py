@@ -141,6 +141,20 @@ def test_hint_worked_by_hand() -> None:
     assert hint(student, teacher).item() == pytest.approx((4 + 9) / 4)
 
 
+def test_the_gradient_of_a_hint_lies_in_memory_as_the_map_does() -> None:
+    student, teacher = (
+        torch.randn(2, 3, 4, 5, generator=generator(seed)).contiguous(
+            memory_format=torch.channels_last
+        )
+        for seed in (1, 2)
+    )
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(hint(student, teacher), student)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    expected = 2 * (student - teacher).detach() / student.numel()
+    assert torch.allclose(gradient, expected)
+
+
 def test_hint_in_half_precision_is_computed_in_single() -> None:
     student, teacher = logits(8, 50, seed=1).bfloat16(), logits(8, 50, seed=2).bfloat16()
     value = hint(student, teacher)
