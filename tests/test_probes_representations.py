@@ -94,6 +94,14 @@ def test_few_images_inflate_the_biased_value_only() -> None:
     assert np.mean(values[1]) > 0.8
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (6, 3, 4, 4)])
+def test_products_in_single_precision_are_those_in_double(shape: tuple[int, ...]) -> None:
+    layer = random(*shape)
+    inner = representations.gram(layer.float())
+    assert torch.equal(inner, inner.T)
+    assert torch.allclose(inner, representations.gram(layer), rtol=1e-5, atol=1e-5)
+
+
 def test_a_layer_that_says_nothing_has_no_value_and_wrong_requests_are_refused() -> None:
     assert np.isnan(cka(torch.ones(6, 3), random(6, 3)))
     with pytest.raises(RequestError, match="at least 4 images, not 3"):

@@ -214,7 +214,17 @@ def gram(layer: Tensor) -> Tensor:
     # Products do not depend on the order of a map's cells: in this one nothing has to be copied.
     flat = (layer.permute(0, 2, 3, 1) if layer.ndim == 4 else layer).flatten(1)
     flat = flat - flat.mean(0)
-    return (flat @ flat.T).double()
+    return _with_itself(flat).double()
+
+
+def _with_itself(rows: Tensor) -> Tensor:
+    """Products (n, n) of rows (n, d) with each other; what is the same twice is computed once."""
+    if rows.device.type != "cpu" or rows.dtype != torch.float32:
+        return rows @ rows.T
+    from scipy.linalg.blas import ssyrk
+
+    upper = torch.from_numpy(ssyrk(1.0, rows.T.numpy(), trans=1)).triu()
+    return upper + upper.triu(1).T
 
 
 def u_centred(inner: Tensor) -> Tensor:
