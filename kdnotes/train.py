@@ -8,10 +8,13 @@ its table where there is one; else it is asked about the very view that the stud
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from torch.nn import functional as F
 from kdnotes import models, objectives, parallel
 from kdnotes.checkpoints import Checkpoints
 from kdnotes.data import ImageData
+from kdnotes.errors import RequestError
 from kdnotes.models import Composite, Normalized, features_at, forward_with_features, tapped
 from kdnotes.objectives import ObjectiveSpec
 from kdnotes.recipe import NetworkSpec, Recipe, derive_seed
@@ -28,7 +32,10 @@ from kdnotes.teacher_table import CHUNK, TeacherTable
 from kdnotes.transforms import ColorJitter, crop, to_float
 
 EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last one
+# Logits and penultimate features of a network for a batch.
+Forward = Callable[[Normalized | Composite, Tensor], tuple[Tensor, Tensor]]
 RECHECKED_ROWS = 8
+COMPILE = "KDNOTES_COMPILE"  # in the environment: 1 to compile networks, off by default
 CONFIDENCE_IMAGES = 10_000  # enough for one mean; a live teacher would take hours for all
 
 
@@ -67,6 +74,7 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.spec = network, spec
+        self._forward: Forward = forward_with_features
         self.projection: nn.Module | None = None
         self.crd: objectives.CRD | None = None
         self.confidence = 1.0
@@ -99,10 +107,15 @@ class Learner(nn.Module):
                     seed,
                 )
 
+    def use_compiled(self) -> None:
+        """Have the network's passes compiled when they are first needed."""
+        self._forward = _compiled_forward()
+
     def _student(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.spec.method != "hint":
-            logits, features = forward_with_features(self.network, images)
+            logits, features = self._forward(self.network, images)
             return logits, features, None
+        # Never compiled: compiled code would pass by the hook that takes the map.
         return (*_with_map(self.network, images, self.spec.hint_student),)
 
     def forward(
@@ -135,6 +148,28 @@ class Learner(nn.Module):
         return terms
 
 
+@lru_cache(maxsize=1)
+def _compiled_forward() -> Forward:
+    """One for all networks: those of one architecture then share what was compiled."""
+    return torch.compile(forward_with_features, dynamic=False)
+
+
+def wants_compile() -> bool:
+    """Whether networks are to be compiled for training, from KDNOTES_COMPILE.
+
+    Raises RequestError for another value than 0 and 1, and where there is nothing to compile with.
+    """
+    text = os.environ.get(COMPILE, "")
+    if text not in ("", "0", "1"):
+        raise RequestError(f"{COMPILE} must be 1 (compile) or 0, not {text!r}")
+    if text == "1" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise RequestError(
+            f"{COMPILE}=1 needs a C++ compiler, and there is no "
+            f"{os.environ.get('CXX', 'g++')!r}; name one with CXX, or leave {COMPILE} out"
+        )
+    return text == "1"
+
+
 def _with_map(network: Normalized, images: Tensor, tap: str) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, penultimate features and the output of one layer (``logits`` names the logits)."""
     if tap == "logits":
@@ -153,6 +188,7 @@ def train(
     device: str = "cpu",
     report: EpochReport | None = None,
     checkpoints: Checkpoints | None = None,
+    compiled: bool = False,
 ) -> list[dict[str, float]]:
     """Train the network in place; returns per epoch the mean of each loss term and the seconds.
 
@@ -160,7 +196,9 @@ def train(
     processes (`kdnotes.parallel`) each takes its share of every batch; networks without BatchNorm
     and dropout then come out as from one process, up to rounding. BatchNorm sees one process's
     share at a time, and its running statistics are averaged after each epoch. ``checkpoints``:
-    where to go on from, and where to leave the state when a checkpoint is due.
+    where to go on from, and where to leave the state when a checkpoint is due. ``compiled``: the
+    network's passes are compiled first (not a student's of Hint), which changes last digits, and
+    what dropout drops.
 
     Raises FloatingPointError when the loss is no number any more, and RequestError when the batch
     cannot be shared evenly.
@@ -188,6 +226,8 @@ def train(
         first = _whole(data.batch(torch.arange(2)).to(place), recipe)
         example = (first, _live(teacher.network, first, objective))
     learner = Learner(network, objective, data.labels, example, spec.initialisation_seed).to(place)
+    if compiled:
+        learner.use_compiled()
     if teacher is not None and objective.labels == "smoothed":
         learner.confidence = _mean_confidence(teacher, data, recipe, objective.tau, place)
     inner_optimizer = _optimizer(recipe, learner)

@@ -274,7 +274,10 @@ def _trained(
         network = _fresh(spec)
         teacher = None if spec.teacher is None else _teacher_for(spec, data, device)
         try:
-            return network, training.train(spec, network, data, teacher, device, report, kept)
+            history = training.train(
+                spec, network, data, teacher, device, report, kept, training.wants_compile()
+            )
+            return network, history
         except TableError as error:
             if attempt == 2:
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from kdnotes import models, scenes, train
 from kdnotes.data import DataSpec, ImageData
+from kdnotes.errors import RequestError
 from kdnotes.objectives import ObjectiveSpec
 from kdnotes.recipe import NetworkSpec, Recipe
 from kdnotes.scenes import SceneOptions
@@ -220,6 +223,36 @@ def test_diverging_training_is_told(data: ImageData) -> None:
     spec = specification(recipe=Recipe(epochs=2, batch=64, learning_rate=1e30))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         trained(spec, data)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no compiler")
+def test_compiled_networks_learn_the_same_and_share_their_code(data: ImageData) -> None:
+    from torch._dynamo.utils import counters
+
+    plain, compiled = [], []
+    counters.clear()
+    for seed in (0, 1, 2):
+        spec = specification(recipe=Recipe(epochs=1, batch=64), seed=seed)
+        plain.append(trained(spec, data)[1][0]["loss"])
+        assert seed or not counters["stats"]
+        network = models.build(spec.model, 10, spec.initialisation_seed)
+        compiled.append(train.train(spec, network, data, None, compiled=True)[0]["loss"])
+        if seed == 0:
+            graphs = counters["stats"]["unique_graphs"]
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    assert 0 < graphs == counters["stats"]["unique_graphs"]
+
+
+def test_compiling_is_asked_for_by_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDNOTES_COMPILE", raising=False)
+    assert not train.wants_compile()
+    monkeypatch.setenv("KDNOTES_COMPILE", "yes")
+    with pytest.raises(RequestError, match="must be 1"):
+        train.wants_compile()
+    monkeypatch.setenv("KDNOTES_COMPILE", "1")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RequestError, match="no 'no-such-compiler'"):
+        train.wants_compile()
 
 
 @pytest.mark.gpu
