@@ -35,6 +35,7 @@ EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last
 # Logits and penultimate features of a network for a batch.
 Forward = Callable[[Normalized | Composite, Tensor], tuple[Tensor, Tensor]]
 RECHECKED_ROWS = 8
+ROWS_AT_ONCE = 16_384  # of a table; with a thousand classes some 200 MB
 COMPILE = "KDNOTES_COMPILE"  # in the environment: 1 to compile networks, off by default
 CONFIDENCE_IMAGES = 10_000  # enough for one mean; a live teacher would take hours for all
 
@@ -260,6 +261,9 @@ def train(
             parts = [
                 slice(step * batch + own.start, step * batch + own.stop) for step in range(steps)
             ]
+            stored = None
+            if teacher is not None and teacher.table is not None:
+                stored = _stored(teacher.table, asked, views, parts)
             ahead = None
             if not isinstance(images, Tensor):
                 ahead = _read_ahead(images, [permuted_order[part] for part in parts])
@@ -269,10 +273,8 @@ def train(
                 view = _view_of(recipe, views_on_device[part], rectangles, part)
                 seen = view(raw.to(place))
                 answers = None
-                if teacher is not None and teacher.table is not None:
-                    logits, features = teacher.table.rows(asked[part], views[part])
-                    # With a table, the only layer that Hint can look at is the logits.
-                    answers = Answers(logits, features, logits)
+                if stored is not None:
+                    answers = next(stored)
                 elif teacher is not None and teacher.maps is not None:
                     answers = Answers(None, None, _gathered(teacher.maps, chosen))
                 elif teacher is not None:
@@ -412,6 +414,24 @@ def _whole(raw: Tensor, recipe: Recipe) -> Tensor:
     """uint8 images as they are, as floats of the size that a recipe trains on."""
     images = to_float(raw)
     return images if recipe.resized is None else recipe.resized.whole(images)
+
+
+def _stored(
+    table: TeacherTable, asked: Tensor, views: Tensor, parts: list[slice]
+) -> Iterator[Answers]:
+    """A table's answers to each part of the images asked about and their views, on the device.
+
+    Read for many steps at once: to copy rows to a GPU is to wait for it.
+    """
+    together = max(1, ROWS_AT_ONCE // (parts[0].stop - parts[0].start)) if parts else 1
+    for first in range(0, len(parts), together):
+        group = parts[first : first + together]
+        start, stop = group[0].start, group[-1].stop
+        logits, features = table.rows(asked[start:stop], views[start:stop])
+        for part in group:
+            here = slice(part.start - start, part.stop - start)
+            # With a table, the only layer that Hint can look at is the logits.
+            yield Answers(logits[here], features[here], logits[here])
 
 
 def _read_ahead(source: Any, parts: list[Tensor]) -> Iterator[Tensor]:

@@ -219,6 +219,30 @@ def test_schedules_worked_by_hand() -> None:
     assert one_cycle[-1] < 0.002
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 150, 1000])
+def test_stored_answers_come_step_by_step(
+    at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    data: ImageData,
+    teacher: models.Normalized,
+) -> None:
+    monkeypatch.setattr(train, "ROWS_AT_ONCE", at_once)
+    views = Views(pad=2, step=2)
+    table = table_for(tmp_path, teacher, data, views)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    drawn = views.draw(256, torch.Generator().manual_seed(1))
+    table.fill(order, drawn)
+    parts = [slice(start, start + 50) for start in range(0, 250, 50)]
+    answers = list(train._stored(table, order, drawn, parts))
+    assert len(answers) == len(parts)
+    for part, each in zip(parts, answers, strict=True):
+        logits, features = table.rows(order[part], drawn[part])
+        assert torch.equal(each.logits, logits)
+        assert torch.equal(each.features, features)
+        assert each.feature_map is each.logits or torch.equal(each.feature_map, logits)
+
+
 def test_diverging_training_is_told(data: ImageData) -> None:
     spec = specification(recipe=Recipe(epochs=2, batch=64, learning_rate=1e30))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
