@@ -148,7 +148,8 @@ def summary(audit: Audit) -> str:
         "Differences are student minus independent (for the likeness beyond its twin's: minus .5). "
         "Their intervals are over images, for these very networks: another training run could "
         "come out differently, and only several seeds of each would tell. Where a cell is empty "
-        "there was nothing to measure, such as no image that fools the teacher. Every measure "
+        "there was nothing to measure, such as no image that fools the teacher; there is no "
+        "interval where a measure is one number for all images together. Every measure "
         f"under every condition is in {NAME}.csv.",
         "",
     ]
