@@ -39,7 +39,7 @@ MAIN = (
     ("accuracy", "domain=unseen", "right about sketches, silhouettes and the like"),
     ("cka_last", "", "likeness (CKA) of its last stage to the teacher's"),
 )
-MEANT_FOR = 32  # pixels along a side; shifts grow with the images
+BOOK_SIDE = 32  # pixels along a side of the book's images; shifts grow with larger ones
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _crops_and_shifts(cast: Cast, images: ImageData) -> Outcome:
     from kdnotes.probes import crop_shift
     from kdnotes.probes.outcome import Outcome
 
-    unit = max(1, images.size // MEANT_FOR)
+    unit = max(1, images.size // BOOK_SIDE)
     shifted = crop_shift.measure_shifts(
         cast, images, shifts=[unit * shift for shift in crop_shift.SHIFTS], primary=4 * unit
     )

@@ -477,9 +477,9 @@ class _Processes:
         return outcome, "\n" + "".join(process.heard[-LAST_WORDS:]).rstrip() if dead else ""
 
     def end(self) -> None:
-        """End the processes, all of which are idle."""
+        """End the processes, when none of them has anything left to do."""
         with self._lock:
-            for process in self._idle:
+            for process in self._all:
                 process.end()
 
     def stop(self) -> None:

@@ -155,6 +155,7 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
     from safetensors.torch import save as save_bytes
 
     import kdnotes
+    from kdnotes.train import wants_compile
 
     weights = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
@@ -165,6 +166,7 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
         "spec": item.spec.model_dump(mode="json"),
         "sha256": hashlib.sha256(content).hexdigest(),
         "versions": {"kdnotes": kdnotes.__version__, "torch": torch.__version__},
+        "compiled": wants_compile(),
         "seconds": round(seconds, 2),
         "history": history,
     }

@@ -99,7 +99,7 @@ def test_taps_are_known_without_the_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vgg-small", "paper-mnist-half"])
 def test_gradients_stay_channels_last(name: str) -> None:
-    # In another order the convolutions' backward passes take half as long again.
+    # In another order all layers behind take longer.
     size = 32 if name == "vgg-small" else 28
     network = models.build(name, 10, seed=0).to(memory_format=torch.channels_last)
     images = torch.rand(4, 3, size, size).contiguous(memory_format=torch.channels_last)
