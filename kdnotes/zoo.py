@@ -205,7 +205,9 @@ def ensure(
     to_train = missing(wanted)
     if to_train:
         from kdnotes import pool
+        from kdnotes.train import wants_compile
 
+        wants_compile()  # a wrong request is answered before anything is started
         pool.train_all(to_train, jobs, device, data_dir, quiet)
     return len(to_train)
 
