@@ -50,7 +50,7 @@ site-checks: .venv/.installed
 
 # For maintainers: the small files of a finished run, into results/.
 publish: .venv/.installed
-	$(BIN)/python -m kdnotes.site $(PRESET)
+	$(BIN)/python -m kdnotes.book.site $(PRESET)
 
 # The same work by kdnotes and by others, timed side by side (BENCH="--only a,c --rounds 9"). Its
 # environment has the peers as well.

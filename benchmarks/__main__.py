@@ -16,7 +16,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from kdnotes.pool import KEEP_FREED_MEMORY
+from kdnotes.training.pool import KEEP_FREED_MEMORY
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "benchmarks"
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _machine(device: str) -> list[str]:
     """The processor or the card, and the versions of what was timed."""
-    from kdnotes.results import hardware
+    from kdnotes.book.results import hardware
 
     versions = []
     for package in PACKAGES:

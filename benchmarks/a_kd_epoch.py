@@ -176,11 +176,11 @@ class _Ours:
         student: Any,
         folder: Path,
     ) -> None:
-        from kdnotes import models
         from kdnotes.data import DataSpec, ImageData
-        from kdnotes.objectives import ObjectiveSpec
-        from kdnotes.recipe import NetworkSpec, Recipe
-        from kdnotes.transforms import Views
+        from kdnotes.data.views import Views
+        from kdnotes.methods.objectives import ObjectiveSpec
+        from kdnotes.networks import models
+        from kdnotes.training.specification import NetworkSpec, Recipe
 
         self.device = setting.device
         names = tuple(map(str, range(10)))
@@ -216,15 +216,15 @@ class _Ours:
         self.table.rename(self.filled)
 
     def epoch(self) -> float:
-        from kdnotes import train
+        from kdnotes.training import loop
 
         table = self._table(self.table)
-        teacher = train.Teacher(self.teacher, table)
-        return train.train(self.spec, self.student, self.data, teacher, self.device)[0]["loss"]
+        teacher = loop.Teacher(self.teacher, table)
+        return loop.train(self.spec, self.student, self.data, teacher, self.device)[0]["loss"]
 
     def table_agrees(self) -> bool:
         """Whether rows that the timed epochs made and read are the teacher's answers."""
-        from kdnotes.teacher_table import TableError
+        from kdnotes.training.teacher_table import TableError
 
         table = self._table(self.filled)
         order = torch.Generator().manual_seed(self.spec.order_seed)
@@ -237,7 +237,7 @@ class _Ours:
         return True
 
     def _table(self, folder: Path) -> Any:
-        from kdnotes.teacher_table import TeacherTable
+        from kdnotes.training.teacher_table import TeacherTable
 
         views, place = self.spec.recipe.views, torch.device(self.device)
         return TeacherTable(folder, self.teacher, self.data, views, place)
@@ -255,8 +255,8 @@ def tutorial_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 def _check_losses(setting: Setting) -> None:
     """The four losses on one set of logits."""
-    from kdnotes import objectives
-    from kdnotes.objectives import ObjectiveSpec
+    from kdnotes.methods import objectives
+    from kdnotes.methods.objectives import ObjectiveSpec
 
     generator = torch.Generator().manual_seed(3)
     student, teacher = (3 * torch.randn(64, 10, generator=generator) for _ in range(2))

@@ -2,7 +2,7 @@
 
 Thirteen networks (three seeds of each student), the same images, networks and numbers of epochs.
 Everything is included: starting Python, drawing the images, training, testing. Each as used: the
-RepDistiller-style loop in one process with two threads, kdnotes through `zoo.ensure` with two
+RepDistiller-style loop in one process with two threads, kdnotes through `cache.ensure` with two
 workers of one thread each and an empty cache. Seconds are the wall's.
 """
 
@@ -70,9 +70,9 @@ def reference(images: int, epochs: int, seeds: int, device: str) -> dict[str, fl
 
     from benchmarks import repdistiller
     from benchmarks.setting import scenes
-    from kdnotes import models
-    from kdnotes.casting import CRD_NEGATIVES, CRD_WEIGHT, HINT_WEIGHT
-    from kdnotes.presets import PRESETS
+    from kdnotes.networks import models
+    from kdnotes.study.casting import CRD_NEGATIVES, CRD_WEIGHT, HINT_WEIGHT
+    from kdnotes.study.presets import PRESETS
 
     torch.set_num_threads(CORES)
     preset = PRESETS["laptop"]
@@ -106,10 +106,12 @@ def ours(images: int, epochs: int, seeds: int, device: str) -> dict[str, float]:
     import torch
 
     from benchmarks.setting import scenes
-    from kdnotes import models, presets, zoo
-    from kdnotes.casting import Casting
+    from kdnotes.networks import models
     from kdnotes.probes.forward import all_logits
-    from kdnotes.zoo import Planned
+    from kdnotes.study import presets
+    from kdnotes.study.casting import Casting
+    from kdnotes.training import cache
+    from kdnotes.training.cache import Planned
 
     torch.set_num_threads(1)
     settings = presets.resolve("laptop", seeds=seeds, train_count=images, device=device)
@@ -122,13 +124,13 @@ def ours(images: int, epochs: int, seeds: int, device: str) -> dict[str, float]:
         for seed in settings.seeds:
             objective = casting.objective(arm, "plain")
             planned.append(Planned(arm, casting.student("plain", seed, objective, taught_by)))
-    zoo.ensure(planned, jobs=CORES, device=device)
+    cache.ensure(planned, jobs=CORES, device=device)
     test = scenes("test", images // 2)
     means: dict[str, list[float]] = {}
     for item in planned:
-        from kdnotes.cast import Member
+        from kdnotes.probes.cast import Member
 
-        network = models.freeze(zoo.load(item.spec)).to(device)
+        network = models.freeze(cache.load(item.spec)).to(device)
         logits = all_logits([Member(item.arm, item.spec.seed, network, ())], test)[0]
         right = float((logits.argmax(1) == test.labels).float().mean())
         means.setdefault(item.arm, []).append(right)

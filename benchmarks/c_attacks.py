@@ -25,7 +25,7 @@ def run(setting: Setting) -> list[Row]:
     """Time the attacks, then check that as many images withstand each."""
     import foolbox
 
-    from kdnotes import models
+    from kdnotes.networks import models
     from kdnotes.probes.adversarial import craft
 
     device = setting.device

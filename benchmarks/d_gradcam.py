@@ -27,7 +27,7 @@ def run(setting: Setting) -> list[Row]:
     """Time the three, then check that they drew the same maps."""
     from captum.attr import LayerGradCam
 
-    from kdnotes import models
+    from kdnotes.networks import models
     from kdnotes.probes.localization import grad_cam
 
     device = setting.device

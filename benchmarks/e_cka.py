@@ -29,9 +29,9 @@ TOLERANCE = 1e-3
 
 def run(setting: Setting) -> list[Row]:
     """Time both, check both in double precision, and each on a network and its own copy."""
-    from kdnotes import models
-    from kdnotes.cast import Cast, Member
+    from kdnotes.networks import models
     from kdnotes.probes import representations
+    from kdnotes.probes.cast import Cast, Member
     from kdnotes.probes.forward import all_logits
 
     device = setting.device
@@ -150,7 +150,7 @@ def _in_double(
     device: str,
 ) -> Tensor:
     """The same estimate by its textbook formula, everything in double precision."""
-    from kdnotes.models import tapped
+    from kdnotes.networks.models import tapped
 
     networks = [copy.deepcopy(network).double() for network in (first, second)]
     shared = torch.zeros(len(layers), len(others), dtype=torch.float64)

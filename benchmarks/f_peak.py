@@ -25,8 +25,8 @@ SIDES = (512, 1024, 2048)
 
 def run(setting: Setting) -> list[Row]:
     """Time products and an epoch of training in turns; the last column is the share."""
-    from kdnotes import models
-    from kdnotes.presets import PRESETS
+    from kdnotes.networks import models
+    from kdnotes.study.presets import PRESETS
 
     preset, device = PRESETS["laptop"], setting.device
     steps = setting.size(30, 4)
@@ -34,10 +34,10 @@ def run(setting: Setting) -> list[Row]:
     spec = _spec(preset, len(data))
 
     def epoch() -> None:
-        from kdnotes import train
+        from kdnotes.training import loop
 
         network = models.build(preset.teacher, 10, seed=0)
-        train.train(spec, network, data, None, device)
+        loop.train(spec, network, data, None, device)
 
     products = [(side, torch.randn(side, side, device=device)) for side in SIDES]
     peaks = [
@@ -69,8 +69,8 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _spec(preset: Any, count: int) -> Any:
-    from kdnotes.recipe import NetworkSpec, Recipe
-    from kdnotes.transforms import Views
+    from kdnotes.data.views import Views
+    from kdnotes.training.specification import NetworkSpec, Recipe
 
     return NetworkSpec(
         role="teacher",

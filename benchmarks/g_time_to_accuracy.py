@@ -29,7 +29,7 @@ Measured = tuple[float, float]  # seconds of training, accuracy
 
 def run(setting: Setting) -> list[Row]:
     """Train with both, one process per core; seconds of each seed are its rounds."""
-    from kdnotes import pool
+    from kdnotes.training import pool
 
     count, test_count = setting.size(2000, 256), setting.size(2000, 250)
     usual = setting.size(30, 2)
@@ -70,19 +70,20 @@ def run(setting: Setting) -> list[Row]:
 def _train_teacher(path: str, count: int, epochs: int, device: str) -> None:
     from safetensors.torch import save_file
 
-    from kdnotes import models, train
+    from kdnotes.networks import models
+    from kdnotes.training import loop
 
     spec = _spec("teacher", 0, count, epochs)
     network = models.build(spec.model, 10, spec.initialisation_seed)
-    train.train(spec, network, scenes("train", count), None, device)
+    loop.train(spec, network, scenes("train", count), None, device)
     save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, path)
 
 
 def _teacher(path: str) -> Any:
     from safetensors.torch import load_file
 
-    from kdnotes import models
-    from kdnotes.presets import PRESETS
+    from kdnotes.networks import models
+    from kdnotes.study.presets import PRESETS
 
     network = models.build(PRESETS["laptop"].teacher, 10, seed=0)
     network.load_state_dict(load_file(path))
@@ -95,7 +96,7 @@ def _by_reference(
     import torch
 
     from benchmarks import repdistiller
-    from kdnotes import models
+    from kdnotes.networks import models
 
     torch.set_num_threads(1)
     data, test = scenes("train", count), scenes("test", test_count)
@@ -115,24 +116,25 @@ def _by_kdnotes(
 ) -> Measured:
     import torch
 
-    from kdnotes import models, train
-    from kdnotes.cast import Member
+    from kdnotes.networks import models
+    from kdnotes.probes.cast import Member
     from kdnotes.probes.forward import all_logits
-    from kdnotes.teacher_table import TeacherTable
+    from kdnotes.training import loop
+    from kdnotes.training.teacher_table import TeacherTable
 
     torch.set_num_threads(1)
     data, test = scenes("train", count), scenes("test", test_count)
     spec = _spec("student", seed, count, epochs)
     network = models.build(spec.model, 10, spec.initialisation_seed)
     taught_by = _teacher(teacher)
-    train.parallel.fabric_for(device)  # imports, which the reference does not need
+    loop.distributed.fabric_for(device)  # imports, which the reference does not need
     clock = clock_of(device)
     with tempfile.TemporaryDirectory(prefix="kdnotes-benchmark-") as folder:
         started = clock()
         frozen = models.freeze(taught_by).to(device)
         views, place = spec.recipe.views, torch.device(device)
         table = TeacherTable(Path(folder) / "table", frozen, data, views, place)
-        train.train(spec, network, data, train.Teacher(frozen, table), device)
+        loop.train(spec, network, data, loop.Teacher(frozen, table), device)
         seconds = clock() - started
     member = Member("kl", seed, models.freeze(network).to(device), ())
     answers = all_logits([member], test)[0].argmax(1)
@@ -141,8 +143,8 @@ def _by_kdnotes(
 
 def _spec(role: str, seed: int, count: int, epochs: int) -> Any:
     """A network of the laptop preset on plain scenes, with other numbers of images and epochs."""
-    from kdnotes import presets
-    from kdnotes.casting import Casting
+    from kdnotes.study import presets
+    from kdnotes.study.casting import Casting
 
     settings = presets.resolve("laptop", device="cpu")
     casting = Casting("fidelity", settings, None)

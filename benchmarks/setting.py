@@ -73,11 +73,11 @@ class Setting:
 
 @lru_cache(maxsize=1)
 def trained_resnet(device: str, quick: bool) -> Any:
-    """A ResNet-20 (`kdnotes.models.Normalized`) trained for a short while on scenes, not frozen."""
+    """A ResNet-20 (`models.Normalized`) trained for a short while on scenes, not frozen."""
     from benchmarks.nets import cifar_resnet
-    from kdnotes import train
-    from kdnotes.recipe import NetworkSpec, Recipe
-    from kdnotes.transforms import Views
+    from kdnotes.data.views import Views
+    from kdnotes.training import loop
+    from kdnotes.training.specification import NetworkSpec, Recipe
 
     data = scenes("train", 256 if quick else 1000)
     network = cifar_resnet(20, seed=0)
@@ -88,14 +88,14 @@ def trained_resnet(device: str, quick: bool) -> Any:
         data=scenes_spec("train", len(data)),
         recipe=Recipe(epochs=1 if quick else 4, batch=64, views=Views(pad=0)),
     )
-    train.train(spec, network, data, None, device)
+    loop.train(spec, network, data, None, device)
     return network
 
 
 def scenes_spec(split: str, count: int) -> Any:
     """The plain scenes of the book: a digit whose hue tells the class half of the time."""
-    from kdnotes.casting import ONE_CUE
     from kdnotes.data import DataSpec, with_fingerprint
+    from kdnotes.study.casting import ONE_CUE
 
     spec = DataSpec.model_validate(
         {"name": "scenes", "split": split, "count": count, "options": ONE_CUE}

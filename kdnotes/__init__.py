@@ -16,31 +16,28 @@ __version__ = "0.1.0"
 warnings.filterwarnings("ignore", message="IProgress not found")
 warnings.filterwarnings("ignore", message='install "ipywidgets" for Jupyter support')
 
-_SUBMODULES = (
-    "book",
-    "cast",
-    "casting",
-    "chapter",
-    "claims",
-    "data",
-    "models",
-    "objectives",
-    "plots",
-    "probes",
-    "results",
-    "scenes",
-    "stats",
-    "study",
-    "train",
-    "transforms",
-    "zoo",
-)
+_SUBMODULES = {
+    "audit": "kdnotes.audit",
+    "claims": "kdnotes.stats.claims",
+    "data": "kdnotes.data",
+    "figures": "kdnotes.figures",
+    "layout": "kdnotes.layout",
+    "methods": "kdnotes.methods",
+    "networks": "kdnotes.networks",
+    "probes": "kdnotes.probes",
+    "report": "kdnotes.book.report",
+    "results": "kdnotes.book.results",
+    "running": "kdnotes.book.running",
+    "stats": "kdnotes.stats",
+    "study": "kdnotes.study",
+    "training": "kdnotes.training",
+}
 __all__ = ["__version__", *_SUBMODULES]
 
 
 def __getattr__(name: str) -> ModuleType:
     if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(_SUBMODULES[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

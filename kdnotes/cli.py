@@ -22,7 +22,7 @@ from kdnotes import __version__
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
-    from kdnotes.book import Done, Request
+    from kdnotes.book.running import Done, Request
 
 STOPPED = 130
 MAIN_NUMBERS = 40  # rows of means that `show` prints for each chapter
@@ -48,7 +48,7 @@ class Commands(TyperGroup):
                 "stopped; what was finished is kept, the same command goes on from there", STOPPED
             )
         except RuntimeError as error:
-            from kdnotes.book import RunFailedError
+            from kdnotes.book.running import RunFailedError
 
             if not isinstance(error, RunFailedError):
                 raise
@@ -120,9 +120,9 @@ def list_chapters(
     kdnotes list
     kdnotes list --json
     """
-    from kdnotes import book
+    from kdnotes.book import running
 
-    found = book.chapters()
+    found = running.chapters()
     if as_json:
         described = [
             {
@@ -174,16 +174,17 @@ def run(
     kdnotes run localization -p tau=8 -p methods=kl,crd --out warmer
     kdnotes run adversarial -p dataset=imagefolder:photos -p seeds=3 --dry-run
     """
-    from kdnotes import book, layout, parameters
+    from kdnotes import layout
+    from kdnotes.book import parameters, running
 
-    given = book.with_preset(parameters.assignments(p or (), "-p"), preset)
-    request = book.request(book.chapter(chapter), given)
+    given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
+    request = running.request(running.chapter(chapter), given)
     if dry_run:
         typer.echo(_plan([request]))
         return
-    folder = book.make_folder(out or layout.by_hand_folder())
-    book.train([request])
-    book.execute([book.Run(request, folder)], report=_report)
+    folder = running.make_folder(out or layout.by_hand_folder())
+    running.train([request])
+    running.execute([running.Run(request, folder)], report=_report)
     for path in sorted(folder.glob(f"{chapter}.*")):
         typer.echo(path)
 
@@ -216,7 +217,7 @@ def build(
     kdnotes build --only localization,scorecard
     kdnotes build --edition student
     """
-    from kdnotes import site
+    from kdnotes.book import site
 
     started = time.perf_counter()
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
@@ -256,10 +257,10 @@ def sweep(
     kdnotes sweep fidelity --grid tau=1,4 --grid "methods=kl;kl,crd" --out both
     kdnotes sweep fidelity --grid tau=1,4 --scheduler tcp://node:8786 --out /shared/tau
     """
-    from kdnotes import book, parameters
-    from kdnotes import sweep as sweeping
+    from kdnotes.book import parameters, running
+    from kdnotes.book import sweep as sweeping
 
-    given = book.with_preset(parameters.assignments(p or (), "-p"), preset)
+    given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
     points = sweeping.grid_points(parameters.assignments(grid, "--grid"))
     folder = out.absolute()
     runs = sweeping.runs(chapter, given, points, folder)
@@ -302,8 +303,8 @@ def audit(
     kdnotes audit --teacher resnet50 --student resnet18:mine.safetensors \\
         --independent resnet18:twin.pt --data photos --size 224 --out audit
     """
-    from kdnotes import audit as auditing
-    from kdnotes import book
+    from kdnotes.audit import audit as auditing
+    from kdnotes.book import running
 
     def report(line: str) -> None:
         if sys.stderr.isatty():
@@ -316,7 +317,7 @@ def audit(
         data,
         size,
         images,
-        out=lambda: book.make_folder(out),
+        out=lambda: running.make_folder(out),
         report=report,
     )
     auditing.save(found, out)
@@ -333,7 +334,7 @@ def show(
     \b
     kdnotes show _build/runs/laptop
     """
-    from kdnotes import results
+    from kdnotes.book import results
 
     if not folder.is_dir():
         raise RequestError(f"no folder {str(folder)!r}; name the --out folder of a run")
@@ -351,7 +352,7 @@ def cache_list() -> None:
     \b
     kdnotes cache list
     """
-    from kdnotes import zoo
+    from kdnotes.training import cache
 
     rows = [
         (
@@ -362,11 +363,11 @@ def cache_list() -> None:
             _size(item.bytes),
             f"{item.seconds:.0f} s",
         )
-        for item in zoo.entries()
+        for item in cache.entries()
     ]
     if rows:
         typer.echo(_aligned(rows))
-    typer.echo(f"{len(rows)} networks in {zoo.networks_folder()}")
+    typer.echo(f"{len(rows)} networks in {cache.networks_folder()}")
 
 
 @cache.command()
@@ -376,14 +377,14 @@ def verify() -> None:
     \b
     kdnotes cache verify
     """
-    from kdnotes import zoo
-    from kdnotes.book import RunFailedError
+    from kdnotes.book.running import RunFailedError
+    from kdnotes.training import cache
 
-    problems = zoo.verify()
+    problems = cache.verify()
     if problems:
         listed = "\n".join(problems)
         raise RunFailedError(f"{listed}\nthe next run that needs them trains them again")
-    typer.echo(f"{len(zoo.entries())} networks are sound")
+    typer.echo(f"{len(cache.entries())} networks are sound")
 
 
 @cache.command()
@@ -393,9 +394,9 @@ def clear() -> None:
     \b
     kdnotes cache clear
     """
-    from kdnotes import zoo
+    from kdnotes.training import cache
 
-    typer.echo(f"freed {_size(zoo.clear())}")
+    typer.echo(f"freed {_size(cache.clear())}")
 
 
 @cache.command("export")
@@ -407,10 +408,10 @@ def cache_export(
     \b
     kdnotes cache export networks.tar
     """
-    from kdnotes import zoo
+    from kdnotes.training import cache
 
     try:
-        typer.echo(f"{zoo.export(file)} networks in {file}")
+        typer.echo(f"{cache.export(file)} networks in {file}")
     except OSError as error:
         raise RequestError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
 
@@ -424,9 +425,9 @@ def cache_import(
     \b
     kdnotes cache import networks.tar
     """
-    from kdnotes import zoo
+    from kdnotes.training import cache
 
-    typer.echo(f"{zoo.import_(file)} networks were new")
+    typer.echo(f"{cache.import_(file)} networks were new")
 
 
 def _report(done: Done) -> None:
@@ -436,10 +437,11 @@ def _report(done: Done) -> None:
 
 def _plan(requests: Sequence[Request]) -> str:
     """What would be trained, by arm, and for about how long."""
-    from kdnotes import book, pool, zoo
+    from kdnotes.book import running
+    from kdnotes.training import cache, pool
 
-    wanted = book.networks(requests)
-    lacking = zoo.missing(wanted)
+    wanted = running.networks(requests)
+    lacking = cache.missing(wanted)
     keys = {item.spec.key for item in lacking}
     rows = [("arm", "networks", "to train")]
     for arm in dict.fromkeys(item.arm for item in wanted):
@@ -447,12 +449,12 @@ def _plan(requests: Sequence[Request]) -> str:
         missing = sum(item.spec.key in keys for item in those)
         rows.append((arm, str(len(those)), str(missing)))
     rows.append(("all", str(len(wanted)), str(len(lacking))))
-    minutes = book.estimated_minutes(lacking)
+    minutes = running.estimated_minutes(lacking)
     return f"{_aligned(rows)}\nabout {minutes:.1f} minutes of training on {pool.cores()} cores"
 
 
 def _described(name: str, folder: Path) -> str:
-    from kdnotes import results
+    from kdnotes.book import results
 
     saved = results.load(name, folder)
     lines = [f"{name} ({saved.seconds:.0f} s)", "", "parameters"]

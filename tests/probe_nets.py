@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
+from kdnotes.probes.cast import Cast, Member
 
 CLASSES = 5
 TAPS = ("body.0", "body.1")

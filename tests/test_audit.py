@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_book import files_under, kdnotes
 
-from kdnotes import audit, results
+from kdnotes.audit import audit
+from kdnotes.book import results
 from kdnotes.errors import RequestError
 
 
@@ -32,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
 def checkpoint(path: Path, seed: int, classes: int = 2) -> str:
     from safetensors.torch import save_file
 
-    from kdnotes import models
+    from kdnotes.networks import models
 
     save_file(models.build("vgg-small", classes, seed).body.state_dict(), path)
     return f"vgg-small:{path}"
@@ -97,10 +98,10 @@ def test_audit_refuses_what_does_not_fit(tmp_path: Path, photos: Path) -> None:
 
 
 def test_shifts_grow_with_the_images() -> None:
-    from kdnotes import models
-    from kdnotes.cast import Cast, Member
     from kdnotes.data import ImageData
+    from kdnotes.networks import models
     from kdnotes.probes import crop_shift
+    from kdnotes.probes.cast import Cast, Member
 
     pixels = torch.randint(256, (10, 3, 96, 96), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(10) % 2
@@ -124,8 +125,8 @@ def test_shifts_grow_with_the_images() -> None:
 def test_networks_without_stages_are_told_apart() -> None:
     from dataclasses import replace
 
-    from kdnotes import models
-    from kdnotes.cast import Cast, Member
+    from kdnotes.networks import models
+    from kdnotes.probes.cast import Cast, Member
 
     network = models.freeze(models.build("vgg-small", 2, 0))
     member = Member("teacher", 0, network, ())

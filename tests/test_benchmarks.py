@@ -20,11 +20,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import timing  # noqa: E402
 from benchmarks.setting import DisagreementError, Setting  # noqa: E402
 from benchmarks.timing import Contender, Row  # noqa: E402
-from kdnotes import costs, models, zoo  # noqa: E402
+from kdnotes.book import costs  # noqa: E402
 from kdnotes.data import DataSpec  # noqa: E402
-from kdnotes.objectives import ObjectiveSpec  # noqa: E402
-from kdnotes.recipe import NetworkSpec, Recipe  # noqa: E402
-from kdnotes.zoo import Planned  # noqa: E402
+from kdnotes.methods.objectives import ObjectiveSpec  # noqa: E402
+from kdnotes.networks import models  # noqa: E402
+from kdnotes.training import cache  # noqa: E402
+from kdnotes.training.cache import Planned  # noqa: E402
+from kdnotes.training.specification import NetworkSpec, Recipe  # noqa: E402
 
 
 def ticking(times: list[float]) -> Iterator[float]:
@@ -171,7 +173,7 @@ def test_the_profile_counts_every_network_once_and_every_cell(
     soft = ObjectiveSpec(method="kl", weight=0.9, gamma=0.1)
     taught = NetworkSpec(role="student", **common, teacher=teacher, objective=soft)
     for spec, seconds in ((teacher, 40.0), (alone, 6.0), (taught, 14.0)):
-        zoo.save(Planned("any", spec), models.build("vgg-small", 10, 0), [], seconds)
+        cache.save(Planned("any", spec), models.build("vgg-small", 10, 0), [], seconds)
     runs = []
     for name, networks, durations, whole in (
         ("first", (alone, taught), (1.0, 20.0, 4.0), 28.0),

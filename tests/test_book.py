@@ -13,7 +13,7 @@ import pytest
 import tiny_book
 from tiny_book import REPOSITORY, chapter, code, exercise, figure, files_under, kdnotes
 
-from kdnotes import book, parameters, results, site
+from kdnotes.book import parameters, results, running, site
 from kdnotes.errors import RequestError
 
 REQUIRED_CHAPTERS = (
@@ -55,7 +55,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def test_the_chapters_are_there_and_in_the_table_of_contents() -> None:
-    assert set(REQUIRED_CHAPTERS) <= set(book.chapter_paths())
+    assert set(REQUIRED_CHAPTERS) <= set(running.chapter_paths())
     assert site.toc_problems(REPOSITORY) == []
 
 
@@ -289,10 +289,10 @@ def test_numbered_chapters_come_first_by_name(tmp_path: Path, monkeypatch: Any) 
         {name: cells(name) for name in ("appendix", "02-b", "scorecard", "10-c-d", "01-a")},
     )
     monkeypatch.setenv("KDNOTES_BOOK", str(root))
-    found = book.chapters()
+    found = running.chapters()
     assert [each.name for each in found] == ["a", "b", "c-d", "appendix", "scorecard"]
     assert [each.numbered for each in found] == [True, True, True, False, False]
-    assert [each.name for each in book.chapters(["scorecard", "b"])] == ["b", "scorecard"]
+    assert [each.name for each in running.chapters(["scorecard", "b"])] == ["b", "scorecard"]
 
 
 def test_a_published_run_must_be_whole(small_book: Path) -> None:
@@ -309,7 +309,7 @@ def smoke() -> dict[str, Any]:
     """Executed notebooks of the smoke run, by chapter."""
     if not (SMOKE / "html").is_dir():
         pytest.skip("no site of a smoke run; 'make smoke' builds it")
-    return {name: read(SMOKE_RUNS / f"{name}.ipynb") for name in book.chapter_paths()}
+    return {name: read(SMOKE_RUNS / f"{name}.ipynb") for name in running.chapter_paths()}
 
 
 @pytest.mark.book

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from kdnotes import casting, models, scenes, study, zoo
-from kdnotes.data import load
+from kdnotes import study
+from kdnotes.data import load, scenes
+from kdnotes.data.views import Crops, crop
 from kdnotes.errors import RequestError
+from kdnotes.networks import models
 from kdnotes.probes import domain_accuracy
-from kdnotes.recipe import NetworkSpec
-from kdnotes.study import Study
-from kdnotes.transforms import Crops, crop
+from kdnotes.study import Study, casting
+from kdnotes.training import cache
+from kdnotes.training.specification import NetworkSpec
 
 ROLES = ("teacher", "student")
 CHAPTERS = [name for name in study.known_chapters() if name != "scorecard"]
@@ -154,16 +156,16 @@ def test_students_of_composites_wait_for_the_parts_and_are_trained(
         item for item in asked.casting.plan("mixture") if item.arm in ("teacher-0.5", "mixture-0.5")
     ]
     mixed, student = planned
-    trained = zoo.with_teachers(planned)
+    trained = cache.with_teachers(planned)
     assert [item.spec.role for item in trained] == ["teacher", "teacher", "student"]
-    assert zoo.keys_behind(student.spec) == [part.key for part in mixed.spec.parts]
-    assert not zoo.is_complete(mixed.spec)
+    assert cache.keys_behind(student.spec) == [part.key for part in mixed.spec.parts]
+    assert not cache.is_complete(mixed.spec)
     for item in trained:
-        zoo.train_one(item, "cpu", None)
-    assert zoo.is_complete(mixed.spec)
-    assert isinstance(zoo.load(mixed.spec), models.Composite)
+        cache.train_one(item, "cpu", None)
+    assert cache.is_complete(mixed.spec)
+    assert isinstance(cache.load(mixed.spec), models.Composite)
     assert [path.name for path in (tmp_path / "networks").iterdir()].count(mixed.spec.key) == 0
-    assert {part.key for part in mixed.spec.parts} <= {entry.key for entry in zoo.entries()}
+    assert {part.key for part in mixed.spec.parts} <= {entry.key for entry in cache.entries()}
 
 
 # --- crops ----------------------------------------------------------------------------------

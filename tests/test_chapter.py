@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kdnotes import chapter, results, study
+from kdnotes import study
+from kdnotes.book import report, results
 from kdnotes.errors import RequestError
 from kdnotes.probes.outcome import ITEM_COLUMNS, Outcome
 
@@ -36,7 +37,7 @@ def test_a_published_run_stands_beside_this_one(book: Path) -> None:
     larger = outcome(independent=[0.9, 0.92], kl=[0.95, 0.97])
     results.save("distillation", larger, [], full.parameters(), 1.0, book / "results" / "full")
     smoke = study.chapter("distillation", preset="smoke", device="cpu")
-    said = chapter.beside_published(smoke, outcome(independent=[0.5, 0.7], hint=[0.8]), "accuracy")
+    said = report.beside_published(smoke, outcome(independent=[0.5, 0.7], hint=[0.8]), "accuracy")
     lines = said.splitlines()
     assert [line.split(" | ")[0][2:] for line in lines[2:5]] == [
         "Independent (no teacher)",
@@ -55,17 +56,17 @@ def test_a_published_run_stands_beside_this_one(book: Path) -> None:
 
 def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
     smoke = study.chapter("distillation", preset="smoke", device="cpu")
-    said = chapter.beside_published(smoke, outcome(kl=[0.5]), "accuracy")
+    said = report.beside_published(smoke, outcome(kl=[0.5]), "accuracy")
     assert said.startswith("No run of the preset `full`")
     full = study.chapter("distillation", preset="full", device="cpu")
-    said = chapter.beside_published(full, outcome(kl=[0.5]), "accuracy")
+    said = report.beside_published(full, outcome(kl=[0.5]), "accuracy")
     assert said.startswith("This is a run of the preset `full`")
 
 
 def test_a_list_of_numbers_in_one_parameter() -> None:
-    assert chapter.numbers("band", "2, 4,8", int) == [2, 4, 8]
-    assert chapter.numbers("strengths", ".2,1", float) == [0.2, 1.0]
+    assert report.numbers("band", "2, 4,8", int) == [2, 4, 8]
+    assert report.numbers("strengths", ".2,1", float) == [0.2, 1.0]
     with pytest.raises(RequestError, match=r"'band' must be whole numbers .* not '2,4.5'"):
-        chapter.numbers("band", "2,4.5", int)
+        report.numbers("band", "2,4.5", int)
     with pytest.raises(RequestError, match="'strengths' must be numbers"):
-        chapter.numbers("strengths", "", float)
+        report.numbers("strengths", "", float)

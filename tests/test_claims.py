@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from kdnotes import claims, stats, study
+from kdnotes import stats, study
 from kdnotes.errors import RequestError
 from kdnotes.probes.outcome import Outcome
+from kdnotes.stats import claims
 
 # Standard deviation of paired seed differences, as a share of images: the median of the claims of
 # the published laptop run.

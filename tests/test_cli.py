@@ -18,7 +18,7 @@ import pytest
 import tiny_book
 from tiny_book import SAVE_TAU, chapter, code, files_under, kdnotes
 
-from kdnotes import book, results
+from kdnotes.book import results, running
 
 FAILING = "value = 1\nraise ValueError(f'value was {value}')"
 SLEEPING = "import time\ntime.sleep(120)"
@@ -268,7 +268,9 @@ def test_the_key_changes_with_everything_that_matters(make_book: Any, tmp_path: 
     root = make_book()
 
     def key(**given: str) -> str:
-        return book.key(book.Run(book.request(book.chapter("scorecard"), given), tmp_path))
+        return running.key(
+            running.Run(running.request(running.chapter("scorecard"), given), tmp_path)
+        )
 
     first = key()
     assert key() == first
@@ -291,26 +293,28 @@ def test_the_key_changes_with_everything_that_matters(make_book: Any, tmp_path: 
 
 
 def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdnotes import models, study, zoo
+    from kdnotes import study
+    from kdnotes.networks import models
+    from kdnotes.training import cache
 
     item = study.chapter("fidelity", preset="smoke", seeds=1, methods="kl", device="cpu").networks[
         0
     ]
     network = models.build(item.spec.model, item.spec.num_classes, seed=0)
-    zoo.save(item, network, [], 3.0)
+    cache.save(item, network, [], 3.0)
     listed = kdnotes("cache", "list")
     assert listed.exit_code == 0
     assert re.search(rf"{item.spec.key}  teacher  vgg-medium +seed 0  .* MB  3 s", listed.stdout)
     archive = tmp_path / "networks.tar"
     assert kdnotes("cache", "export", archive).stdout.startswith("1 networks in")
     assert kdnotes("cache", "verify").stdout == "1 networks are sound\n"
-    weights = zoo.folder_of(item.spec) / "weights.safetensors"
+    weights = cache.folder_of(item.spec) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     damaged = kdnotes("cache", "verify")
     assert damaged.exit_code == 1
     assert item.spec.key in damaged.stderr
     assert kdnotes("cache", "clear").stdout.startswith("freed ")
-    assert zoo.entries() == []
+    assert cache.entries() == []
     assert kdnotes("cache", "import", archive).stdout == "1 networks were new\n"
     assert kdnotes("cache", "import", archive).stdout == "0 networks were new\n"
     assert kdnotes("cache", "export", "/proc/none/x.tar").exit_code == 2

@@ -7,14 +7,14 @@ from typing import Any
 import nbformat
 import pytest
 
-from kdnotes import book
+from kdnotes.book import running
 
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "cache"))
-    with book.surroundings(1) as environment:
-        started = book._Processes(environment)
+    with running.surroundings(1) as environment:
+        started = running._Processes(environment)
         yield started
         started.end()
 

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from kdnotes import data, folders, layout
+from kdnotes import data, layout
+from kdnotes.data import folders
 from kdnotes.errors import RequestError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

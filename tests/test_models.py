@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from kdnotes import models
 from kdnotes.errors import RequestError
+from kdnotes.networks import models
 
 SMALL = ("vgg-small", "vgg-medium", "resnet-small", "vit-small", "paper-mnist", "resnet18")
 

@@ -13,7 +13,7 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnotes.objectives import (
+from kdnotes.methods.objectives import (
     CRD,
     HintProjection,
     ObjectiveSpec,

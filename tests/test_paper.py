@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdnotes import models, paper, study, train, zoo
+from kdnotes import study
 from kdnotes.data import DataSpec, load
+from kdnotes.data.views import ResizedCrops, Views, to_float
 from kdnotes.errors import RequestError
-from kdnotes.objectives import HintProjection
-from kdnotes.recipe import NetworkSpec, Recipe
-from kdnotes.transforms import ResizedCrops, Views, to_float
-from kdnotes.zoo import Planned
+from kdnotes.methods.objectives import HintProjection
+from kdnotes.networks import models
+from kdnotes.study import paper
+from kdnotes.training import cache, loop
+from kdnotes.training.cache import Planned
+from kdnotes.training.specification import NetworkSpec, Recipe
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_pairs_are_trained_as_printed(names: tuple[str, str], folder: Path) -> N
         recipe = specs["kl"].recipe
         rate = 0.01 if student.startswith("vgg") else 0.1
         assert (recipe.learning_rate, recipe.weight_decay) == (rate, 1e-4)
-        rates = train._schedule(recipe, 100 * 7, 7)
+        rates = loop._schedule(recipe, 100 * 7, 7)
         # The first and the last step of each 30 epochs of 7 steps.
         found = [rates(step) for step in (0, 209, 210, 419, 420, 630, 699)]
         shares = [1, 1, 0.1, 0.1, 0.01, 0.001, 0.001]
@@ -163,10 +166,10 @@ def test_published_weights_come_from_a_file_or_are_asked_for(
     )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RequestError, match=r"could not be downloaded .* set KDNOTES_WEIGHTS to it"):
-        zoo.train_one(Planned("teacher", spec), "cpu", None)
+        cache.train_one(Planned("teacher", spec), "cpu", None)
     monkeypatch.setenv("KDNOTES_WEIGHTS", str(tmp_path))
-    zoo.train_one(Planned("teacher", spec), "cpu", None)
-    network = zoo.load(spec)
+    cache.train_one(Planned("teacher", spec), "cpu", None)
+    network = cache.load(spec)
     seen = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         mean = torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN).view(1, 3, 1, 1)
@@ -257,7 +260,7 @@ def test_live_teacher_sees_what_its_student_sees(method: str) -> None:
         recipe=recipe,
         objective=objective,
     )
-    train.train(network_spec, student, load(spec), train.Teacher(teacher))
+    loop.train(network_spec, student, load(spec), loop.Teacher(teacher))
     asked = [[images for images in shown if len(images) == 16] for shown in seen.values()]
     assert len(asked[0]) == 4
     assert all(torch.equal(*both) for both in zip(*asked, strict=True))

@@ -17,14 +17,17 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from kdnotes import checkpoints, models, paper, parallel, scenes, study, train, zoo
-from kdnotes.checkpoints import Checkpoints
-from kdnotes.data import DataSpec, ImageData
+from kdnotes import study
+from kdnotes.data import DataSpec, ImageData, scenes
+from kdnotes.data.scenes import SceneOptions
+from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.errors import RequestError
-from kdnotes.objectives import CRD, ObjectiveSpec
-from kdnotes.recipe import NetworkSpec, Recipe
-from kdnotes.scenes import SceneOptions
-from kdnotes.transforms import ColorJitter, Crops, ResizedCrops, Views
+from kdnotes.methods.objectives import CRD, ObjectiveSpec
+from kdnotes.networks import models
+from kdnotes.study import paper
+from kdnotes.training import checkpoints, distributed, loop
+from kdnotes.training.checkpoints import Checkpoints
+from kdnotes.training.specification import NetworkSpec, Recipe
 
 BATCH = 16
 TEACHER_EPOCHS = 20
@@ -76,9 +79,9 @@ def without_batch_norm(seed: int) -> models.Normalized:
 def trained(name: str) -> torch.Tensor:
     """Weights after a few steps under an objective, here or by the whole group."""
     spec = specification(OBJECTIVES[name])
-    teacher = None if spec.teacher is None else train.Teacher(without_batch_norm(9).eval())
+    teacher = None if spec.teacher is None else loop.Teacher(without_batch_norm(9).eval())
     network = without_batch_norm(1)
-    train.train(spec, network, images(), teacher)
+    loop.train(spec, network, images(), teacher)
     return weights(network)
 
 
@@ -97,14 +100,14 @@ def contrast() -> dict[str, torch.Tensor]:
         chosen = torch.randperm(40, generator=numbers)[:BATCH]
         student = torch.randn(BATCH, 6, generator=numbers)
         teacher = torch.randn(BATCH, 5, generator=numbers)
-        own = parallel.share(BATCH)
+        own = distributed.share(BATCH)
         loss = loss + crd(student[own], teacher[own], chosen[own], draws)
     loss.backward()
     slopes = crd.student_embedding.weight.grad
     assert slopes is not None
     return {
-        "loss": parallel.mean(loss.detach()),
-        "slopes": parallel.mean(slopes),
+        "loss": distributed.mean(loss.detach()),
+        "slopes": distributed.mean(slopes),
         "banks": torch.cat([crd.student_bank, crd.teacher_bank]),
         "normalizers": crd.log_normalizers,
     }
@@ -159,7 +162,15 @@ def launched(command: list[str], variables: dict[str, str]) -> subprocess.Popen[
 def chapter_command(folder: Path) -> list[str]:
     given = [f"dataset=imagefolder:{folder}", "device=cpu", "methods=kl"]
     options = [part for value in given for part in ("-p", value)]
-    return ["-m", "kdnotes.train_networks", "fidelity", "--preset", "paper", "--lines", *options]
+    return [
+        "-m",
+        "kdnotes.book.train_networks",
+        "fidelity",
+        "--preset",
+        "paper",
+        "--lines",
+        *options,
+    ]
 
 
 def workers(launcher: int) -> list[int]:
@@ -211,7 +222,10 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 import test_parallel as shared
-from kdnotes import parallel, study, train_networks, zoo
+from kdnotes.training import distributed
+from kdnotes import study
+from kdnotes.book import train_networks
+from kdnotes.training import cache
 torch.set_num_threads(1)
 train_networks.app({arguments!r}, standalone_mode=False)
 os.environ["KDNOTES_CACHE"] = "{out}/cache"
@@ -219,9 +233,9 @@ chapter = study.chapter("fidelity", preset="paper", dataset="imagefolder:{folder
                         device="cpu")
 for item in chapter.networks:
     if item.arm in ("teacher", "kl"):
-        zoo.train_one(item, "cpu", None)
+        cache.train_one(item, "cpu", None)
 found = {{name: shared.trained(name) for name in shared.OBJECTIVES}} | shared.contrast()
-torch.save(found, f"{out}/rank-{{parallel.rank()}}.pt")
+torch.save(found, f"{out}/rank-{{distributed.rank()}}.pt")
 """
 
 
@@ -269,10 +283,10 @@ def test_killed_group_goes_on_to_the_same_networks(
     printed = (together / "printed.txt").read_text()
     epochs = re.findall(r"^teacher, .*: epoch (\d+) of", printed, re.MULTILINE)
     assert [int(epoch) for epoch in epochs] == [*range(kept + 1, TEACHER_EPOCHS + 1)]
-    assert zoo.missing(chosen.networks) == []
-    assert zoo.verify() == []
+    assert cache.missing(chosen.networks) == []
+    assert cache.verify() == []
     assert not list((cache / "checkpoints").iterdir())
-    assert len(zoo.history(chosen.networks[0].spec)) == TEACHER_EPOCHS
+    assert len(cache.history(chosen.networks[0].spec)) == TEACHER_EPOCHS
     keys = {item.spec.key for item in chosen.networks if item.arm in ("teacher", "kl")}
     assert teacher in keys
     assert len(keys) == 2
@@ -304,11 +318,11 @@ def test_one_process_goes_on_to_the_same_bits(
     spec = spec.model_copy(update={"model": model})
     data = images()
 
-    def run(kept: Checkpoints | None, report: train.EpochReport | None = None) -> torch.Tensor:
+    def run(kept: Checkpoints | None, report: loop.EpochReport | None = None) -> torch.Tensor:
         network = models.build(model, 10, seed=1)
         teacher = models.freeze(models.build("vgg-small", 10, seed=9))
-        taught = None if spec.teacher is None else train.Teacher(teacher)
-        history = train.train(spec, network, data, taught, report=report, checkpoints=kept)
+        taught = None if spec.teacher is None else loop.Teacher(teacher)
+        history = loop.train(spec, network, data, taught, report=report, checkpoints=kept)
         assert len(history) == 4
         return weights(network)
 
@@ -350,6 +364,6 @@ def test_short_training_leaves_no_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
 def test_batch_must_be_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
-    assert parallel.share(12) == slice(8, 12)
+    assert distributed.share(12) == slice(8, 12)
     with pytest.raises(RequestError, match="a batch of 16 images cannot be shared evenly by 3"):
-        parallel.share(16)
+        distributed.share(16)

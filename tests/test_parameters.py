@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny_book import code, markdown, write
 
-from kdnotes import parameters
+from kdnotes.book import parameters
+from kdnotes.book.parameters import Parameter
 from kdnotes.errors import RequestError
-from kdnotes.parameters import Parameter
 
 CELL = """\
 # A line of its own is no parameter.

@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from scipy import stats as scipy_stats
 
-from kdnotes import plots, stats, study
+from kdnotes import stats, study
+from kdnotes.figures import plots
 
 SEEN_TOGETHER = [
     "teacher",

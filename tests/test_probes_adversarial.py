@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnotes.data import ImageData
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import adversarial
 from kdnotes.probes.adversarial import craft, sign_noise
-from kdnotes.transforms import to_float
 
 EPS = 4 / 255
 FOREIGN = member("foreign", 7, related_net(7, 0.2))

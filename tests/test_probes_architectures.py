@@ -11,12 +11,13 @@ import torch
 from probe_nets import frozen, member, small_cast, some_data, value_of
 from torch import nn
 
-from kdnotes import models, stats
-from kdnotes.cast import Cast, Member
+from kdnotes import stats
+from kdnotes.data.views import to_float
+from kdnotes.networks import models
 from kdnotes.probes import adversarial, architectures, fidelity, localization, representations
 from kdnotes.probes.architectures import ATTACK, MAP, PROPERTIES, extra_gains, under, with_maps
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.outcome import Outcome
-from kdnotes.transforms import to_float
 
 
 def built(arm: str, seed: int, name: str) -> Member:

@@ -10,11 +10,11 @@ import torch
 from probe_nets import CLASSES, frozen, member, net, small_cast, some_data, value_of
 from torch import Tensor, nn
 
+from kdnotes.data.colors import jitter, rotate_hue
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import color_invariance
 from kdnotes.probes.color_invariance import jitter_factors
-from kdnotes.transforms import to_float
-from kdnotes.transforms_color import jitter, rotate_hue
 
 
 class ValueOnly(nn.Module):

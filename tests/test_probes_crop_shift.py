@@ -11,10 +11,10 @@ from probe_nets import frozen, member, net, small_cast, some_data, value_of, val
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import crop_shift
 from kdnotes.probes.crop_shift import crop, draw_places, mirror, shift
-from kdnotes.transforms import to_float
 
 
 class MirrorMean(nn.Module):

@@ -11,9 +11,9 @@ from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
 from kdnotes.data import ImageData
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import domain_accuracy
-from kdnotes.transforms import to_float
 
 
 def two_domains() -> dict[str, ImageData]:

@@ -10,8 +10,8 @@ import torch
 from probe_nets import lookup_cast, numbered_data, small_cast, some_data, value_of, values_of
 from sklearn.metrics import cohen_kappa_score
 
-from kdnotes.cast import Cast, Member
 from kdnotes.probes import fidelity
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import all_logits
 
 LABELS = torch.tensor([0, 1, 2, 3])

@@ -13,10 +13,10 @@ from probe_nets import lookup_cast, numbered_data, small_cast, some_data, value_
 from sklearn.metrics import cohen_kappa_score
 
 from kdnotes import stats
-from kdnotes.cast import Cast
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.probes import group_accuracy
+from kdnotes.probes.cast import Cast
 
 NAMES = ("bright", "dark", "faint")
 

@@ -26,10 +26,11 @@ from probe_nets import (
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from kdnotes.cast import Cast
 from kdnotes.data import ImageData
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import localization
+from kdnotes.probes.cast import Cast
 from kdnotes.probes.localization import (
     cosine,
     energy_ratio,
@@ -40,7 +41,6 @@ from kdnotes.probes.localization import (
     upsample,
 )
 from kdnotes.probes.outcome import Outcome
-from kdnotes.transforms import to_float
 
 LAST = "layer=last,class=true"
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from probe_nets import member, net, numbered_data, small_cast, some_data, value_of, values_of
 
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes.forward import all_logits, batches
 from kdnotes.probes.outcome import ITEM_COLUMNS, TABLE_COLUMNS, Outcome, Recorder
-from kdnotes.transforms import to_float
 
 STUDENT = member("kl", 3, net(0))
 

@@ -13,13 +13,13 @@ from probe_nets import TAPS, frozen, member, net, small_cast, some_data, value_o
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from kdnotes import models
-from kdnotes.cast import Member
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
+from kdnotes.networks import models
 from kdnotes.probes import representations
+from kdnotes.probes.cast import Member
 from kdnotes.probes.outcome import Outcome
 from kdnotes.probes.representations import cka, corresponding, layers_of
-from kdnotes.transforms import to_float
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

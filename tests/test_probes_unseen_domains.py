@@ -12,10 +12,10 @@ from probe_nets import frozen, member, net, related_cast, some_data, value_of, v
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
-from kdnotes import renderings
+from kdnotes.data import renderings
+from kdnotes.data.renderings import DOMAINS
+from kdnotes.data.views import to_float
 from kdnotes.probes import unseen_domains
-from kdnotes.renderings import DOMAINS
-from kdnotes.transforms import to_float
 
 
 class Always(nn.Module):

@@ -8,9 +8,8 @@ import torch
 from probe_nets import some_data
 from torch import Tensor
 
-from kdnotes import renderings, scenes
-from kdnotes.errors import RequestError
-from kdnotes.renderings import (
+from kdnotes.data import renderings, scenes
+from kdnotes.data.renderings import (
     DOMAINS,
     canny,
     cue_conflict,
@@ -28,7 +27,8 @@ from kdnotes.renderings import (
     sketch,
     stylised,
 )
-from kdnotes.transforms import to_float
+from kdnotes.data.views import to_float
+from kdnotes.errors import RequestError
 
 
 def pictures(count: int = 8) -> Tensor:

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdnotes import layout, results
+from kdnotes import layout
+from kdnotes.book import results
 from kdnotes.errors import RequestError
 from kdnotes.probes.outcome import Outcome
 

@@ -7,10 +7,9 @@ import colorsys
 import pytest
 import torch
 
-from kdnotes import glyphs, scenes
-from kdnotes.data import DataSpec, load, with_fingerprint
+from kdnotes.data import DataSpec, glyphs, load, scenes, with_fingerprint
+from kdnotes.data.scenes import DigitOptions, SceneOptions
 from kdnotes.errors import RequestError
-from kdnotes.scenes import DigitOptions, SceneOptions
 
 
 def test_train_and_test_share_no_glyph() -> None:

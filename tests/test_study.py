@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kdnotes import study, zoo
+from kdnotes import study
 from kdnotes.errors import RequestError
+from kdnotes.training import cache
 
 CHAPTERS = ("distillation", "fidelity", "localization", "adversarial", "color-invariance")
 
 
-def plan(name: str, **parameters: object) -> list[zoo.Planned]:
+def plan(name: str, **parameters: object) -> list[cache.Planned]:
     return study.chapter(name, device="cpu", **parameters).networks
 
 
@@ -44,7 +45,7 @@ def test_students_are_paired_by_seed() -> None:
 
 
 def test_controls_are_taught_by_whom_they_say() -> None:
-    by_arm: dict[str, zoo.Planned] = {}
+    by_arm: dict[str, cache.Planned] = {}
     for item in plan("localization"):
         by_arm.setdefault(item.arm, item)
     second = by_arm["second-teacher"].spec
@@ -81,7 +82,7 @@ def test_hint_depths_look_at_deeper_and_deeper_layers() -> None:
 
 def test_chapters_share_their_networks() -> None:
     everything = [item for name in CHAPTERS for item in plan(name)]
-    shared = zoo.with_teachers(everything)
+    shared = cache.with_teachers(everything)
     assert len(shared) <= 110  # the laptop budget: about 12 teachers and 100 students
     assert len([i for i in shared if i.spec.role == "teacher"]) == 6
     assert {i.spec.key for i in plan("fidelity")} == {i.spec.key for i in plan("distillation")}

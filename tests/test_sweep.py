@@ -10,7 +10,7 @@ import pytest
 import tiny_book
 from tiny_book import kdnotes
 
-from kdnotes import results, sweep
+from kdnotes.book import results, sweep
 from kdnotes.errors import RequestError
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdnotes import models, scenes, train
-from kdnotes.data import DataSpec, ImageData
+from kdnotes.data import DataSpec, ImageData, scenes
+from kdnotes.data.scenes import SceneOptions
+from kdnotes.data.views import ColorJitter, Views, to_float
 from kdnotes.errors import RequestError
-from kdnotes.objectives import ObjectiveSpec
-from kdnotes.recipe import NetworkSpec, Recipe
-from kdnotes.scenes import SceneOptions
-from kdnotes.teacher_table import CHUNK, TableError, TeacherTable
-from kdnotes.transforms import ColorJitter, Views, to_float
+from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.networks import models
+from kdnotes.training import loop
+from kdnotes.training.specification import NetworkSpec, Recipe
+from kdnotes.training.teacher_table import CHUNK, TableError, TeacherTable
 
 KL = ObjectiveSpec(method="kl", gamma=0.1, weight=0.9, tau=4)
 
@@ -44,10 +45,10 @@ def teacher(data: ImageData) -> models.Normalized:
 
 
 def trained(
-    spec: NetworkSpec, data: ImageData, teacher: train.Teacher | None = None
+    spec: NetworkSpec, data: ImageData, teacher: loop.Teacher | None = None
 ) -> tuple[models.Normalized, list[dict[str, float]]]:
     network = models.build(spec.model, spec.num_classes, spec.initialisation_seed)
-    history = train.train(spec, network, data, teacher)
+    history = loop.train(spec, network, data, teacher)
     return network, history
 
 
@@ -132,8 +133,8 @@ def test_student_of_a_table_equals_student_of_the_live_teacher(
 ) -> None:
     spec = specification(objective=KL, teacher=specification(role="teacher"))
     table = table_for(tmp_path, teacher, data, spec.recipe.views)
-    from_table, _ = trained(spec, data, train.Teacher(teacher, table))
-    from_live, _ = trained(spec, data, train.Teacher(teacher, None))
+    from_table, _ = trained(spec, data, loop.Teacher(teacher, table))
+    from_live, _ = trained(spec, data, loop.Teacher(teacher, None))
     assert torch.allclose(weights(from_table), weights(from_live), atol=1e-3)
 
 
@@ -143,7 +144,7 @@ def test_students_of_one_seed_share_start_and_views(data: ImageData) -> None:
     teacher_net = models.freeze(models.build("vgg-small", 10, seed=9))
     no_weight = ObjectiveSpec(method="kl", gamma=1, weight=1e-12)
     spec = specification(objective=no_weight, teacher=specification(role="teacher"))
-    taught, _ = trained(spec, data, train.Teacher(teacher_net, None))
+    taught, _ = trained(spec, data, loop.Teacher(teacher_net, None))
     assert torch.allclose(weights(alone), weights(taught), atol=1e-5)
 
 
@@ -176,9 +177,9 @@ def test_every_objective_lowers_its_own_term(
         # CRD's loss rises while the banks are still those of their birth: give it time.
         recipe=Recipe(epochs=20 if objective.method == "crd" else 4, batch=64),
     )
-    live = train.needs_map(objective)
+    live = loop.needs_map(objective)
     table = None if live else table_for(tmp_path, teacher, data, spec.recipe.views)
-    _, history = trained(spec, data, train.Teacher(teacher, table))
+    _, history = trained(spec, data, loop.Teacher(teacher, table))
     assert history[-1][objective.method] < history[0][objective.method]
 
 
@@ -191,7 +192,7 @@ def test_permuted_labels_come_from_other_images_of_the_class(
         objective = KL.model_copy(update={"labels": labels})
         spec = specification(objective=objective, teacher=specification(role="teacher"))
         table = table_for(tmp_path, teacher, data, spec.recipe.views)
-        students.append(weights(trained(spec, data, train.Teacher(teacher, table))[0]))
+        students.append(weights(trained(spec, data, loop.Teacher(teacher, table))[0]))
     assert not torch.allclose(students[0], students[1], atol=1e-3)
 
 
@@ -207,7 +208,7 @@ def test_jitter_is_drawn_from_the_seed(data: ImageData) -> None:
 
 def test_schedules_worked_by_hand() -> None:
     def rates(schedule: str) -> list[float]:
-        rate = train._schedule(Recipe(schedule=schedule, learning_rate=1.0), 80, 10)
+        rate = loop._schedule(Recipe(schedule=schedule, learning_rate=1.0), 80, 10)
         return [rate(step) for step in (0, 11, 12, 49, 50, 60, 70, 79)]
 
     assert rates("step") == pytest.approx([1, 1, 1, 1, 0.1, 0.01, 0.001, 0.001])
@@ -227,14 +228,14 @@ def test_stored_answers_come_step_by_step(
     data: ImageData,
     teacher: models.Normalized,
 ) -> None:
-    monkeypatch.setattr(train, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(loop, "ROWS_AT_ONCE", at_once)
     views = Views(pad=2, step=2)
     table = table_for(tmp_path, teacher, data, views)
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     drawn = views.draw(256, torch.Generator().manual_seed(1))
     table.fill(order, drawn)
     parts = [slice(start, start + 50) for start in range(0, 250, 50)]
-    answers = list(train._stored(table, order, drawn, parts))
+    answers = list(loop._stored(table, order, drawn, parts))
     assert len(answers) == len(parts)
     for part, each in zip(parts, answers, strict=True):
         logits, features = table.rows(order[part], drawn[part])
@@ -260,7 +261,7 @@ def test_compiled_networks_learn_the_same_and_share_their_code(data: ImageData) 
         plain.append(trained(spec, data)[1][0]["loss"])
         assert seed or not counters["stats"]
         network = models.build(spec.model, 10, spec.initialisation_seed)
-        compiled.append(train.train(spec, network, data, None, compiled=True)[0]["loss"])
+        compiled.append(loop.train(spec, network, data, None, compiled=True)[0]["loss"])
         if seed == 0:
             graphs = counters["stats"]["unique_graphs"]
     assert compiled == pytest.approx(plain, rel=1e-3)
@@ -269,14 +270,14 @@ def test_compiled_networks_learn_the_same_and_share_their_code(data: ImageData) 
 
 def test_compiling_is_asked_for_by_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KDNOTES_COMPILE", raising=False)
-    assert not train.wants_compile()
+    assert not loop.wants_compile()
     monkeypatch.setenv("KDNOTES_COMPILE", "yes")
     with pytest.raises(RequestError, match="must be 1"):
-        train.wants_compile()
+        loop.wants_compile()
     monkeypatch.setenv("KDNOTES_COMPILE", "1")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RequestError, match="no 'no-such-compiler'"):
-        train.wants_compile()
+        loop.wants_compile()
 
 
 @pytest.mark.gpu
@@ -285,5 +286,5 @@ def test_cuda_reaches_the_cpu_loss(data: ImageData) -> None:
     spec = specification(recipe=Recipe(epochs=3, batch=64))
     on_cpu = trained(spec, data)[1][-1]["loss"]
     network = models.build(spec.model, 10, spec.initialisation_seed)
-    on_cuda = train.train(spec, network, data, None, device="cuda")[-1]["loss"]
+    on_cuda = loop.train(spec, network, data, None, device="cuda")[-1]["loss"]
     assert on_cuda == pytest.approx(on_cpu, rel=0.1)

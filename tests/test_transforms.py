@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdnotes.transforms import Views, to_float
+from kdnotes.data.views import Views, to_float
 
 
 def test_number_of_views_of_the_usual_augmentation() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from kdnotes.transforms_color import JitterFactors, draw_jitter, jitter, rotate_hue
+from kdnotes.data.colors import JitterFactors, draw_jitter, jitter, rotate_hue
 
 
 def some_images(count: int = 40, size: int = 8, seed: int = 0) -> Tensor:

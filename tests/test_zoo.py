@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdnotes import models, zoo
 from kdnotes.data import DataSpec
 from kdnotes.errors import RequestError
-from kdnotes.objectives import ObjectiveSpec
-from kdnotes.recipe import NetworkSpec, Recipe
-from kdnotes.zoo import Planned
+from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.networks import models
+from kdnotes.training import cache
+from kdnotes.training.cache import Planned
+from kdnotes.training.specification import NetworkSpec, Recipe
 
 DATA = DataSpec(name="scenes", split="train", count=200)
 
@@ -38,29 +39,29 @@ def planned(seeds: tuple[int, ...] = (0, 1), epochs: int = 1) -> list[Planned]:
 
 def contents(items: list[Planned]) -> dict[str, bytes]:
     return {
-        item.spec.key: (zoo.folder_of(item.spec) / "weights.safetensors").read_bytes()
-        for item in zoo.with_teachers(items)
+        item.spec.key: (cache.folder_of(item.spec) / "weights.safetensors").read_bytes()
+        for item in cache.with_teachers(items)
     }
 
 
 def test_teachers_come_first_and_nothing_is_trained_twice() -> None:
     items = planned()
-    wanted = zoo.missing(items)
+    wanted = cache.missing(items)
     assert [item.arm for item in wanted] == ["independent", "independent", "teacher", "kl", "kl"]
-    assert zoo.ensure(items, jobs=2) == 5
-    before = {k: (zoo.networks_folder() / k).stat().st_mtime_ns for k in contents(items)}
-    assert zoo.ensure(items, jobs=2) == 0
-    assert before == {k: (zoo.networks_folder() / k).stat().st_mtime_ns for k in contents(items)}
+    assert cache.ensure(items, jobs=2) == 5
+    before = {k: (cache.networks_folder() / k).stat().st_mtime_ns for k in contents(items)}
+    assert cache.ensure(items, jobs=2) == 0
+    assert before == {k: (cache.networks_folder() / k).stat().st_mtime_ns for k in contents(items)}
 
 
 def test_loading_gives_the_trained_network() -> None:
     item = planned()[0]
-    zoo.train_one(item, "cpu", None)
-    network = zoo.load(item.spec)
+    cache.train_one(item, "cpu", None)
+    network = cache.load(item.spec)
     assert not network.training
     fresh = models.build("vgg-small", 10, item.spec.initialisation_seed)
     assert not torch.equal(network.body.head.weight, fresh.body.head.weight)
-    assert len(zoo.history(item.spec)) == 1
+    assert len(cache.history(item.spec)) == 1
 
 
 def test_everything_that_matters_changes_the_name() -> None:
@@ -81,9 +82,9 @@ def test_damage_is_noticed_named_and_mended(
     damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     item = planned()[0]
-    zoo.train_one(item, "cpu", None)
+    cache.train_one(item, "cpu", None)
     whole = contents([item])
-    file = zoo.folder_of(item.spec) / "weights.safetensors"
+    file = cache.folder_of(item.spec) / "weights.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-10])
     elif damage == "altered":
@@ -93,13 +94,13 @@ def test_damage_is_noticed_named_and_mended(
     elif damage == "gone":
         file.unlink()
     else:
-        (zoo.folder_of(item.spec) / "manifest.json").write_text("{")
-    assert item.spec.key in zoo.verify()[0]
-    with pytest.raises(zoo.DamagedError, match=item.spec.key):
-        zoo.load(item.spec)
-    assert zoo.ensure([item], jobs=1) == 1
+        (cache.folder_of(item.spec) / "manifest.json").write_text("{")
+    assert item.spec.key in cache.verify()[0]
+    with pytest.raises(cache.DamagedError, match=item.spec.key):
+        cache.load(item.spec)
+    assert cache.ensure([item], jobs=1) == 1
     assert item.spec.key in capsys.readouterr().err
-    assert zoo.verify() == []
+    assert cache.verify() == []
     assert contents([item]) == whole
 
 
@@ -108,9 +109,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_zoo import planned
-from kdnotes import zoo
+from kdnotes.training import cache
 if __name__ == "__main__":
-    zoo.ensure(planned((0, 1, 2), epochs=3), jobs=2)
+    cache.ensure(planned((0, 1, 2), epochs=3), jobs=2)
 """
 
 
@@ -140,7 +141,7 @@ def test_killed_run_resumes_to_the_same_networks(
         path.parent.name: path.stat().st_mtime_ns for path in killed.glob("*/manifest.json")
     }
     assert 2 <= len(finished) < 7
-    assert zoo.ensure(items, jobs=2) == 7 - len(finished)
+    assert cache.ensure(items, jobs=2) == 7 - len(finished)
     for key, changed in finished.items():
         assert (killed / key / "manifest.json").stat().st_mtime_ns == changed
     resumed = contents(items)
@@ -149,43 +150,43 @@ def test_killed_run_resumes_to_the_same_networks(
     assert [process.wait(120) for process in both] == [0, 0]
     monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "shared"))
     assert contents(items) == resumed
-    assert zoo.verify() == []
+    assert cache.verify() == []
 
 
 def test_archive_carries_networks_to_another_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item = planned()[0]
-    zoo.train_one(item, "cpu", None)
+    cache.train_one(item, "cpu", None)
     sent = contents([item])
-    assert zoo.export(tmp_path / "class.tar") == 1
+    assert cache.export(tmp_path / "class.tar") == 1
     monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "laptop"))
-    assert zoo.import_(tmp_path / "class.tar") == 1
-    assert zoo.import_(tmp_path / "class.tar") == 0
+    assert cache.import_(tmp_path / "class.tar") == 1
+    assert cache.import_(tmp_path / "class.tar") == 0
     assert contents([item]) == sent
-    assert [entry.key for entry in zoo.entries()] == [item.spec.key]
-    assert zoo.clear() > 0
-    assert zoo.entries() == []
+    assert [entry.key for entry in cache.entries()] == [item.spec.key]
+    assert cache.clear() > 0
+    assert cache.entries() == []
 
 
 def test_unusable_archives_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no archive"):
-        zoo.import_(tmp_path / "none.tar")
+        cache.import_(tmp_path / "none.tar")
     (tmp_path / "bad.tar").write_bytes(b"nothing")
     with pytest.raises(RequestError, match=r"bad\.tar is no archive"):
-        zoo.import_(tmp_path / "bad.tar")
+        cache.import_(tmp_path / "bad.tar")
     with pytest.raises(RequestError, match="nothing to export"):
-        zoo.export(tmp_path / "out.tar")
+        cache.export(tmp_path / "out.tar")
     item = planned()[0]
-    zoo.train_one(item, "cpu", None)
-    manifest = zoo.folder_of(item.spec) / "manifest.json"
+    cache.train_one(item, "cpu", None)
+    manifest = cache.folder_of(item.spec) / "manifest.json"
     content = json.loads(manifest.read_text())
     content["spec"]["seed"] = 99
     manifest.write_text(json.dumps(content))
-    zoo.export(tmp_path / "renamed.tar")
-    zoo.clear()
+    cache.export(tmp_path / "renamed.tar")
+    cache.clear()
     with pytest.raises(RequestError, match="another version"):
-        zoo.import_(tmp_path / "renamed.tar")
+        cache.import_(tmp_path / "renamed.tar")
 
 
 def test_failing_network_stops_the_run_and_says_why() -> None:
@@ -195,4 +196,4 @@ def test_failing_network_stops_the_run_and_says_why() -> None:
         good.spec.model_copy(update={"data": DataSpec(name="imagefolder:/none", split="train")}),
     )
     with pytest.raises(RequestError, match="/none"):
-        zoo.ensure([bad], jobs=1)
+        cache.ensure([bad], jobs=1)

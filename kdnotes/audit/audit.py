@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout, results
+from kdnotes import layout
+from kdnotes.book import results
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdnotes.cast import Cast, Member
     from kdnotes.data import ImageData
+    from kdnotes.probes.cast import Cast, Member
     from kdnotes.probes.outcome import Outcome
 
 NAME = "audit"
@@ -65,7 +66,7 @@ def run(
 ) -> Audit:
     """Measure every property on the test images of a folder.
 
-    Models are written as `kdnotes.models.load_user_model` reads them. ``size`` and ``count`` are
+    Models are written as `models.load_user_model` reads them. ``size`` and ``count`` are
     the side of the images in pixels and how many of them; ``out`` is called when the request has
     proved right and before anything is measured. Raises RequestError.
     """
@@ -157,7 +158,7 @@ def summary(audit: Audit) -> str:
 
 
 def _cast(teacher: str, student: str, independent: str | None, images: ImageData) -> Cast:
-    from kdnotes.cast import Cast
+    from kdnotes.probes.cast import Cast
 
     classes = len(images.classes)
     members = [_member("student", student, classes)]
@@ -167,9 +168,9 @@ def _cast(teacher: str, student: str, independent: str | None, images: ImageData
 
 
 def _member(arm: str, text: str, classes: int) -> Member:
-    from kdnotes import models
-    from kdnotes.cast import Member
-    from kdnotes.presets import check_device
+    from kdnotes.networks import models
+    from kdnotes.probes.cast import Member
+    from kdnotes.study.presets import check_device
 
     try:
         network = models.freeze(models.load_user_model(text, classes)).to(check_device(None))

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from kdnotes import zoo
-from kdnotes.book import Done
-from kdnotes.zoo import Planned
+from kdnotes.book.running import Done
+from kdnotes.training import cache
+from kdnotes.training.cache import Planned
 
 NOT_MEASURED = "No chapter was run for this build of the book, so there is nothing to count."
 NOT_TIMED = "The benchmarks were not run for this edition of the book."
@@ -32,12 +32,12 @@ def table(done: Iterable[Done]) -> str:
         rows.append(_row(each.run.request.chapter.name, networks, each.seconds))
     if len(rows) == 2:
         return NOT_MEASURED
-    rows.append(_row("**all**", zoo.with_teachers(everything), running))
+    rows.append(_row("**all**", cache.with_teachers(everything), running))
     return "\n".join(rows)
 
 
 def _row(name: str, networks: list[Planned], seconds: float) -> str:
-    training = sum(zoo.seconds(item.spec) for item in networks)
+    training = sum(cache.seconds(item.spec) for item in networks)
     return f"| {name} | {len(networks)} | {training / 60:.1f} min of one core | {seconds:.0f} s |"
 
 
@@ -50,12 +50,12 @@ def profile(done: Iterable[Done]) -> str:
     runs = list(done)
     if not runs:
         return NOT_MEASURED
-    everything = zoo.with_teachers(
+    everything = cache.with_teachers(
         item for each in runs for item in each.run.request.study.networks
     )
     seconds: dict[str, list[float]] = {}
     for item in everything:
-        seconds.setdefault(_trained_as(item), []).append(zoo.seconds(item.spec))
+        seconds.setdefault(_trained_as(item), []).append(cache.seconds(item.spec))
     for each in runs:
         cells, whole = _durations(each.run.notebook)
         longest = max(cells, default=0.0)

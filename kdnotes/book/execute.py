@@ -1,4 +1,4 @@
-"""Chapters one after another, in a process of its own: ``python -m kdnotes.execute``.
+"""Chapters one after another, in a process of its own: ``python -m kdnotes.book.execute``.
 
 Each line of stdin is a JSON object with template, output, out, parameters, base and stamp. Each
 line of stdout is a JSON object: the number of cells done, and when a chapter ends its outcome. The
@@ -53,7 +53,7 @@ def execute(
     from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
-    from kdnotes import kernels
+    from kdnotes.book import kernels
 
     class TellingEngine(NBClientEngine):
         @classmethod

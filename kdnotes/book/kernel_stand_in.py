@@ -1,4 +1,4 @@
-"""What stands in a kernel's place: asks the server of `kdnotes.kernels` for it, and ends with it.
+"""What stands in a kernel's place: asks the server of `kernels` for it, and ends with it.
 
 Run by path with ``python -I -S``, so it loads next to nothing and nothing of this package. Without
 an answer from the server it becomes an ordinary kernel.

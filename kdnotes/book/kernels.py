@@ -62,7 +62,7 @@ def server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
         # What draws into notebooks must be loaded in the notebook: it looks for its kernel then.
         drawing = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "kdnotes.kernels", str(listener.fileno())],
+            [sys.executable, "-m", "kdnotes.book.kernels", str(listener.fileno())],
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

@@ -6,8 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout, results, stats, zoo
+from kdnotes import layout, stats
+from kdnotes.book import results
 from kdnotes.errors import RequestError
+from kdnotes.training import cache
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +98,7 @@ def finish(
     """Save a chapter's table, items, claims and provenance; returns the stamp to show."""
     seconds = time.perf_counter() - started
     parameters = study.parameters()
-    training = sum(zoo.seconds(item.spec) for item in zoo.with_teachers(study.networks))
+    training = sum(cache.seconds(item.spec) for item in cache.with_teachers(study.networks))
     results.save(
         study.chapter, outcome, claims, parameters, seconds, training_seconds=float(training)
     )
@@ -127,7 +129,7 @@ def beside_published(
     """
     import pandas as pd
 
-    from kdnotes import plots
+    from kdnotes.figures import plots
 
     if study.settings.preset == preset:
         return f"This is a run of the preset `{preset}`: there is no larger one to set beside it."

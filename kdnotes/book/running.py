@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import kernels, layout, parameters, results
+from kdnotes import layout
+from kdnotes.book import kernels, parameters, results
+from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError
-from kdnotes.parameters import Parameter, did_you_mean
 
 if TYPE_CHECKING:
     from kdnotes.study import Study
-    from kdnotes.zoo import Planned
+    from kdnotes.training.cache import Planned
 
 _NUMBERED = re.compile(r"(\d\d)-(.+)")
 FOLDER_PREFIX = "imagefolder:"  # as in kdnotes.data, which would import torch
@@ -174,14 +175,14 @@ def _title(path: Path) -> str:
 
 def networks(requests: Iterable[Request]) -> list[Planned]:
     """Every network that the requests need, each once, teachers first."""
-    from kdnotes import zoo
+    from kdnotes.training import cache
 
-    return zoo.with_teachers(item for each in requests for item in each.study.networks)
+    return cache.with_teachers(item for each in requests for item in each.study.networks)
 
 
 def estimated_minutes(planned: Sequence[Planned], jobs: int | None = None) -> float:
     """Rough minutes to train these networks on the cores there are (or on ``jobs`` of them)."""
-    from kdnotes import pool
+    from kdnotes.training import pool
 
     workers = max(1, min(jobs or pool.cores(), len(planned)))
     return sum(pool.cost(item) for item in planned) / workers / 60
@@ -192,7 +193,7 @@ def train(requests: Sequence[Request], jobs: int | None = None) -> int:
 
     Returns the number of networks trained. Raises RunFailedError when one cannot be trained.
     """
-    from kdnotes import zoo
+    from kdnotes.training import cache
 
     groups: dict[tuple[str, Path | None], list[Request]] = {}
     for each in requests:
@@ -200,7 +201,7 @@ def train(requests: Sequence[Request], jobs: int | None = None) -> int:
     trained = 0
     for (device, data_dir), members in groups.items():
         try:
-            trained += zoo.ensure(networks(members), jobs, device, data_dir)
+            trained += cache.ensure(networks(members), jobs, device, data_dir)
         except RequestError:
             raise
         except Exception as error:
@@ -243,7 +244,7 @@ def key(run: Run) -> str:
     state = hashlib.sha256()
     root = layout.root()
     sources = [
-        *sorted(Path(__file__).parent.rglob("*.py")),
+        *sorted(Path(__file__).parents[1].rglob("*.py")),
         *sorted((root / "book").glob("*.yml")),
         *sorted(path for path in (root / "results").rglob("*") if path.is_file()),
         which.chapter.path,
@@ -288,7 +289,7 @@ def execute(
     RunFailedError, naming the partial notebooks, or as RequestError where chapters found that they
     cannot do what was asked for.
     """
-    from kdnotes import pool
+    from kdnotes.training import pool
 
     if not runs:
         return []
@@ -360,7 +361,7 @@ def _execute_one(
         if unsaved:
             raise RunFailedError(
                 f"{run.title} ran to its end without saving {', '.join(unsaved)}: it must "
-                f"call kdnotes.results.save({name!r}, ...)\nthe notebook is in {run.partial}"
+                f"call kdnotes.book.results.save({name!r}, ...)\nthe notebook is in {run.partial}"
             )
         working.replace(run.notebook)
         run.partial.unlink(missing_ok=True)
@@ -389,7 +390,7 @@ def surroundings(count: int) -> Iterator[Mapping[str, str]]:
 
 def _environment() -> dict[str, str]:
     from kdnotes.paths import cache_folder
-    from kdnotes.pool import KEEP_FREED_MEMORY
+    from kdnotes.training.pool import KEEP_FREED_MEMORY
 
     changed = {
         "KDNOTES_BASE": str(Path.cwd()),
@@ -407,7 +408,7 @@ class _Process:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "kdnotes.execute"],
+            [sys.executable, "-m", "kdnotes.book.execute"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

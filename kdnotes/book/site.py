@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from kdnotes import book, costs, layout, results
-from kdnotes.book import Done, Run, RunFailedError
+from kdnotes import layout
+from kdnotes.book import costs, results, running
+from kdnotes.book.running import Done, Run, RunFailedError
 from kdnotes.errors import RequestError
 
 Edition = Literal["full", "student"]
@@ -69,11 +70,11 @@ def build(
     RunFailedError with what was wrong.
     """
     require_jupyter_book()
-    every = book.chapters()
-    chosen = {chapter.name for chapter in (book.chapters(only) if only else every)}
-    requests = {each.name: book.request(each, {"preset": preset}) for each in every}
-    out = book.make_folder(out or layout.build_folder())
-    folder = book.make_folder(out / "runs" / preset)
+    every = running.chapters()
+    chosen = {chapter.name for chapter in (running.chapters(only) if only else every)}
+    requests = {each.name: running.request(each, {"preset": preset}) for each in every}
+    out = running.make_folder(out or layout.build_folder())
+    folder = running.make_folder(out / "runs" / preset)
     runs = {name: Run(request, folder) for name, request in requests.items()}
     done: dict[str, Done] = {}
     with ExitStack() as stack:
@@ -85,8 +86,8 @@ def build(
                 if each.numbered is not numbered:
                     continue
                 run = runs[each.name]
-                stamps[run.notebook] = book.key(run)
-                before = book.finished(run, stamps[run.notebook])
+                stamps[run.notebook] = running.key(run)
+                before = running.finished(run, stamps[run.notebook])
                 if before is not None and not (fresh and each.name in chosen):
                     done[each.name] = before
                     if each.name in chosen:
@@ -94,10 +95,10 @@ def build(
                 elif each.name in chosen:
                     pending.append(run)
             if pending and environment is None:
-                environment = stack.enter_context(book.surroundings(len(pending)))
+                environment = stack.enter_context(running.surroundings(len(pending)))
             if numbered:  # while the server of the kernels loads what they need
-                book.train([requests[name] for name in requests if name in chosen], jobs)
-            for finished in book.execute(pending, jobs, stamps, report, environment):
+                running.train([requests[name] for name in requests if name in chosen], jobs)
+            for finished in running.execute(pending, jobs, stamps, report, environment):
                 done[finished.run.request.chapter.name] = finished
     stage_folder = out / ("stage" if edition == "full" else f"stage-{edition}")
     executed = {name: each.run.notebook for name, each in done.items()}
@@ -154,7 +155,7 @@ def stage(
         generated["benchmarks.md"] = costs.benchmarks(root / "results" / "benchmarks")
     for name, text in generated.items():
         (folder / "book" / TABLES / name).write_text(text + "\n", encoding="utf-8")
-    for name, template in book.chapter_paths().items():
+    for name, template in running.chapter_paths().items():
         executed = notebooks.get(name)
         notebook = json.loads((executed or template).read_text(encoding="utf-8"))
         if executed is None:
@@ -168,7 +169,7 @@ def stage(
         (folder / "book" / template.name).write_text(json.dumps(notebook), encoding="utf-8")
     cover = _cover(notebooks.get(COVER_CHAPTER))
     (folder / "book" / "_static" / f"{COVER_CHAPTER}.png").write_bytes(cover)
-    if len(notebooks) < len(book.chapter_paths()):
+    if len(notebooks) < len(running.chapter_paths()):
         # Text may refer to the figures of chapters that were not run.
         sphinx = config["sphinx"]["config"]
         sphinx.setdefault("suppress_warnings", []).extend(["ref.ref", "ref.numref"])
@@ -374,7 +375,7 @@ def publish_results(preset: str, runs: Path | None = None) -> list[Path]:
     """
     source = (runs or layout.build_folder() / "runs") / preset
     target = layout.root() / "results" / preset
-    missing = [name for name in book.chapter_paths() if name not in results.chapters(source)]
+    missing = [name for name in running.chapter_paths() if name not in results.chapters(source)]
     if missing:
         raise RequestError(
             f"no results of {', '.join(missing)} in {source}; first run: "
@@ -385,7 +386,7 @@ def publish_results(preset: str, runs: Path | None = None) -> list[Path]:
         raise RequestError(f"chapter {COVER_CHAPTER!r} in {source} has no figure for the cover")
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in book.chapter_paths():
+    for name in running.chapter_paths():
         for suffix in (".csv", ".json"):
             written.append(Path(shutil.copy(source / f"{name}{suffix}", target)))
     (target / f"{COVER_CHAPTER}.png").write_bytes(cover)

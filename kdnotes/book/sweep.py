@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import book, layout, results
-from kdnotes.book import Done, Run, RunFailedError
+from kdnotes import layout
+from kdnotes.book import results, running
+from kdnotes.book.running import Done, Run, RunFailedError
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
-    from kdnotes.zoo import Planned
+    from kdnotes.training.cache import Planned
 
 SCHEDULER_TIMEOUT = 10  # seconds
 
@@ -84,7 +85,7 @@ def runs(
     name: str, given: Mapping[str, str], points: Sequence[Mapping[str, str]], out: Path
 ) -> list[Run]:
     """The runs of a grid, every point checked. Raises RequestError, also for a clash of names."""
-    which = book.chapter(name)
+    which = running.chapter(name)
     for axis in points[0]:
         if axis in given:
             raise RequestError(f"{axis!r} is both in --grid and in -p; keep one of them")
@@ -92,7 +93,7 @@ def runs(
         raise RequestError("two points of the grid would go into one folder; sweep them apart")
     folders = [point_folder(out, point) for point in points]
     return [
-        Run(book.request(which, dict(given) | dict(point)), folder, folder.name)
+        Run(running.request(which, dict(given) | dict(point)), folder, folder.name)
         for point, folder in zip(points, folders, strict=True)
     ]
 
@@ -107,15 +108,15 @@ def here(
     Raises RequestError when a folder cannot be written to, and RunFailedError.
     """
     for run in wanted:
-        book.make_folder(run.folder)
-    book.train([run.request for run in wanted], jobs)
-    stamps = {run.notebook: book.key(run) for run in wanted}
-    before = [book.finished(run, stamps[run.notebook]) for run in wanted]
+        running.make_folder(run.folder)
+    running.train([run.request for run in wanted], jobs)
+    stamps = {run.notebook: running.key(run) for run in wanted}
+    before = [running.finished(run, stamps[run.notebook]) for run in wanted]
     pending = [run for run, found in zip(wanted, before, strict=True) if found is None]
     reused = [found for found in before if found is not None]
     for found in reused:
         report(found)
-    return [*reused, *book.execute(pending, jobs, stamps, report)]
+    return [*reused, *running.execute(pending, jobs, stamps, report)]
 
 
 def on_scheduler(wanted: Sequence[Run], address: str) -> list[Done]:
@@ -146,7 +147,7 @@ def on_scheduler(wanted: Sequence[Run], address: str) -> list[Done]:
                 f"'dask worker {address} --nthreads 1'"
             )
         for run in wanted:
-            book.make_folder(run.folder)
+            running.make_folder(run.folder)
         return _distribute(client, wanted)
 
 
@@ -158,7 +159,7 @@ def _distribute(client: Any, wanted: Sequence[Run]) -> list[Done]:
     trained: dict[str, Any] = {}
     for run in wanted:
         study = run.request.study
-        for item in book.networks([run.request]):
+        for item in running.networks([run.request]):
             teacher = item.spec.teacher
             if item.spec.key not in trained:
                 trained[item.spec.key] = client.submit(
@@ -178,7 +179,7 @@ def _distribute(client: Any, wanted: Sequence[Run]) -> list[Done]:
             run.folder,
             {"KDNOTES_CACHE": cache, "KDNOTES_BOOK": str(layout.root())},
             base,
-            [trained[item.spec.key] for item in book.networks([run.request])],
+            [trained[item.spec.key] for item in running.networks([run.request])],
             pure=False,
         )
         for run in wanted
@@ -203,10 +204,10 @@ def _train_there(
     os.environ["KDNOTES_CACHE"] = cache
     import torch
 
-    from kdnotes import zoo
+    from kdnotes.training import cache as networks
 
     torch.set_num_threads(1)
-    zoo.train_one(item, device, data_dir)
+    networks.train_one(item, device, data_dir)
 
 
 def _execute_there(
@@ -220,5 +221,5 @@ def _execute_there(
     """Runs on a worker, in the folder that the command was typed in; returns the seconds."""
     os.environ.update(environment)
     os.chdir(base)
-    run = Run(book.request(book.chapter(name), given), book.make_folder(folder))
-    return book.execute([run], jobs=1)[0].seconds
+    run = Run(running.request(running.chapter(name), given), running.make_folder(folder))
+    return running.execute([run], jobs=1)[0].seconds

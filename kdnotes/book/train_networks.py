@@ -18,7 +18,7 @@ from kdnotes.cli import SETTINGS, Given
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
-    from kdnotes.zoo import Planned
+    from kdnotes.training.cache import Planned
 
 app = typer.Typer(
     add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}, **SETTINGS
@@ -53,22 +53,22 @@ def train_networks(
     ends 60 s or more after the last one kept (KDNOTES_CHECKPOINT_SECONDS; 0: after each).
 
     \b
-    torchrun --nproc-per-node 4 -m kdnotes.train_networks localization --preset paper \\
+    torchrun --nproc-per-node 4 -m kdnotes.book.train_networks localization --preset paper \\
         -p dataset=imagefolder:/data/imagenet
-    torchrun --nproc-per-node 2 -m kdnotes.train_networks adversarial --preset paper \\
+    torchrun --nproc-per-node 2 -m kdnotes.book.train_networks adversarial --preset paper \\
         -p dataset=imagefolder:/data/imagenet -p teacher=vgg19 -p student=vgg11 --lines
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node0:29500 \\
-        -m kdnotes.train_networks fidelity --preset paper -p dataset=imagefolder:/data/imagenet
-    fabric run --accelerator cuda --devices 4 kdnotes/train_networks.py fidelity \\
+        -m kdnotes.book.train_networks fidelity --preset paper -p dataset=imagefolder:/data/imagenet
+    fabric run --accelerator cuda --devices 4 kdnotes/book/train_networks.py fidelity \\
         --preset paper -p dataset=imagefolder:/data/imagenet
     kdnotes run localization --preset paper -p dataset=imagefolder:/data/imagenet
     """
-    from kdnotes import parallel, zoo
+    from kdnotes.training import cache, distributed
 
     wanted, device, data_dir = _wanted(chapter, p or [], preset, networks)
-    parallel.start(device)
-    first = parallel.rank() == 0
-    to_train: list[Planned] = parallel.told(zoo.missing(wanted) if first else None)
+    distributed.start(device)
+    first = distributed.rank() == 0
+    to_train: list[Planned] = distributed.told(cache.missing(wanted) if first else None)
     done = 0
     with _display(to_train, first) as show:
         for item in to_train:
@@ -79,17 +79,17 @@ def train_networks(
                 if lines:
                     _say(item, f"epoch {epoch} of {item.spec.recipe.epochs}, loss {loss:.4f}")
 
-            zoo.train_one(item, device, data_dir, report if first else None)
+            cache.train_one(item, device, data_dir, report if first else None)
             done += 1
             if first:
                 show((item.spec.key, item.spec.recipe.epochs, None))
                 _say(item, f"{time.perf_counter() - started:.0f} s, {done} of {len(to_train)}")
     if first:
-        typer.echo(f"{len(to_train)} networks trained, {len(wanted)} in {zoo.networks_folder()}")
+        typer.echo(f"{len(to_train)} networks trained, {len(wanted)} in {cache.networks_folder()}")
 
 
 def _display(to_train: list[Planned], first: bool) -> Any:
-    from kdnotes import pool
+    from kdnotes.training import pool
 
     return pool.progress(to_train, None if first else True)
 
@@ -103,22 +103,23 @@ def _wanted(
     chapter: str | None, given: list[str], preset: str | None, networks: Path | None
 ) -> tuple[list[Planned], str, Path | None]:
     """Networks, teachers first, with the device and the data folder they are trained with."""
-    from kdnotes import book, parameters, zoo
+    from kdnotes.book import parameters, running
+    from kdnotes.training import cache
 
     if (chapter is None) == (networks is None):
         raise RequestError("name either a chapter or a file of networks (--networks)")
-    values = book.with_preset(parameters.assignments(given, "-p"), preset)
+    values = running.with_preset(parameters.assignments(given, "-p"), preset)
     if networks is not None:
         return _listed(networks), values.get("device", "cpu"), _folder(values.get("data_dir"))
     assert chapter is not None
-    request = book.request(book.chapter(chapter), values)
+    request = running.request(running.chapter(chapter), values)
     study = request.study
-    return zoo.with_teachers(study.networks), study.settings.device, study.data_dir
+    return cache.with_teachers(study.networks), study.settings.device, study.data_dir
 
 
 def _listed(file: Path) -> list[Planned]:
-    from kdnotes.recipe import NetworkSpec
-    from kdnotes.zoo import Planned, with_teachers
+    from kdnotes.training.cache import Planned, with_teachers
+    from kdnotes.training.specification import NetworkSpec
 
     try:
         items = json.loads(file.read_text())

@@ -33,7 +33,7 @@ def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None)
     fixed seed; ``mnist`` is MNIST with its own split. Raises RequestError if MNIST is missing.
     """
     if origin == "mnist":
-        from kdnotes import folders
+        from kdnotes.data import folders
 
         data = folders.load("mnist", split, data_dir, {})
         ids = torch.arange(len(data)) + (0 if split == "train" else 1_000_000)
@@ -56,7 +56,7 @@ def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None)
 def fingerprint(origin: str, data_dir: Path | None) -> str:
     """Name of the content behind an origin, for cache keys."""
     if origin == "mnist":
-        from kdnotes import folders
+        from kdnotes.data import folders
 
         return folders.fingerprint("mnist", "train", data_dir, {})
     images, labels = _bundled()

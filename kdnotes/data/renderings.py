@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnotes import glyphs
+from kdnotes.data import glyphs
 from kdnotes.errors import RequestError
 
 DOMAINS = ("sketch", "stylised", "silhouette", "edge", "cue-conflict")

@@ -18,10 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnotes import glyphs
-from kdnotes.data import ImageData
+from kdnotes.data import ImageData, glyphs
+from kdnotes.data.glyphs import Glyphs
 from kdnotes.errors import RequestError
-from kdnotes.glyphs import Glyphs
 
 REVISION = 1  # raise it when the same options give other pixels: cached networks depend on them
 CLASSES = tuple(str(digit) for digit in range(10))

@@ -72,7 +72,7 @@ class DataSpec(BaseModel):
     """Which images: enough to make the same ones again, and to name them in a cache key.
 
     ``count`` None means all there are. ``options`` are the data set's own (for scenes, the fields
-    of `kdnotes.scenes.SceneOptions`). ``fingerprint`` names the content of the files behind it.
+    of `scenes.SceneOptions`). ``fingerprint`` names the content of the files behind it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,11 +112,11 @@ def with_fingerprint(spec: DataSpec, data_dir: Path | None) -> DataSpec:
     """The specification with the content of its files named, so that changed files change keys."""
     check_name(spec.name)
     if spec.name in ("scenes", "digits"):
-        from kdnotes import scenes
+        from kdnotes.data import scenes
 
         mark = scenes.fingerprint(spec.options, data_dir)
     else:
-        from kdnotes import folders
+        from kdnotes.data import folders
 
         mark = folders.fingerprint(spec.name, spec.split, data_dir, spec.options)
     return spec.model_copy(update={"fingerprint": mark})
@@ -129,10 +129,10 @@ def load(spec: DataSpec, data_dir: Path | None = None) -> ImageData:
     """
     check_name(spec.name)
     if spec.name in ("scenes", "digits"):
-        from kdnotes import scenes
+        from kdnotes.data import scenes
 
         return scenes.load(spec.name, spec.split, spec.count, spec.seed, spec.options, data_dir)
-    from kdnotes import folders
+    from kdnotes.data import folders
 
     data = folders.load(spec.name, spec.split, data_dir, spec.options)
     return data if spec.count is None else _seeded_subset(data, spec.count, spec.seed)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, LongTensor, Tensor, nn
 from torch.nn import functional as F
 
-from kdnotes import parallel
+from kdnotes.training import distributed
 
 # The fields of a specification that each method reads besides `method` and `gamma`.
 _READ_BY_METHOD: dict[str, tuple[str, ...]] = {
@@ -306,8 +306,8 @@ class CRD(nn.Module):
         Where several processes share a batch, each gives its rows; negatives, Z and banks are
         those of the whole batch, the same in all processes.
         """
-        everybody = parallel.gathered(indices)
-        chosen = self.draw(everybody, generator)[parallel.share(len(everybody))]
+        everybody = distributed.gathered(indices)
+        chosen = self.draw(everybody, generator)[distributed.share(len(everybody))]
         with torch.autocast(student_features.device.type, enabled=False):
             student = _embed(self.student_embedding, student_features)
             teacher = _embed(self.teacher_embedding, teacher_features.detach())
@@ -316,7 +316,7 @@ class CRD(nn.Module):
         self._normalizers_known = True
         if self.training:
             for bank, embeddings in ((self.student_bank, student), (self.teacher_bank, teacher)):
-                self._remember(bank, everybody, parallel.gathered(embeddings.detach()))
+                self._remember(bank, everybody, distributed.gathered(embeddings.detach()))
         return loss
 
     def draw(self, indices: Tensor, generator: Generator) -> Tensor:
@@ -344,8 +344,8 @@ class CRD(nn.Module):
             scores = _scores(anchors, bank, chosen).div_(self.tau)
             if not self._normalizers_known:
                 estimate = scores.logsumexp((0, 1)) + math.log(len(bank) / scores.numel())
-                if parallel.count() > 1:
-                    estimate = parallel.mean(estimate.exp()).log()
+                if distributed.count() > 1:
+                    estimate = distributed.mean(estimate.exp()).log()
                 known = self.log_normalizers[role]
                 # A restored state brings its own constant; asking the device would wait for it.
                 known.copy_(torch.where(known.isnan(), estimate, known))

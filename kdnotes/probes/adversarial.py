@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
 

@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
-from kdnotes.models import tapped
+from kdnotes.data.views import to_float
+from kdnotes.networks.models import tapped
 from kdnotes.probes import adversarial, fidelity, localization, representations
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import device_of
 from kdnotes.probes.outcome import TABLE_COLUMNS, Outcome
-from kdnotes.transforms import to_float
 
 ATTACK = "attack=teacher,eps=primary"
 MAP = "layer=last,class=true"

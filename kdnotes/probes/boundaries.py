@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from kdnotes import stats
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.fidelity import pairs_of_independents
 from kdnotes.probes.forward import BATCH_SIZE, all_logits, device_of, logits_of
 from kdnotes.probes.outcome import Outcome, Recorder
-from kdnotes.transforms import to_float
 
 MARGIN = 0.1  # the grid extends this share of the triangle's extent beyond it, on every side
 

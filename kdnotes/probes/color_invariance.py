@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kdnotes.cast import Cast
 from kdnotes.data import ImageData
+from kdnotes.data.colors import JitterFactors, draw_jitter, jitter, rotate_hue
 from kdnotes.errors import RequestError
+from kdnotes.probes.cast import Cast
 from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
-from kdnotes.transforms_color import JitterFactors, draw_jitter, jitter, rotate_hue
 
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6)
 HUE_ANGLES = (45, 90, 135, 180, 225, 270, 315)

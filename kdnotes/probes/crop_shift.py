@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnotes import transforms
-from kdnotes.cast import Cast, Member
-from kdnotes.data import ImageData
+from kdnotes.data import ImageData, views
 from kdnotes.errors import RequestError
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of
 from kdnotes.probes.outcome import Outcome, Recorder
 from kdnotes.stats import SINGLE_NETWORK_ARMS
@@ -187,7 +186,7 @@ def crop(images: Tensor, corners: Tensor, scale: float) -> Tensor:
     leaves; scale: its share of the area, 1 being the whole image.
     """
     share = torch.full((len(images), 1), scale)
-    return transforms.crop(images, torch.cat([share, corners], 1).to(images))
+    return views.crop(images, torch.cat([share, corners], 1).to(images))
 
 
 def shift(images: Tensor, offsets: Tensor, largest: int) -> Tensor:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from kdnotes.cast import Cast
 from kdnotes.data import ImageData
+from kdnotes.data.folders import EXTENSIONS, StreamingImages
 from kdnotes.errors import RequestError
-from kdnotes.folders import EXTENSIONS, StreamingImages
 from kdnotes.probes import localization
+from kdnotes.probes.cast import Cast
 from kdnotes.probes.forward import BATCH_SIZE, all_logits
 from kdnotes.probes.localization import CONFLICT
 from kdnotes.probes.outcome import Outcome, Recorder

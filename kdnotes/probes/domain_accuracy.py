@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from kdnotes import stats
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.fidelity import pairs_of_independents
 from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of
 from kdnotes.probes.outcome import Outcome, Recorder

@@ -9,8 +9,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from kdnotes import stats
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import BATCH_SIZE, all_logits, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdnotes.cast import Member
 from kdnotes.data import ImageData
+from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
+from kdnotes.probes.cast import Member
 from kdnotes.probes.outcome import Recorder
-from kdnotes.transforms import to_float
 
 BATCH_SIZE = 250  # small nets on a CPU are as fast at 100 to 500 images; smaller needs less memory
 

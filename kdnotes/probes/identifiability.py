@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
+from kdnotes.data.views import to_float
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.outcome import Outcome, Recorder
-from kdnotes.transforms import to_float
 
 SIDE = 5  # images are reduced to SIDE x SIDE pixels for linear models
 STEPS, RATE = 500, 1.0

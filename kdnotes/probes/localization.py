@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import BATCH_SIZE, all_logits, batches, device_of, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder, mean_of_defined
 

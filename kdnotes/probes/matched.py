@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from kdnotes import stats
-from kdnotes.cast import Cast
 from kdnotes.data import ImageData
 from kdnotes.probes import adversarial, color_invariance, fidelity, localization
+from kdnotes.probes.cast import Cast
 from kdnotes.probes.forward import BATCH_SIZE, all_logits, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from kdnotes.cast import Member
 from kdnotes.data import ImageData
+from kdnotes.probes.cast import Member
 
 TABLE_COLUMNS = ("arm", "seed", "condition", "measure", "value")
 ITEM_COLUMNS = (

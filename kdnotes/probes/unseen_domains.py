@@ -1,6 +1,6 @@
 """Do teacher and student answer alike where neither was trained: on sketches, silhouettes, edges?
 
-Each image is drawn anew in five ways (`kdnotes.renderings`), once for all networks.
+Each image is drawn anew in five ways (`kdnotes.data.renderings`), once for all networks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from kdnotes import stats
-from kdnotes.cast import Cast, Member
 from kdnotes.data import ImageData
+from kdnotes.data.renderings import DOMAINS, Draws, draw, render
+from kdnotes.data.views import to_float
+from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.fidelity import pairs_of_independents
 from kdnotes.probes.forward import BATCH_SIZE, device_of, logits_of, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
-from kdnotes.renderings import DOMAINS, Draws, draw, render
-from kdnotes.transforms import to_float
 
 SEEN, UNSEEN = "domain=seen", "domain=unseen"
 
@@ -35,7 +35,7 @@ def measure(
 
     Conditions: ``domain=seen``, ``domain=sketch``, ``stylised``, ``silhouette``, ``edge`` and
     ``cue-conflict``, and ``domain=unseen``, the mean over the five. Silhouettes are of the mask
-    ``digit`` where the data have one; ``ground`` is that of `kdnotes.renderings.render`. The second
+    ``digit`` where the data have one; ``ground`` is that of `renderings.render`. The second
     teacher is compared as the students are.
 
     - ``consensus``, per image: is the answer the teacher's, right or wrong?

@@ -717,7 +717,7 @@ def verdict(
 def scorecard_verdicts(results: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Verdicts on all claims together, with Holm's correction over the primary contrasts.
 
-    ``results`` are the entries of ``kdnotes.claims.evaluate``, or the same read back from JSON, as
+    ``results`` are the entries of ``claims.evaluate``, or the same read back from JSON, as
     a list or a table. The family is every claim with a p-value and enough seeds (decided before
     any data); its two-sided level is .05, shared by "reproduced" and "not reproduced". Returns one
     row per claim in the given order, with all given columns, ``verdict`` and ``reason`` after the

@@ -9,15 +9,15 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from kdnotes import folders, paper, presets
-from kdnotes.data import FOLDER_PREFIX, DataSpec, with_fingerprint
+from kdnotes.data import FOLDER_PREFIX, DataSpec, folders, with_fingerprint
+from kdnotes.data.views import ColorJitter, Crops, Views
 from kdnotes.errors import RequestError
-from kdnotes.models import TRAINED_HERE
-from kdnotes.objectives import ObjectiveSpec
-from kdnotes.presets import Settings
-from kdnotes.recipe import NetworkSpec, Recipe
-from kdnotes.transforms import ColorJitter, Crops, Views
-from kdnotes.zoo import Planned
+from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.networks.models import TRAINED_HERE
+from kdnotes.study import paper, presets
+from kdnotes.study.presets import Settings
+from kdnotes.training.cache import Planned
+from kdnotes.training.specification import NetworkSpec, Recipe
 
 # The worlds in which the drawn scenes come. ONE_CUE: one digit near the middle whose hue tells the
 # class half of the time, so that colour is worth using. FIXED: the same, but always in the middle
@@ -32,7 +32,7 @@ FIXED = {"hue_agreement": 0.5, "placement": 0.0, "digit_side": (0.57, 0.57)}
 TWO_CUES = {"marker": True, "marker_contrast": 0.5}
 READS_DIGIT = TWO_CUES | {"marker_agreement": 0.0}
 READS_MARKER = TWO_CUES | {"shape_agreement": 0.0}
-# Three drawing styles (`kdnotes.scenes.STYLES`), one of which the teacher of the bias chapter never
+# Three drawing styles (`scenes.STYLES`), one of which the teacher of the bias chapter never
 # saw. On a development seed a larger teacher missed outlined digits most (39 points, bright ones
 # 16) among those at which it stayed above chance; without dark ones it fell below. The laptop's own
 # teacher misses outlined ones by 36 points.
@@ -667,6 +667,6 @@ def _hint_layer(arm: str, model: str) -> str:
 
 @lru_cache(maxsize=16)
 def _stages(model: str) -> tuple[str, ...]:
-    from kdnotes import models
+    from kdnotes.networks import models
 
     return models.taps_of(model)

@@ -9,14 +9,15 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import casting, paper, presets, zoo
-from kdnotes.cast import Cast, Member
-from kdnotes.casting import HINT_DEPTHS, UNSEEN_GROUP, Casting
 from kdnotes.data import FOLDER_PREFIX, DataSpec, ImageData, load, with_fingerprint
 from kdnotes.errors import RequestError
 from kdnotes.paths import base_folder
-from kdnotes.presets import Settings
-from kdnotes.zoo import Planned
+from kdnotes.probes.cast import Cast, Member
+from kdnotes.study import casting, paper, presets
+from kdnotes.study.casting import HINT_DEPTHS, UNSEEN_GROUP, Casting
+from kdnotes.study.presets import Settings
+from kdnotes.training import cache
+from kdnotes.training.cache import Planned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +42,11 @@ class Study:
     def networks(self) -> list[Planned]:
         """All networks of all casts of the chapter, teachers included, each once."""
         planned = [item for name in self.cast_names for item in self._plan(name)]
-        return zoo.with_teachers(planned)
+        return cache.with_teachers(planned)
 
     def cast(self, name: str | None = None) -> Cast:
         """The networks of one cast, trained if they are not there yet (with progress shown)."""
-        zoo.ensure(self.networks, device=self.settings.device, data_dir=self.data_dir)
+        cache.ensure(self.networks, device=self.settings.device, data_dir=self.data_dir)
         planned = self._plan(self._known(name))
         members = tuple(self._member(item) for item in planned)
         teachers = {m.arm: m for m in members if m.arm in ("teacher", "second-teacher")}
@@ -132,7 +133,7 @@ class Study:
         for item in self._plan(self._known(name)):
             if item.spec.parts:
                 continue
-            for epoch, means in enumerate(zoo.history(item.spec), start=1):
+            for epoch, means in enumerate(cache.history(item.spec), start=1):
                 rows.append({"arm": item.arm, "seed": item.spec.seed, "epoch": epoch} | means)
         return pd.DataFrame(rows)
 
@@ -146,9 +147,9 @@ class Study:
         return _loaded(spec.model_dump_json(), self.data_dir)
 
     def _member(self, item: Planned) -> Member:
-        from kdnotes import models
+        from kdnotes.networks import models
 
-        network = models.freeze(zoo.load(item.spec))
+        network = models.freeze(cache.load(item.spec))
         if self.settings.device.startswith("cuda"):
             network = network.to("cuda")
         return Member(item.arm, item.spec.seed, network, models.taps(network))

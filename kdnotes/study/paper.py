@@ -10,10 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdnotes.data import FOLDER_PREFIX
+from kdnotes.data.views import ColorJitter, ResizedCrops, Views
 from kdnotes.errors import RequestError
-from kdnotes.objectives import ObjectiveSpec
-from kdnotes.recipe import Recipe
-from kdnotes.transforms import ColorJitter, ResizedCrops, Views
+from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.training.specification import Recipe
 
 NEEDS_FOLDER = (
     "the preset 'paper' needs a folder in ImageNet's layout (train/CLASS/..., val/CLASS/...): set "
@@ -107,7 +107,7 @@ class ImageNet(_Strict):
         )
         raise RequestError(
             f"the preset 'paper' has no pair with {wanted}; it has {listed}. For another one, set "
-            "KDNOTES_PAPER to an edited copy of kdnotes/paper.yml"
+            "KDNOTES_PAPER to an edited copy of kdnotes/study/paper.yml"
         )
 
     def pair(self, teacher: str, student: str, cast: str) -> Pair:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from kdnotes import data as data_sets
-from kdnotes import paper
+from kdnotes.data.views import Views
 from kdnotes.errors import RequestError
 from kdnotes.paths import base_folder
-from kdnotes.transforms import Views
+from kdnotes.study import paper
 
 METHODS = ("kl", "hint", "crd")
 DEVICES = ("cpu", "cuda", "cuda:all")
@@ -68,7 +68,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-# Its sizes are in a file of their own (`kdnotes.paper`), and depend on the pair that is picked.
+# Its sizes are in a file of their own (`paper`), and depend on the pair that is picked.
 PAPER = "paper"
 
 
@@ -147,7 +147,7 @@ def resolve(
     """
     if preset not in names():
         raise RequestError(f"unknown preset {preset!r}; known: {', '.join(names())}")
-    from kdnotes import models
+    from kdnotes.networks import models
 
     dataset = dataset or (paper.default_dataset() if preset == PAPER else "scenes")
     data_sets.check_name(dataset)

@@ -23,7 +23,7 @@ from typing import Any
 
 from kdnotes.errors import RequestError
 from kdnotes.paths import cache_folder
-from kdnotes.recipe import NetworkSpec
+from kdnotes.training.specification import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ def keys_behind(spec: NetworkSpec) -> list[str]:
 
 
 def load(spec: NetworkSpec) -> Any:
-    """The network (`kdnotes.models.Normalized` or `Composite`), weights checked on reading.
+    """The network (`models.Normalized` or `Composite`), weights checked on reading.
 
     Raises FileNotFoundError when it was never trained, and DamagedError when the files do not
     match their manifest.
     """
     from safetensors.torch import load as load_bytes
 
-    from kdnotes import models
+    from kdnotes.networks import models
 
     if spec.parts:
         return models.Composite([load(part) for part in spec.parts], spec.shares, spec.mirrored)
@@ -155,7 +155,7 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
     from safetensors.torch import save as save_bytes
 
     import kdnotes
-    from kdnotes.train import wants_compile
+    from kdnotes.training.loop import wants_compile
 
     weights = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
@@ -204,8 +204,8 @@ def ensure(
                 shutil.rmtree(folder_of(item.spec))
     to_train = missing(wanted)
     if to_train:
-        from kdnotes import pool
-        from kdnotes.train import wants_compile
+        from kdnotes.training import pool
+        from kdnotes.training.loop import wants_compile
 
         wants_compile()  # a wrong request is answered before anything is started
         pool.train_all(to_train, jobs, device, data_dir, quiet)
@@ -228,39 +228,39 @@ def train_one(item: Planned, device: str, data_dir: Path | None, report: Any = N
     """Train one network whose teacher is in the cache, and save it; a no-op if it is there.
 
     A lock per network keeps two runs on one cache from doing the same work. In a group of processes
-    (`kdnotes.parallel`) all of them call this; the first one holds the lock and writes.
+    (`kdnotes.training.distributed`) all of them call this; the first one holds the lock and writes.
     """
     from filelock import FileLock
 
-    from kdnotes import checkpoints, parallel
+    from kdnotes.training import checkpoints, distributed
 
     spec = item.spec
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / spec.key) if parallel.rank() == 0 else nullcontext():
-        if parallel.told(is_complete(spec)):
+    with FileLock(locks / spec.key) if distributed.rank() == 0 else nullcontext():
+        if distributed.told(is_complete(spec)):
             return
         if spec.pretrained:
-            if parallel.rank() == 0:
+            if distributed.rank() == 0:
                 _fetch(item)
-            parallel.barrier()
+            distributed.barrier()
             return
         kept = checkpoints.Checkpoints(
             cache_folder() / "checkpoints" / spec.key, checkpoints.seconds_between()
         )
         started = time.perf_counter()
         network, past = _trained(spec, device, data_dir, report, kept)
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             # A resumed run counts the epochs that it did not have to repeat.
             spent = sum(epoch["seconds"] for epoch in past)
             save(item, network, past, max(spent, time.perf_counter() - started))
             kept.remove()
-        parallel.barrier()
+        distributed.barrier()
 
 
 def _fetch(item: Planned) -> None:
     """Save published weights as the network that they are."""
-    from kdnotes import models
+    from kdnotes.networks import models
 
     spec, started = item.spec, time.perf_counter()
     network = models.load_published(spec.model, spec.pretrained, spec.num_classes)
@@ -270,8 +270,8 @@ def _fetch(item: Planned) -> None:
 def _trained(
     spec: NetworkSpec, device: str, data_dir: Path | None, report: Any, kept: Any
 ) -> tuple[Any, list[dict[str, float]]]:
-    from kdnotes import train as training
-    from kdnotes.teacher_table import TableError
+    from kdnotes.training import loop as training
+    from kdnotes.training.teacher_table import TableError
 
     data = training_data(spec, data_dir)
     for attempt in (1, 2):
@@ -292,7 +292,7 @@ def _trained(
 
 def _fresh(spec: NetworkSpec) -> Any:
     """The network before training."""
-    from kdnotes import models
+    from kdnotes.networks import models
 
     return models.build(
         spec.model,
@@ -323,9 +323,9 @@ def _table_folder(spec: NetworkSpec, device: str) -> Path:
 def _teacher_for(spec: NetworkSpec, data: Any, device: str) -> Any:
     import torch
 
-    from kdnotes import models
-    from kdnotes import train as training
-    from kdnotes.teacher_table import TeacherTable
+    from kdnotes.networks import models
+    from kdnotes.training import loop as training
+    from kdnotes.training.teacher_table import TeacherTable
 
     assert spec.teacher is not None
     place = torch.device("cuda" if device.startswith("cuda") else "cpu")
@@ -344,9 +344,9 @@ def _is_live(spec: NetworkSpec, data: Any) -> bool:
 
     The rows of one table cannot be filled by processes of several machines at once.
     """
-    from kdnotes import parallel
+    from kdnotes.training import distributed
 
-    if spec.recipe.resized is not None or parallel.count() > 1:
+    if spec.recipe.resized is not None or distributed.count() > 1:
         return True
     return 4 * len(data) * len(spec.recipe.views) * spec.num_classes > _MOST_TABLE_BYTES
 
@@ -363,7 +363,7 @@ def _maps_for(spec: NetworkSpec, data: Any, network: Any, device: Any) -> Any:
         return None
     name = (spec.teacher.key, spec.data.key(), layer, str(device))
     if _kept_maps is None or _kept_maps[0] != name:
-        from kdnotes import train as training
+        from kdnotes.training import loop as training
 
         _kept_maps = None  # the old ones go before the new ones come
         one = training.feature_maps(network, data.subset(torch.arange(1)), layer, device)

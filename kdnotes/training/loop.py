@@ -21,15 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnotes import models, objectives, parallel
-from kdnotes.checkpoints import Checkpoints
 from kdnotes.data import ImageData
+from kdnotes.data.views import ColorJitter, crop, to_float
 from kdnotes.errors import RequestError
-from kdnotes.models import Composite, Normalized, features_at, forward_with_features, tapped
-from kdnotes.objectives import ObjectiveSpec
-from kdnotes.recipe import NetworkSpec, Recipe, derive_seed
-from kdnotes.teacher_table import CHUNK, TeacherTable
-from kdnotes.transforms import ColorJitter, crop, to_float
+from kdnotes.methods import objectives
+from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.networks import models
+from kdnotes.networks.models import (
+    Composite,
+    Normalized,
+    features_at,
+    forward_with_features,
+    tapped,
+)
+from kdnotes.training import distributed
+from kdnotes.training.checkpoints import Checkpoints
+from kdnotes.training.specification import NetworkSpec, Recipe, derive_seed
+from kdnotes.training.teacher_table import CHUNK, TeacherTable
 
 EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last one
 # Logits and penultimate features of a network for a batch.
@@ -194,7 +202,7 @@ def train(
     """Train the network in place; returns per epoch the mean of each loss term and the seconds.
 
     The result depends on the specification, the data and the kind of device alone. In a group of
-    processes (`kdnotes.parallel`) each takes its share of every batch; networks without BatchNorm
+    processes (`distributed`) each takes its share of every batch; networks without BatchNorm
     and dropout then come out as from one process, up to rounding. BatchNorm sees one process's
     share at a time, and its running statistics are averaged after each epoch. ``checkpoints``:
     where to go on from, and where to leave the state when a checkpoint is due. ``compiled``: the
@@ -205,7 +213,7 @@ def train(
     cannot be shared evenly.
     """
     recipe, objective = spec.recipe, spec.objective
-    fabric = parallel.fabric_for(device)
+    fabric = distributed.fabric_for(device)
     place = fabric.device
     images = data.images
     if isinstance(images, Tensor):
@@ -216,7 +224,7 @@ def train(
     jitters = torch.Generator().manual_seed(derive_seed("jitter", spec.role, spec.seed))
     batch = min(recipe.batch, len(data))
     steps = len(data) // batch
-    own = parallel.share(batch)
+    own = distributed.share(batch)
 
     network.to(place, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     permutation = None
@@ -241,7 +249,7 @@ def train(
     # Dropout draws from the global generator: seed it here and give the old state back after.
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         # Every process drops other features: they look at other images, too.
-        apart = (parallel.rank(),) if parallel.rank() else ()
+        apart = (distributed.rank(),) if distributed.rank() else ()
         torch.manual_seed(derive_seed("dropout", spec.order_seed, *apart))
         history = [] if checkpoints is None else progress.resume(checkpoints)
         for epoch in range(len(history), recipe.epochs):
@@ -295,8 +303,8 @@ def train(
                 optimizer.step()
                 for name, value in (*terms.items(), ("loss", loss)):
                     totals[name] = totals.get(name, 0) + value.detach()
-            parallel.average_statistics(learner)
-            means = {name: float(parallel.mean(total)) / steps for name, total in totals.items()}
+            distributed.average_statistics(learner)
+            means = {name: float(distributed.mean(total)) / steps for name, total in totals.items()}
             if not math.isfinite(means["loss"]):
                 raise FloatingPointError(
                     f"loss is {means['loss']} after epoch {epoch + 1}: lower the learning rate"
@@ -325,8 +333,8 @@ class _Progress:
     def keep(self, checkpoints: Checkpoints, history: list[dict[str, float]]) -> None:
         """Write a checkpoint if one is due; the first process does."""
         # Of all processes: each drops features of its own.
-        dropout = parallel.gathered(self._global_state().to(self.place))
-        if parallel.rank() or not checkpoints.due():
+        dropout = distributed.gathered(self._global_state().to(self.place))
+        if distributed.rank() or not checkpoints.due():
             return
         tensors = {f"model.{name}": value for name, value in self.learner.state_dict().items()}
         for number, values in self.optimizer.state_dict()["state"].items():
@@ -334,7 +342,7 @@ class _Progress:
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
         for name, generator in self.generators.items():
             tensors[f"random.{name}"] = generator.get_state()
-        tensors["random.dropout"] = dropout.view(parallel.count(), -1)
+        tensors["random.dropout"] = dropout.view(distributed.count(), -1)
         checkpoints.write(len(history), tensors, {"history": history})
 
     def resume(self, checkpoints: Checkpoints) -> list[dict[str, float]]:
@@ -342,7 +350,7 @@ class _Progress:
 
         In another number of processes, dropout goes on with other numbers than it would have had.
         """
-        epoch = parallel.told(checkpoints.last() if parallel.rank() == 0 else 0)
+        epoch = distributed.told(checkpoints.last() if distributed.rank() == 0 else 0)
         if not epoch:
             return []
         tensors, notes = checkpoints.read(epoch)
@@ -356,8 +364,8 @@ class _Progress:
         for name, generator in self.generators.items():
             generator.set_state(tensors[f"random.{name}"])
         dropout = tensors["random.dropout"]
-        if len(dropout) == parallel.count():
-            self._set_global_state(dropout[parallel.rank()].clone())
+        if len(dropout) == distributed.count():
+            self._set_global_state(dropout[distributed.rank()].clone())
         else:
             torch.manual_seed(derive_seed("dropout", torch.initial_seed(), epoch))
         return notes["history"]
@@ -505,9 +513,9 @@ def _jittered(
     images: Tensor, jitter: ColorJitter, generator: torch.Generator, batch: int, own: slice
 ) -> Tensor:
     """Images (n, ...) with changed colours, the factors drawn for the batch they are a part of."""
-    from kdnotes import transforms_color
+    from kdnotes.data import colors
 
-    factors = transforms_color.draw_jitter(
+    factors = colors.draw_jitter(
         batch,
         jitter.brightness,
         jitter.contrast,
@@ -515,7 +523,7 @@ def _jittered(
         jitter.hue,
         generator,
     )
-    return transforms_color.jitter(images, factors[own])
+    return colors.jitter(images, factors[own])
 
 
 def _optimizer(recipe: Recipe, learner: nn.Module) -> torch.optim.Optimizer:

@@ -17,8 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from kdnotes import zoo
-from kdnotes.zoo import Planned
+from kdnotes.training import cache
+from kdnotes.training.cache import Planned
 
 # Environment of a process that keeps the memory it frees: asking the system for it anew costs a
 # tenth of a training step, and up to half of a forward pass. Read by the C library at its start.
@@ -45,7 +45,7 @@ def train_all(
     if device.startswith("cuda"):
         with progress(to_train, quiet) as show:
             for item in to_train:
-                zoo.train_one(
+                cache.train_one(
                     item,
                     device,
                     data_dir,
@@ -85,7 +85,7 @@ def in_group(to_train: list[Planned], device: str, data_dir: Path | None, proces
         items = [{"arm": item.arm, "spec": item.spec.model_dump(mode="json")} for item in to_train]
         listed.write_text(json.dumps(items))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(processes), "-m", "kdnotes.train_networks"]
+        command += ["--nproc-per-node", str(processes), "-m", "kdnotes.book.train_networks"]
         command += ["--networks", str(listed), "-p", f"device={device}"]
         if data_dir is not None:
             command += ["-p", f"data_dir={data_dir.absolute()}"]
@@ -118,7 +118,7 @@ def _run(
     running: dict[Future[None], str] = {}
     while waiting or running:
         for item in list(waiting):
-            ready = all(key not in keys or key in done for key in zoo.keys_behind(item.spec))
+            ready = all(key not in keys or key in done for key in cache.keys_behind(item.spec))
             # No more than the workers can take: what becomes ready later may be more urgent.
             if ready and len(running) < workers:
                 waiting.remove(item)
@@ -141,7 +141,7 @@ def _start_worker(events: Any) -> None:
 
 def _work(item: Planned, device: str, data_dir: Path | None) -> None:
     key = item.spec.key
-    zoo.train_one(item, device, data_dir, lambda epoch, loss: _events.put((key, epoch, loss)))
+    cache.train_one(item, device, data_dir, lambda epoch, loss: _events.put((key, epoch, loss)))
     _events.put((key, item.spec.recipe.epochs, None))
 
 
@@ -210,7 +210,7 @@ def progress(to_train: list[Planned], quiet: bool | None) -> Iterator[Any]:
             reached[key] = epoch
             if loss is None:
                 progress.remove_task(lines[key])
-                count = sum(zoo.is_complete(other.spec) for other in to_train)
+                count = sum(cache.is_complete(other.spec) for other in to_train)
                 progress.update(overall, description=f"trained {count} of {len(by_key)} networks")
 
         yield show
@@ -218,7 +218,7 @@ def progress(to_train: list[Planned], quiet: bool | None) -> Iterator[Any]:
 
 def cost(item: Planned) -> float:
     """Rough seconds of training on one core, from the multiply-adds of the networks involved."""
-    from kdnotes import models
+    from kdnotes.networks import models
 
     spec = item.spec
     if spec.pretrained:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdnotes.data import DataSpec
-from kdnotes.objectives import ObjectiveSpec
-from kdnotes.transforms import ColorJitter, Crops, ResizedCrops, Views
+from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
+from kdnotes.methods.objectives import ObjectiveSpec
 
 REVISION = 1  # raise it when the same specification trains to other weights: caches depend on it
 

@@ -1,0 +1,1 @@
+"""The probes on one's own networks."""

@@ -1,0 +1,1 @@
+"""Networks: building them, and reading what they compute on the way."""

@@ -1,0 +1,3 @@
+"""Intervals, verdicts, and what a set of claims comes to."""
+
+from kdnotes.stats.estimates import *  # noqa: F403

@@ -1,0 +1,65 @@
+"""Files and folders that appear complete or not at all, and the checksums that prove them.
+
+The only place that writes what others will read: results, networks, tables, copies of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+UNFINISHED = ".writing-"  # how names begin that nobody may read
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A file to write to that takes the name ``path`` when the block ends without an error."""
+    scratch = _scratch(path)
+    scratch.touch(exist_ok=False)
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name ``path``, in place of an old one, as `appearing`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _scratch(path)
+    scratch.mkdir()
+    try:
+        yield scratch
+        if path.exists():  # a damaged one that is being replaced
+            shutil.rmtree(path)
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
+    """Write JSON in one step. Raises ValueError for a number that is not finite."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    with appearing(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def checksum(content: bytes | Path) -> str:
+    """SHA-256 of bytes or of a file, in hex. Raises OSError where a file cannot be read."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _scratch(path: Path) -> Path:
+    # Made by open and mkdir, not by tempfile, whose files are for their owner only.
+    return path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
