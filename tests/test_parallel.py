@@ -225,7 +225,7 @@ import test_parallel as shared
 from kdnotes.training import distributed
 from kdnotes import study
 from kdnotes.book import train_networks
-from kdnotes.training import cache
+from kdnotes.training import cache as networks_cache
 torch.set_num_threads(1)
 train_networks.app({arguments!r}, standalone_mode=False)
 os.environ["KDNOTES_CACHE"] = "{out}/cache"
@@ -233,7 +233,7 @@ chapter = study.chapter("fidelity", preset="paper", dataset="imagefolder:{folder
                         device="cpu")
 for item in chapter.networks:
     if item.arm in ("teacher", "kl"):
-        cache.train_one(item, "cpu", None)
+        networks_cache.train_one(item, "cpu", None)
 found = {{name: shared.trained(name) for name in shared.OBJECTIVES}} | shared.contrast()
 torch.save(found, f"{out}/rank-{{distributed.rank()}}.pt")
 """
@@ -283,10 +283,10 @@ def test_killed_group_goes_on_to_the_same_networks(
     printed = (together / "printed.txt").read_text()
     epochs = re.findall(r"^teacher, .*: epoch (\d+) of", printed, re.MULTILINE)
     assert [int(epoch) for epoch in epochs] == [*range(kept + 1, TEACHER_EPOCHS + 1)]
-    assert cache.missing(chosen.networks) == []
-    assert cache.verify() == []
+    assert networks_cache.missing(chosen.networks) == []
+    assert networks_cache.verify() == []
     assert not list((cache / "checkpoints").iterdir())
-    assert len(cache.history(chosen.networks[0].spec)) == TEACHER_EPOCHS
+    assert len(networks_cache.history(chosen.networks[0].spec)) == TEACHER_EPOCHS
     keys = {item.spec.key for item in chosen.networks if item.arm in ("teacher", "kl")}
     assert teacher in keys
     assert len(keys) == 2

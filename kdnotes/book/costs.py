@@ -77,13 +77,8 @@ def profile(done: Iterable[Done]) -> str:
 def _trained_as(item: Planned) -> str:
     if item.spec.role == "teacher":
         return "training teachers"
-    kind = {
-        "none": "without a teacher",
-        "kl": "by soft labels",
-        "hint": "by hints",
-        "crd": "by CRD",
-    }
-    return f"training students {kind[item.spec.objective.method]}"
+    method = item.spec.method
+    return f"training students {'without a teacher' if method is None else f'by {method.short}'}"
 
 
 def _durations(notebook: Path) -> tuple[list[float], float]:

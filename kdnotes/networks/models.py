@@ -536,6 +536,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in content.items()}
 
 
+def hint_layer(network: Normalized | Composite, where: str) -> str:
+    """Dotted path of a layer: one already, "logits", or a depth as "2/3".
+
+    "K/3" is the last of the network's stages (`taps`) in its K-th third.
+    """
+    part, slash, whole = where.partition("/")
+    if not slash:
+        return where
+    stages = taps(network)
+    return stages[max(0, round(int(part) * len(stages) / int(whole)) - 1)]
+
+
 @lru_cache(maxsize=64)
 def multiply_adds(name: str, size: int, small_images: bool = True) -> int:
     """Multiply-adds of one forward pass of one (3, size, size) image through a named model."""

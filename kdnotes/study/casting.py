@@ -12,7 +12,10 @@ from typing import Any, Literal
 from kdnotes.data import FOLDER_PREFIX, DataSpec, folders, with_fingerprint
 from kdnotes.data.views import ColorJitter, Crops, Views
 from kdnotes.errors import RequestError
-from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.methods import Method
+from kdnotes.methods.crd import CRD
+from kdnotes.methods.hint import Hint
+from kdnotes.methods.kl import KL
 from kdnotes.networks.models import TRAINED_HERE
 from kdnotes.study import paper, presets
 from kdnotes.study.presets import Settings
@@ -46,7 +49,7 @@ SEEN_GROUPS = tuple(0.0 if group == UNSEEN_GROUP else w for group, w in enumerat
 
 FOREIGN_SEED = 9_000  # a seed that no student of a cast ever has
 SECOND_TEACHER_SEED = 1
-HINT_DEPTHS = ("hint-1", "hint-2", "hint-3", "hint-logits")
+HINT_DEPTHS = {"hint-1": "1/3", "hint-2": "2/3", "hint-3": "3/3", "hint-logits": "logits"}
 MIXTURES = (0.25, 0.5, 0.75)  # share of the teacher that reads the marker
 FEW_IMAGES = 4  # the dose chapter's small training set is this many times smaller
 FEW_EPOCHS = 1
@@ -64,7 +67,7 @@ CRD_WEIGHT = 0.2
 CRD_NEGATIVES = 512
 # The study's own weights for its MNIST experiment (section 1.2 of its appendix).
 DOMAINS_HINT_WEIGHT = 2.0
-DOMAINS_CRD = {"weight": 0.1, "crd_tau": 0.1, "crd_negatives": 32}
+DOMAINS_CRD: dict[str, Any] = {"weight": 0.1, "contrast_temperature": 0.1, "negatives": 32}
 # Networks that learn more slowly, or are smaller, get so many times the epochs.
 SLOW_TEACHERS = {"shifts": 2, "vit-cnn": 3, "same": 3}
 SLOW_STUDENTS = {"vgg-small-blur": 2}
@@ -84,6 +87,18 @@ _CUES_CASTS = (
 )
 _FIXED_CASTS = ("crops", "shifts", "flips", "exact-flips")
 _GROUPS_CASTS = ("groups", "fair", "temperature")
+
+
+Labels = Literal["teacher", "smoothed", "permuted"]
+_LABELS: dict[str, Labels] = {"control-smoothed": "smoothed", "control-permuted": "permuted"}
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a student is taught: by which method (None: labels alone), on whose soft labels."""
+
+    method: Method | None
+    labels: Labels = "teacher"
 
 
 @dataclass(frozen=True)
@@ -334,7 +349,7 @@ class Casting:
         self,
         cast: str,
         seed: int,
-        objective: ObjectiveSpec,
+        teaching: Teaching,
         taught_by: NetworkSpec | None,
         *,
         model: str | None = None,
@@ -352,65 +367,52 @@ class Casting:
             num_classes=self.num_classes,
             data=self.data(cast, "student", count),
             recipe=self.recipe(cast, "student", model, epochs),
-            objective=objective,
+            method=teaching.method,
+            labels=teaching.labels,
             seed=seed,
             teacher=taught_by,
             start_seed=start_seed,
             large_images=self.settings.is_imagenet,
         )
 
-    def objective(self, arm: str, cast: str = "") -> ObjectiveSpec:
-        """The objective of an arm, from its name."""
+    def teaching(self, arm: str, cast: str = "") -> Teaching:
+        """How an arm is taught, from its name."""
         settings = self.settings
         method, _, rest = arm.partition("-")
         if method in ("independent", "foreign"):
-            return ObjectiveSpec()
+            return Teaching(None)
+        labels = _LABELS.get(arm, "teacher")
         if settings.preset == presets.PAPER:
-            return self._paper_objective(arm, cast)
+            return self._paper_teaching(arm, cast, labels)
         if method in ("kl", "control", "mixture"):
-            labels: Literal["teacher", "smoothed", "permuted"] = "teacher"
-            if arm in ("control-smoothed", "control-permuted"):
-                labels = "smoothed" if arm == "control-smoothed" else "permuted"
             weight = float(rest[7:]) if rest.startswith("weight-") else KL_WEIGHT
             tau = float(rest[4:]) if rest.startswith("tau-") else settings.tau
             gamma = KL_GAMMA if weight == KL_WEIGHT else 1 - weight
-            return ObjectiveSpec(method="kl", gamma=gamma, weight=weight, tau=tau, labels=labels)
+            return Teaching(KL(gamma=gamma, weight=weight, tau=tau), labels)
         if method == "crd":
-            values: dict[str, Any] = {"weight": CRD_WEIGHT, "crd_negatives": CRD_NEGATIVES}
             if cast == "domains":
-                values = DOMAINS_CRD
-            return ObjectiveSpec(method="crd", gamma=1, **values)
+                return Teaching(CRD(**DOMAINS_CRD))
+            return Teaching(CRD(weight=CRD_WEIGHT, negatives=CRD_NEGATIVES))
         weight = HINT_LOGITS_WEIGHT if arm == "hint-logits" else HINT_WEIGHT
-        depth = arm if arm in HINT_DEPTHS else "hint"
+        depth = HINT_DEPTHS.get(arm, "2/3")
         if cast == "domains":
-            weight, depth = DOMAINS_HINT_WEIGHT, "hint-3"  # the second convolution, of two
-        return ObjectiveSpec(
-            method="hint",
-            gamma=1,
-            weight=weight,
-            hint_student=_hint_layer(depth, self.student_model(cast)),
-            hint_teacher=_hint_layer(depth, self.teacher_model(cast)),
-        )
+            weight, depth = DOMAINS_HINT_WEIGHT, "3/3"  # the second convolution, of two
+        return Teaching(Hint(weight=weight, student_layer=depth, teacher_layer=depth))
 
-    def _paper_objective(self, arm: str, cast: str) -> ObjectiveSpec:
+    def _paper_teaching(self, arm: str, cast: str, labels: Labels) -> Teaching:
         both = paper.settings()
-        method = arm.partition("-")[0]
+        method = "kl" if arm.startswith("control-") else arm.partition("-")[0]
         changes: dict[str, Any] = {}
-        if method == "control":
-            method = "kl"
-            if arm in ("control-smoothed", "control-permuted"):
-                changes = {"labels": arm.partition("-")[2]}
         pair = self.pair(cast)
         if pair is None:
-            return paper.objective(method, both.mnist, self.settings.tau, both.mnist, **changes)
+            made = paper.method(method, both.mnist, self.settings.tau, both.mnist)
+            return Teaching(made, labels)
         if arm in HINT_DEPTHS:
-            changes = {
-                "hint_teacher": _hint_layer(arm, pair.teacher),
-                "hint_student": _hint_layer(arm, pair.student),
-            }
+            changes = {"student_layer": HINT_DEPTHS[arm], "teacher_layer": HINT_DEPTHS[arm]}
         if arm == "hint-logits":
             changes["weight"] = HINT_LOGITS_WEIGHT
-        return paper.objective(method, pair, self.settings.tau, both.imagenet, **changes)
+        made = paper.method(method, pair, self.settings.tau, both.imagenet, **changes)
+        return Teaching(made, labels)
 
     def blurred_student(self, cast: str) -> str:
         """The students' architecture with blur in front of its strides; empty if there is none."""
@@ -458,9 +460,9 @@ class _Plan:
         self, arm: str, taught_by: NetworkSpec | None, few: bool = False, **changes: Any
     ) -> None:
         """Add an arm with all seeds, or with those of the controls."""
-        objective = self.casting.objective(arm, self.cast)
+        teaching = self.casting.teaching(arm, self.cast)
         for seed in self.few if few else self.seeds:
-            spec = self.casting.student(self.cast, seed, objective, taught_by, **changes)
+            spec = self.casting.student(self.cast, seed, teaching, taught_by, **changes)
             self.planned.append(Planned(arm, spec))
 
     def taught(self, teacher: NetworkSpec) -> None:
@@ -484,7 +486,7 @@ def _plain(plan: _Plan) -> None:
     casting = plan.casting
     if casting.chapter == "adversarial":
         seed = FOREIGN_SEED + casting.first_teacher
-        plan.other("foreign", casting.student(plan.cast, seed, ObjectiveSpec(), None))
+        plan.other("foreign", casting.student(plan.cast, seed, Teaching(None), None))
     if casting.chapter == "no-accuracy-gain" and plan.cast == "plain":
         for method in plan.methods:
             if method in MATCHED:
@@ -582,7 +584,7 @@ def _dose(plan: _Plan) -> None:
     if "hint" in settings.methods:
         plan.add("hint", teacher)
         for arm in HINT_DEPTHS:
-            if casting.objective(arm, plan.cast) != casting.objective("hint", plan.cast):
+            if casting.teaching(arm, plan.cast) != casting.teaching("hint", plan.cast):
                 plan.add(arm, teacher, few=arm not in _CLAIMED)
     _add_mixtures(plan)
 
@@ -639,34 +641,9 @@ def needs_class_names(dataset: str) -> bool:
     return dataset.startswith(FOLDER_PREFIX) or dataset == "cifar100"
 
 
-def describe(objective: ObjectiveSpec) -> str:
-    """An objective in a line, for tables."""
-    if objective.method == "none":
+def describe(spec: NetworkSpec) -> str:
+    """What a network is trained on in a line, for tables."""
+    if spec.method is None:
         return "labels only"
     kind = {"teacher": "", "smoothed": ", no teacher", "permuted": ", permuted in class"}
-    detail = {
-        "kl": f"temperature {objective.tau:g}{kind[objective.labels]}",
-        "hint": f"layer {objective.hint_student.removeprefix('body.')}",
-        "crd": f"{objective.crd_negatives} negatives",
-    }[objective.method]
-    name = {"kl": "KL", "hint": "Hint", "crd": "CRD"}[objective.method]
-    return f"{objective.gamma:g} labels + {objective.weight:g} {name} ({detail})"
-
-
-def _hint_layer(arm: str, model: str) -> str:
-    """Dotted path of the layer that a Hint arm matches; ``hint`` is one stage before the last."""
-    if arm == "hint-logits":
-        return "logits"
-    stages = _stages(model)
-    number = int(arm[-1]) - 1 if arm.startswith("hint-") else len(stages) - 2
-    # Depths are counted in thirds, so that networks of other lengths have them too.
-    if arm.startswith("hint-"):
-        number = round((number + 1) * len(stages) / 3) - 1
-    return stages[max(0, number)]
-
-
-@lru_cache(maxsize=16)
-def _stages(model: str) -> tuple[str, ...]:
-    from kdnotes.networks import models
-
-    return models.taps_of(model)
+    return spec.method.describe().removesuffix(")") + kind[spec.labels] + ")"

@@ -101,7 +101,7 @@ class Study:
                     "network": spec.model,
                     "images": spec.data.count or "all",
                     "epochs": spec.recipe.epochs,
-                    "objective": casting.describe(spec.objective),
+                    "objective": casting.describe(spec),
                     "networks trained": 0,
                 },
             )

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kdnotes import methods
 from kdnotes.data import FOLDER_PREFIX
 from kdnotes.data.views import ColorJitter, ResizedCrops, Views
 from kdnotes.errors import RequestError
-from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.methods import Method
 from kdnotes.training.specification import Recipe
 
 NEEDS_FOLDER = (
@@ -208,25 +209,22 @@ def _reason(error: ValueError) -> str:
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
 
 
-def objective(
-    method: str,
+def method(
+    name: str,
     of: Pair | MNIST,
     tau: float,
     crd: ImageNet | MNIST,
     **changes: Any,
-) -> ObjectiveSpec:
-    """What a student of a pair is trained on; ``changes`` replace fields."""
-    weights = {"kl": of.kl, "hint": of.hint, "crd": of.crd}[method]
-    values: dict[str, Any] = {
-        "method": method,
-        "gamma": weights.gamma,
-        "weight": weights.weight,
-        "tau": tau,
-        "crd_tau": crd.crd_tau,
-        "crd_negatives": crd.crd_negatives,
-        "hint_student": of.hint.student,
-        "hint_teacher": of.hint.teacher,
-    }
-    if isinstance(crd, ImageNet):
-        values["crd_momentum"] = crd.crd_momentum
-    return ObjectiveSpec(**(values | changes))
+) -> Method:
+    """How a student of a pair is taught; ``changes`` replace settings."""
+    weights = {"kl": of.kl, "hint": of.hint, "crd": of.crd}[name]
+    values: dict[str, Any] = {"gamma": weights.gamma, "weight": weights.weight}
+    if name == "kl":
+        values["tau"] = tau
+    elif name == "hint":
+        values |= {"student_layer": of.hint.student, "teacher_layer": of.hint.teacher}
+    else:
+        values |= {"contrast_temperature": crd.crd_tau, "negatives": crd.crd_negatives}
+        if isinstance(crd, ImageNet):
+            values["momentum"] = crd.crd_momentum
+    return methods.get(name)(**(values | changes))

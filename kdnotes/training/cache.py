@@ -330,7 +330,7 @@ def _teacher_for(spec: NetworkSpec, data: Any, device: str) -> Any:
     assert spec.teacher is not None
     place = torch.device("cuda" if device.startswith("cuda") else "cpu")
     network = models.freeze(load(spec.teacher)).to(place)
-    if training.needs_map(spec.objective):
+    if training.needs_layer(spec):
         return training.Teacher(network, maps=_maps_for(spec, data, network, place))
     if _is_live(spec, data):
         return training.Teacher(network)
@@ -357,7 +357,10 @@ def _maps_for(spec: NetworkSpec, data: Any, network: Any, device: Any) -> Any:
     import torch
 
     assert spec.teacher is not None
-    layer = spec.objective.hint_teacher
+    from kdnotes.training.loop import Teacher, teacher_layer
+
+    layer = teacher_layer(spec, Teacher(network))
+    assert layer is not None
     one_view = len(spec.recipe.views) == 1 and spec.recipe.resized is None
     if not one_view or not isinstance(data.images, torch.Tensor):
         return None

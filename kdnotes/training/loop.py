@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from kdnotes.data import ImageData
 from kdnotes.data.views import ColorJitter, crop, to_float
 from kdnotes.errors import RequestError
-from kdnotes.methods import objectives
-from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.methods import Batch, Outputs, controls
+from kdnotes.methods.base import at_least_single
 from kdnotes.networks import models
 from kdnotes.networks.models import (
     Composite,
@@ -49,20 +49,11 @@ CONFIDENCE_IMAGES = 10_000  # enough for one mean; a live teacher would take hou
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a teacher says about a batch: logits and penultimate features, or a feature map."""
-
-    logits: Tensor | None
-    features: Tensor | None
-    feature_map: Tensor | None
-
-
-@dataclass(frozen=True)
 class Teacher:
     """A frozen teacher and what it answers to every image, if that is there; else it is live.
 
-    ``maps``: the feature map that Hint looks at, (images, channels, height, width), where images
-    have one view each.
+    ``maps``: the output of the layer that the method looks at, (images, channels, height, width),
+    where images have one view each.
     """
 
     network: Normalized | Composite
@@ -71,90 +62,78 @@ class Teacher:
 
 
 class Learner(nn.Module):
-    """A student with whatever its objective trains beside it; one call gives the named losses."""
+    """A student with what its method trains beside it; one call gives the named losses.
 
-    def __init__(
-        self,
-        network: Normalized,
-        spec: ObjectiveSpec,
-        labels: Tensor,
-        example: tuple[Tensor, Answers] | None,
-        seed: int,
-    ) -> None:
+    ``confidence``: of the true class in smoothed labels.
+    """
+
+    def __init__(self, network: Normalized, spec: NetworkSpec) -> None:
         super().__init__()
-        self.network, self.spec = network, spec
-        self._forward: Forward = forward_with_features
-        self.projection: nn.Module | None = None
-        self.crd: objectives.CRD | None = None
+        self.network, self.method, self.labels = network, spec.method, spec.labels
+        self.beside: nn.Module | None = None
         self.confidence = 1.0
-        if example is None:
-            return
-        images, answers = example
+        self._forward: Forward = forward_with_features
+        layers = None if spec.method is None else spec.method.layers()
+        self._layer = None if layers is None else models.hint_layer(network, layers[0])
+
+    def prepare(self, images: Tensor, teacher: Outputs, labels: Tensor, seed: int) -> None:
+        """Make what is trained beside the student, from a few images and all labels (M,)."""
+        assert self.method is not None
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            was_training = network.training
-            network.eval()
-            features, student_map = self._student(images)[1:]
-            network.train(was_training)
-            if spec.method == "hint":
-                assert student_map is not None
-                assert answers.feature_map is not None
-                self.projection = objectives.HintProjection(
-                    student_map.shape[1:],
-                    answers.feature_map.shape[1:],
-                    signed=bool((answers.feature_map < 0).any()),
-                )
-            elif spec.method == "crd":
-                assert answers.features is not None
-                self.crd = objectives.CRD(
-                    features.shape[1],
-                    answers.features.shape[1],
-                    labels,
-                    spec.crd_negatives,
-                    spec.crd_tau,
-                    spec.crd_momentum,
-                    seed,
-                )
+            was_training = self.network.training
+            self.network.eval()
+            student = self._student(images)
+            self.network.train(was_training)
+            places = torch.arange(len(images), device=images.device)
+            example = self._batch(student, teacher, labels[: len(images)], places, None)
+            self.beside = self.method.prepare(example, labels, seed)
 
     def use_compiled(self) -> None:
         """Have the network's passes compiled when they are first needed."""
         self._forward = _compiled_forward()
 
-    def _student(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        if self.spec.method != "hint":
-            logits, features = self._forward(self.network, images)
-            return logits, features, None
-        # Never compiled: compiled code would pass by the hook that takes the map.
-        return (*_with_map(self.network, images, self.spec.hint_student),)
-
     def forward(
         self,
         images: Tensor,
         labels: Tensor,
-        answers: Answers | None,
+        teacher: Outputs | None,
         indices: Tensor,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        spec = self.spec
-        logits, features, student_map = self._student(images)
-        terms = {"ce": F.cross_entropy(logits, labels)}
-        if answers is None:
-            return terms
-        if spec.method == "kl" and spec.labels == "smoothed":
-            soft = objectives.smoothed_labels(labels, logits.shape[1], self.confidence)
-            terms["kl"] = objectives.kl_to_probabilities(logits, soft, spec.tau)
-        elif spec.method == "kl":
-            assert answers.logits is not None
-            terms["kl"] = objectives.kl(logits, answers.logits, spec.tau)
-        elif spec.method == "hint":
-            assert self.projection is not None
-            assert answers.feature_map is not None
-            terms["hint"] = objectives.hint(self.projection(student_map), answers.feature_map)
-        elif spec.method == "crd":
-            assert self.crd is not None
-            assert answers.features is not None
-            terms["crd"] = self.crd(features, answers.features, indices, generator)
+        student = self._student(images)
+        assert student.logits is not None
+        terms = {"ce": F.cross_entropy(student.logits, labels)}
+        if self.method is not None and teacher is not None:
+            batch = self._batch(student, teacher, labels, indices, generator)
+            terms[self.method.name] = self.method.term(batch)
         return terms
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The scalar to minimise: gamma * cross-entropy + weight * the method's term."""
+        if self.method is None:
+            return terms["ce"]
+        return self.method.gamma * terms["ce"] + self.method.weight * terms[self.method.name]
+
+    def _student(self, images: Tensor) -> Outputs:
+        if self._layer is None:
+            return Outputs(*self._forward(self.network, images))
+        # Never compiled: compiled code would pass by the hook that takes the layer's output.
+        return _with_layer(self.network, images, self._layer)
+
+    def _batch(
+        self, student: Outputs, teacher: Outputs, labels: Tensor, indices: Tensor, generator: Any
+    ) -> Batch:
+        def soft_labels(tau: float) -> Tensor:
+            if self.labels == "smoothed":
+                assert student.logits is not None
+                return controls.smoothed_labels(labels, student.logits.shape[1], self.confidence)
+            assert teacher.logits is not None
+            return torch.softmax(at_least_single(teacher.logits) / tau, dim=1)
+
+        return Batch(
+            labels, indices, student, teacher, soft_labels, generator, self.beside, distributed
+        )
 
 
 @lru_cache(maxsize=1)
@@ -179,14 +158,14 @@ def wants_compile() -> bool:
     return text == "1"
 
 
-def _with_map(network: Normalized, images: Tensor, tap: str) -> tuple[Tensor, Tensor, Tensor]:
+def _with_layer(network: Normalized | Composite, images: Tensor, layer: str) -> Outputs:
     """Logits, penultimate features and the output of one layer (``logits`` names the logits)."""
-    if tap == "logits":
+    if layer == "logits":
         logits, features = forward_with_features(network, images)
-        return logits, features, logits
-    with tapped(network, (tap,)) as outputs:
+        return Outputs(logits, features, logits)
+    with tapped(network, (layer,)) as outputs:
         logits, features = forward_with_features(network, images)
-    return logits, features, models.as_map(network, outputs[tap])
+    return Outputs(logits, features, models.as_map(network, outputs[layer]))
 
 
 def train(
@@ -212,7 +191,7 @@ def train(
     Raises FloatingPointError when the loss is no number any more, and RequestError when the batch
     cannot be shared evenly.
     """
-    recipe, objective = spec.recipe, spec.objective
+    recipe = spec.recipe
     fabric = distributed.fabric_for(device)
     place = fabric.device
     images = data.images
@@ -228,17 +207,21 @@ def train(
 
     network.to(place, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     permutation = None
-    if objective.labels == "permuted":
-        permutation = objectives.permute_within_class(data.labels, order_of_labels(spec))
-    example = None
+    if spec.labels == "permuted":
+        permutation = controls.permute_within_class(data.labels, order_of_labels(spec))
+    learner = Learner(network, spec)
+    layer = teacher_layer(spec, teacher)
     if teacher is not None:
         first = _whole(data.batch(torch.arange(2)).to(place), recipe)
-        example = (first, _live(teacher.network, first, objective))
-    learner = Learner(network, objective, data.labels, example, spec.initialisation_seed).to(place)
+        learner.prepare(
+            first, _live(teacher.network, first, layer), data.labels, spec.initialisation_seed
+        )
+    learner = learner.to(place)
     if compiled:
         learner.use_compiled()
-    if teacher is not None and objective.labels == "smoothed":
-        learner.confidence = _mean_confidence(teacher, data, recipe, objective.tau, place)
+    if teacher is not None and spec.labels == "smoothed":
+        tau = spec.method.tau  # type: ignore[union-attr]
+        learner.confidence = _mean_confidence(teacher, data, recipe, tau, place)
     inner_optimizer = _optimizer(recipe, learner)
     module, optimizer = fabric.setup(learner, inner_optimizer)
     rate = _schedule(recipe, steps * recipe.epochs, steps)
@@ -284,12 +267,12 @@ def train(
                 if stored is not None:
                     answers = next(stored)
                 elif teacher is not None and teacher.maps is not None:
-                    answers = Answers(None, None, _gathered(teacher.maps, chosen))
+                    answers = Outputs(layer=_gathered(teacher.maps, chosen))
                 elif teacher is not None:
                     asked_about = seen
                     if permutation is not None:
                         asked_about = view(data.batch(asked[part]).to(place))
-                    answers = _live(teacher.network, asked_about, objective)
+                    answers = _live(teacher.network, asked_about, layer)
                 if recipe.crops is not None:
                     seen = crop(seen, recipe.crops.draw(batch, jitters)[own].to(place))
                 if recipe.jitter is not None:
@@ -297,7 +280,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate(epoch * steps + step)
                 terms = module(seen, labels[chosen], answers, chosen, negatives)
-                loss = objectives.combine(terms, objective)
+                loss = learner.total(terms)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 optimizer.step()
@@ -426,7 +409,7 @@ def _whole(raw: Tensor, recipe: Recipe) -> Tensor:
 
 def _stored(
     table: TeacherTable, asked: Tensor, views: Tensor, parts: list[slice]
-) -> Iterator[Answers]:
+) -> Iterator[Outputs]:
     """A table's answers to each part of the images asked about and their views, on the device.
 
     Read for many steps at once: to copy rows to a GPU is to wait for it.
@@ -438,8 +421,8 @@ def _stored(
         logits, features = table.rows(asked[start:stop], views[start:stop])
         for part in group:
             here = slice(part.start - start, part.stop - start)
-            # With a table, the only layer that Hint can look at is the logits.
-            yield Answers(logits[here], features[here], logits[here])
+            # With a table, the only layer that a method can look at is the logits.
+            yield Outputs(logits[here], features[here], logits[here])
 
 
 def _read_ahead(source: Any, parts: list[Tensor]) -> Iterator[Tensor]:
@@ -458,18 +441,27 @@ def order_of_labels(spec: NetworkSpec) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed("permuted", spec.seed))
 
 
-def needs_map(objective: ObjectiveSpec) -> bool:
-    """Whether the objective looks at a feature map, which no table holds: the teacher is live."""
-    return objective.method == "hint" and objective.hint_teacher != "logits"
+def teacher_layer(spec: NetworkSpec, teacher: Teacher | None) -> str | None:
+    """Path of the layer that the method looks at in the teacher, None where it needs no layer."""
+    layers = None if spec.method is None else spec.method.layers()
+    if layers is None or teacher is None:
+        return None
+    return models.hint_layer(teacher.network, layers[1])
 
 
-def _live(teacher: Normalized | Composite, images: Tensor, objective: ObjectiveSpec) -> Answers:
+def needs_layer(spec: NetworkSpec) -> bool:
+    """Whether the method looks at a layer that no table holds: the teacher is live, then."""
+    layers = None if spec.method is None else spec.method.layers()
+    return layers is not None and layers[1] != "logits"
+
+
+def _live(teacher: Normalized | Composite, images: Tensor, layer: str | None) -> Outputs:
     with torch.no_grad():
-        if needs_map(objective):
-            found = features_at(teacher, images, objective.hint_teacher)
-            return Answers(None, None, models.as_map(teacher, found))
+        if layer is not None and layer != "logits":
+            found = features_at(teacher, images, layer)
+            return Outputs(layer=models.as_map(teacher, found))
         logits, features = forward_with_features(teacher, images)
-        return Answers(logits, features, logits)
+        return Outputs(logits, features, logits)
 
 
 def feature_maps(teacher: Normalized, data: ImageData, layer: str, device: torch.device) -> Tensor:

@@ -230,7 +230,9 @@ def cost(item: Planned) -> float:
     many = 1_281_167 if spec.large_images else 50_000
     images = (spec.data.count or many) * spec.recipe.epochs
     work = 6 * models.multiply_adds(spec.model, size, not spec.large_images)
-    live = spec.objective.method == "hint" or spec.recipe.resized is not None
+    live = (
+        spec.method is not None and spec.method.layers() is not None
+    ) or spec.recipe.resized is not None
     if spec.teacher is not None and live and not spec.teacher.parts:
         work += 2 * models.multiply_adds(spec.teacher.model, size, not spec.large_images)
     overhead = 2.5 / spec.recipe.batch * 4e-3

@@ -1,17 +1,18 @@
-"""What goes into a network: recipe, objective, data and seed, hashed into its name."""
+"""What goes into a network: recipe, method, data and seed, hashed into its name."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from kdnotes import methods
 from kdnotes.data import DataSpec
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
-from kdnotes.methods.objectives import ObjectiveSpec
+from kdnotes.methods import Method
 
 REVISION = 1  # raise it when the same specification trains to other weights: caches depend on it
 
@@ -45,6 +46,9 @@ class Recipe(BaseModel):
 class NetworkSpec(BaseModel):
     """Everything that determines a network, teacher included.
 
+    ``method``: how the teacher teaches, None for a network that learns from the labels alone.
+    ``labels``: whose soft labels the method gets: the teacher's, smoothed ones without a teacher,
+    or the teacher's permuted within each class.
     ``start_seed``: seed of the first weights in place of the network's own. ``parts``: a composite
     is not trained but is the mean of the logits of other networks, with ``shares``; ``mirrored``,
     also over each image and its mirror image. ``pretrained``: a network is not trained but has
@@ -59,7 +63,8 @@ class NetworkSpec(BaseModel):
     num_classes: int
     data: DataSpec
     recipe: Recipe
-    objective: ObjectiveSpec = ObjectiveSpec()
+    method: SerializeAsAny[Method] | None = None
+    labels: Literal["teacher", "smoothed", "permuted"] = "teacher"
     seed: int = 0
     teacher: NetworkSpec | None = None
     start_seed: int | None = None
@@ -68,6 +73,21 @@ class NetworkSpec(BaseModel):
     mirrored: bool = False
     pretrained: str = ""
     large_images: bool = False
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return methods.from_settings(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.method is None) != (self.teacher is None):
+            raise ValueError("a method and a teacher go together: name both or neither")
+        if self.labels != "teacher" and not (self.method and self.method.from_logits):
+            raise ValueError(f"labels {self.labels!r} need a method whose targets are soft labels")
+        if self.method is not None and self.method.gamma == 0 == self.method.weight:
+            raise ValueError("gamma and weight are both 0: nothing is left to train on")
+        return self
 
     @property
     def key(self) -> str:
@@ -106,6 +126,8 @@ def _identity(spec: NetworkSpec) -> dict[str, Any]:
     values = spec.model_dump(mode="json", exclude={"teacher", "parts"})
     values["data"] = spec.data.identity()
     values["teacher"] = None if spec.teacher is None else _identity(spec.teacher)
+    if spec.method is not None:
+        values["method"]["code"] = methods.code_mark(type(spec.method))
     values["parts"] = [_identity(part) for part in spec.parts]
     for name in _SILENT_IN_RECIPES:
         if values["recipe"][name] is None:

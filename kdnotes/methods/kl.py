@@ -1,0 +1,66 @@
+"""KL: the student answers as the teacher does, softened by a temperature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from kdnotes.lazy import torch
+from kdnotes.methods.base import Batch, Method, at_least_single
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class KL(Method):
+    """Soft labels: tau^2 times the divergence of the student's softened answer from the teacher's.
+
+    ``tau``: the temperature that both logits are divided by.
+    """
+
+    name: ClassVar[str] = "kl"
+    label: ClassVar[str] = "KL (soft labels)"
+    short: ClassVar[str] = "KL"
+    colour: ClassVar[str] = "#0072B2"
+    marker: ClassVar[str] = "s"
+    source: ClassVar[str] = (
+        "Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2; weights of RepDistiller"
+    )
+    by_default: ClassVar[bool] = True
+    rank: ClassVar[int] = 1
+    from_logits: ClassVar[bool] = True
+
+    gamma: float = Field(default=0.1, ge=0, description="weight of the cross-entropy")
+    weight: float = Field(default=0.9, ge=0, description="weight of the divergence")
+    tau: float = Field(default=4.0, gt=0, description="temperature")
+
+    def term(self, batch: Batch) -> Tensor:
+        """tau^2 * KL(teacher || student) of the softened answers, in nats."""
+        assert batch.student.logits is not None
+        return divergence(batch.student.logits, batch.soft_labels(self.tau), self.tau)
+
+    def detail(self) -> str:
+        """The temperature."""
+        return f"temperature {self.tau:g}"
+
+
+def divergence(student_logits: Tensor, probabilities: Tensor, tau: float) -> Tensor:
+    """tau^2 * KL(target || student at temperature tau), the scalar batch mean, in nats.
+
+    ``student_logits`` and ``probabilities`` (N, classes), each row of the latter a distribution,
+    already at the temperature; a probability of 0 counts 0. The gradient is that of the
+    tau^2-scaled cross-entropy with these soft labels, the form in which the paper writes it: the
+    two differ by the target's entropy.
+
+    Raises ``ValueError`` for different shapes. Source: Hinton, Vinyals and Dean 2015, arXiv
+    1503.02531, section 2.
+    """
+    if student_logits.shape != probabilities.shape:
+        raise ValueError(
+            f"student {tuple(student_logits.shape)} and target {tuple(probabilities.shape)} "
+            "must have the same shape"
+        )
+    log_student = torch.log_softmax(at_least_single(student_logits) / tau, dim=1)
+    target = at_least_single(probabilities.detach())
+    return tau**2 * torch.nn.functional.kl_div(log_student, target, reduction="batchmean")
