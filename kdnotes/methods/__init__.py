@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from kdnotes.errors import RequestError
+from kdnotes.methods import controls
 from kdnotes.methods.base import Batch, Method, Outputs, code_mark, source_file
 
 GROUP = "kdnotes.methods"
@@ -22,6 +23,7 @@ __all__ = [
     "Outputs",
     "by_default",
     "code_mark",
+    "controls",
     "from_settings",
     "get",
     "known",
