@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from kdnotes import study
-from kdnotes.data import load, scenes
+from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import Crops, crop
 from kdnotes.errors import RequestError
 from kdnotes.networks import models
@@ -88,14 +88,14 @@ def test_the_biased_teacher_never_saw_one_group_and_the_fair_one_all() -> None:
 
     def groups(cast: str, role: str) -> set[int]:
         spec = asked.data(cast, role)
-        images = scenes.load("scenes", "train", 300, 0, spec.options, None)
+        images = load(spec.model_copy(update={"count": 300}))
         return set(images.factors["group"].tolist())
 
     everything = {group for group, weight in enumerate(casting.ALL_GROUPS) if weight}
     assert groups("groups", "teacher") == everything - {casting.UNSEEN_GROUP}
     assert groups("groups", "student") == everything
     assert groups("fair", "teacher") == everything
-    few = scenes.load("scenes", "train", 2000, 0, asked.data("fair", "student").options, None)
+    few = load(asked.data("fair", "student").model_copy(update={"count": 2000}))
     share = (few.factors["group"] == casting.RARE_GROUP).float().mean()
     assert 0 < share < 0.1
 
@@ -113,9 +113,12 @@ def test_a_student_can_start_where_its_teacher_started() -> None:
 
 
 def test_digits_of_all_domains_are_the_three_one_after_the_other() -> None:
-    every = scenes.load("digits", "train", 30, 0, {"domain": "all"}, None)
+    def drawn(domain: str) -> ImageData:
+        return load(DataSpec(name="digits", split="train", count=30, options={"domain": domain}))
+
+    every = drawn("all")
     for number, domain in enumerate(("orig", "color", "m")):
-        alone = scenes.load("digits", "train", 30, 0, {"domain": domain}, None)
+        alone = drawn(domain)
         part = slice(30 * number, 30 * (number + 1))
         assert torch.equal(every.images[part], alone.images)
         assert torch.equal(every.sources[part], alone.sources)

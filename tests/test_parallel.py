@@ -18,8 +18,7 @@ from PIL import Image
 from torch import nn
 
 from kdnotes import study
-from kdnotes.data import DataSpec, ImageData, scenes
-from kdnotes.data.scenes import SceneOptions
+from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.errors import RequestError
 from kdnotes.methods.objectives import CRD, ObjectiveSpec
@@ -40,7 +39,7 @@ OBJECTIVES = {
 
 
 def images() -> ImageData:
-    return scenes.scenes(SceneOptions(), "train", 4 * BATCH, 0)
+    return load(DataSpec(name="scenes", split="train", count=4 * BATCH))
 
 
 def specification(objective: ObjectiveSpec, **changes: object) -> NetworkSpec:

@@ -8,7 +8,7 @@ import torch
 from probe_nets import some_data
 from torch import Tensor
 
-from kdnotes.data import renderings, scenes
+from kdnotes.data import DataSpec, load, renderings
 from kdnotes.data.renderings import (
     DOMAINS,
     canny,
@@ -32,7 +32,8 @@ from kdnotes.errors import RequestError
 
 
 def pictures(count: int = 8) -> Tensor:
-    return to_float(scenes.load("scenes", "test", count, 0, {"placement": 0.3}, None).images)
+    spec = DataSpec(name="scenes", split="test", count=count, options={"placement": 0.3})
+    return to_float(load(spec).images)
 
 
 def square(size: int = 32, light: float = 1.0, ground: float = 0.2) -> Tensor:

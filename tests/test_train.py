@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdnotes.data import DataSpec, ImageData, scenes
-from kdnotes.data.scenes import SceneOptions
+from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import ColorJitter, Views, to_float
 from kdnotes.errors import RequestError
 from kdnotes.methods.objectives import ObjectiveSpec
@@ -35,7 +34,7 @@ def specification(**changes: object) -> NetworkSpec:
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
-    return scenes.scenes(SceneOptions(), "train", 256, 0)
+    return load(DataSpec(name="scenes", split="train", count=256))
 
 
 @pytest.fixture(scope="module")

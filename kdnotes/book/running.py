@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kdnotes import layout
 from kdnotes.book import kernels, parameters, results
 from kdnotes.book.parameters import Parameter, did_you_mean
+from kdnotes.data import FOLDER_PREFIX
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from kdnotes.training.cache import Planned
 
 _NUMBERED = re.compile(r"(\d\d)-(.+)")
-FOLDER_PREFIX = "imagefolder:"  # as in kdnotes.data, which would import torch
 REQUEST_ERROR = "RequestError: "  # how a chapter says that the request is wrong
 WORTH_A_SERVER = 3  # chapters from which on loading the libraries once and for all saves time
 LAST_WORDS = 12  # lines of a dead process's stderr that are shown

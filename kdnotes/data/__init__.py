@@ -1,21 +1,21 @@
-"""Images with known factors: drawn scenes, digits, folders, torchvision's sets, and their views."""
+"""Images with known factors: drawn scenes, digits, folders, torchvision's sets, and their views.
 
-from kdnotes.data.sets import (
-    FOLDER_PREFIX,
-    DataSpec,
-    ImageData,
-    check_name,
-    load,
-    names,
-    with_fingerprint,
-)
+Importing this, and planning with it, does not import torch; making or reading images does.
+"""
+
+from kdnotes.data.folders import FOLDER_PREFIX
+from kdnotes.data.images import ImageData
+from kdnotes.data.registry import Source, check_name, load, names, source, with_fingerprint
+from kdnotes.data.spec import DataSpec
 
 __all__ = [
     "FOLDER_PREFIX",
     "DataSpec",
     "ImageData",
+    "Source",
     "check_name",
     "load",
     "names",
+    "source",
     "with_fingerprint",
 ]

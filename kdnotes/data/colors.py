@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdnotes.data.images import PerImage
+
 
 @dataclass(frozen=True)
-class JitterFactors:
+class JitterFactors(PerImage):
     """One change of colour per image.
 
     brightness, contrast, saturation: factors (N,), 1 changes nothing; hue: turns (N,), 0 changes
@@ -28,18 +30,6 @@ class JitterFactors:
     saturation: Tensor
     hue: Tensor
     order: Tensor
-
-    def __len__(self) -> int:
-        return len(self.hue)
-
-    def __getitem__(self, indices: Tensor | slice) -> JitterFactors:
-        return JitterFactors(
-            self.brightness[indices],
-            self.contrast[indices],
-            self.saturation[indices],
-            self.hue[indices],
-            self.order[indices],
-        )
 
 
 def draw_jitter(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
+from kdnotes.data.sources import torchvision_sets
+from kdnotes.data.spec import DataSpec
+from kdnotes.store import checksum
 
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+REVISION = 1  # raise it when the same options give other pixels: cached networks depend on them
 SPLIT_SEED = 20531  # one split for all, so that no test glyph is ever seen in training
 TEST_SHARE = 1 / 3
+CLASSES = tuple("0123456789")
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,11 @@ def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None)
     ``bundled`` are scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), split by class with a
     fixed seed; ``mnist`` is MNIST with its own split. Raises RequestError if MNIST is missing.
     """
-    if origin == "mnist":
-        from kdnotes.data import folders
+    import numpy as np
+    import torch
 
-        data = folders.load("mnist", split, data_dir, {})
+    if origin == "mnist":
+        data = torchvision_sets.read("mnist", split, data_dir)
         ids = torch.arange(len(data)) + (0 if split == "train" else 1_000_000)
         return Glyphs(data.images[:, :1].float() / 255, data.labels, ids)
     images, labels = _bundled()
@@ -53,27 +60,33 @@ def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None)
     )
 
 
-def fingerprint(origin: str, data_dir: Path | None) -> str:
-    """Name of the content behind an origin, for cache keys."""
-    if origin == "mnist":
-        from kdnotes.data import folders
-
-        return folders.fingerprint("mnist", "train", data_dir, {})
+def fingerprint(spec: DataSpec, options: Any, data_dir: Path | None) -> str:
+    """Name of the drawing code and of the glyphs, which are an option, for cache keys."""
+    if options.glyphs == "mnist":
+        return f"{REVISION}-{torchvision_sets.mark('mnist', data_dir)}"
     images, labels = _bundled()
-    return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:16]
+    return f"{REVISION}-{checksum(images.tobytes() + labels.tobytes())[:16]}"
 
 
 @lru_cache(maxsize=1)
 def _bundled() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
+    """What scikit-learn's load_digits reads, without the two seconds that importing it takes."""
+    import numpy as np
 
-    digits = load_digits()
-    return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")  # 8x8 pixels from 0 to 16, then the digit
+    images = (table[:, :-1].reshape(-1, 8, 8) / 16).astype(np.float32)
+    return images, table[:, -1].astype(np.int64)
 
 
 @lru_cache(maxsize=1)
 def photographs() -> tuple[Tensor, ...]:
     """The two photographs that come with scikit-learn, float [0, 1] (3, H, W)."""
+    import numpy as np
+    import torch
     from sklearn.datasets import load_sample_images
 
     return tuple(

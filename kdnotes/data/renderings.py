@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnotes.data import glyphs
+from kdnotes.data.images import PerImage
 from kdnotes.errors import RequestError
 
 DOMAINS = ("sketch", "stylised", "silhouette", "edge", "cue-conflict")
@@ -30,7 +31,7 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class Draws:
+class Draws(PerImage):
     """What is random about the renderings of N images.
 
     wobble: (N, 2, 4, 4), normal; photograph: (N, 3) in [0, 1), which and where; partner: int64
@@ -41,14 +42,6 @@ class Draws:
     photograph: Tensor
     partner: Tensor
     noise: Tensor
-
-    def __getitem__(self, indices: Tensor) -> Draws:
-        return Draws(
-            self.wobble[indices],
-            self.photograph[indices],
-            self.partner[indices],
-            self.noise[indices],
-        )
 
 
 def draw(labels: Tensor, seed: int) -> Draws:

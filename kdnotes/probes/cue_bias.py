@@ -17,7 +17,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from kdnotes.data import ImageData
-from kdnotes.data.folders import EXTENSIONS, StreamingImages
+from kdnotes.data.folders import EXTENSIONS
+from kdnotes.data.photos import StreamingImages
 from kdnotes.errors import RequestError
 from kdnotes.probes import localization
 from kdnotes.probes.cast import Cast

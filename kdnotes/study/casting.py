@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from kdnotes.data import FOLDER_PREFIX, DataSpec, folders, with_fingerprint
+from kdnotes.data import DataSpec, folders, with_fingerprint
 from kdnotes.data.views import ColorJitter, Crops, Views
 from kdnotes.errors import RequestError
 from kdnotes.methods import Method
@@ -35,7 +35,7 @@ FIXED = {"hue_agreement": 0.5, "placement": 0.0, "digit_side": (0.57, 0.57)}
 TWO_CUES = {"marker": True, "marker_contrast": 0.5}
 READS_DIGIT = TWO_CUES | {"marker_agreement": 0.0}
 READS_MARKER = TWO_CUES | {"shape_agreement": 0.0}
-# Three drawing styles (`scenes.STYLES`), one of which the teacher of the bias chapter never
+# Three drawing styles (`sources.scenes.STYLES`), one of which the teacher of the bias chapter never
 # saw. On a development seed a larger teacher missed outlined digits most (39 points, bright ones
 # 16) among those at which it stayed above chance; without dark ones it fell below. The laptop's own
 # teacher misses outlined ones by 36 points.
@@ -634,11 +634,6 @@ _PLANS: dict[str, Callable[[_Plan], None]] = {
     "fair": _one_way,
     "temperature": _temperature,
 }
-
-
-def needs_class_names(dataset: str) -> bool:
-    """Whether the number of classes is known only from the files."""
-    return dataset.startswith(FOLDER_PREFIX) or dataset == "cifar100"
 
 
 def describe(spec: NetworkSpec) -> str:

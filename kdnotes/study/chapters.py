@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes.data import FOLDER_PREFIX, DataSpec, ImageData, load, with_fingerprint
+from kdnotes.data import FOLDER_PREFIX, DataSpec, ImageData, load, source, with_fingerprint
 from kdnotes.errors import RequestError
 from kdnotes.paths import base_folder
 from kdnotes.probes.cast import Cast, Member
@@ -82,8 +82,8 @@ class Study:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
-        if self.settings.is_scenes or self.settings.dataset in ("digits", "mnist"):
-            return tuple(str(digit) for digit in range(10))
+        if (known := source(self.settings.dataset).classes) is not None:
+            return known
         files = Casting(self.chapter, self.settings, self.data_dir)
         return self._load(files.data(self.cast_names[0], "student")).classes
 
@@ -158,8 +158,6 @@ class Study:
     def casting(self) -> Casting:
         """Which networks the casts are made of."""
         made = Casting(self.chapter, self.settings, self.data_dir)
-        if not casting.needs_class_names(self.settings.dataset):
-            return made
         return replace(made, num_classes=len(self.classes))
 
     def _plan(self, cast: str) -> list[Planned]:

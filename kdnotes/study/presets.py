@@ -121,9 +121,9 @@ class Settings(BaseModel):
     @property
     def views(self) -> Views:
         """The training views that suit the data: mirrored for natural images only."""
-        if self.dataset in ("scenes", "digits", "mnist"):
-            return Views(pad=0)
-        return Views(pad=4, step=1, flip=True)
+        if data_sets.source(self.dataset).mirrored:
+            return Views(pad=4, step=1, flip=True)
+        return Views(pad=0)
 
 
 def resolve(

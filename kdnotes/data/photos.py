@@ -1,0 +1,189 @@
+"""Pixels of photos: decoded once and kept for all processes, or read as they are asked for."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdnotes import progress
+from kdnotes.data.folders import enumerated, refuse_damaged
+from kdnotes.paths import cache_folder
+from kdnotes.store import appearing, checksum
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+HELD = 4e9  # bytes of images; a folder with more is read as it is asked for
+_BLOCK = 64  # photos per task of the thread pool
+
+
+class StreamingImages:
+    """Photos decoded when they are asked for: a source of images for folders beyond memory.
+
+    Indexing with an int64 tensor (n,) gives uint8 (n, 3, size, size), the same pixels as a folder
+    held in memory; it raises RequestError naming the files that cannot be read.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], size: int) -> None:
+        self.root = root
+        self.names = names
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, indices: Tensor, /) -> Tensor:
+        names = [self.names[index] for index in indices.tolist()]
+        images = np.empty((len(names), 3, self.size, self.size), np.uint8)
+        damaged = _decode(self.root, names, self.size, images, quiet=True)
+        refuse_damaged(self.root, len(names), damaged)
+        return torch.from_numpy(images)
+
+
+def read(
+    root: Path, names: Sequence[str], size: int, mark: str, skip_damaged: bool
+) -> tuple[Tensor | StreamingImages, Tensor]:
+    """Images of the photos with these names, and the places (n,) of those that are kept.
+
+    mark: a name of their content. Damaged files are refused by a RequestError, or counted and
+    named on stderr and left out; of images that are read as they are asked for, only the latter
+    tells beforehand.
+    """
+    held = len(names) * 3 * size * size <= HELD
+    if not held and not skip_damaged:
+        return StreamingImages(root, names, size), torch.arange(len(names))
+
+    def decoded() -> dict[str, Tensor]:
+        images = np.empty((len(names) if held else 0, 3, size, size), np.uint8)
+        damaged = _decode(root, names, size, images if held else None)
+        if not skip_damaged:
+            refuse_damaged(root, len(names), damaged)
+        kept = [place for place, name in enumerate(names) if name not in damaged]
+        pixels = torch.from_numpy(images[kept] if held and damaged else images)
+        return {"images": pixels, "kept": torch.tensor(kept).long()}
+
+    stored = _once(mark if held else f"{mark}-readable", decoded)
+    kept = [names[place] for place in stored["kept"].tolist()]
+    if skipped := sorted(set(names) - set(kept)):
+        print(
+            f"kdnotes: {root}: skipped {len(skipped)} of {len(names)} files that cannot be read: "
+            f"{enumerated(skipped)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return stored["images"] if held else StreamingImages(root, kept, size), stored["kept"]
+
+
+def _decode(
+    root: Path, names: Sequence[str], size: int, images: np.ndarray | None, quiet: bool = False
+) -> dict[str, str]:
+    """Decode photos into images, uint8 (n, 3, size, size); return what is wrong with the others.
+
+    images None: only find out which photos cannot be read.
+    """
+    from PIL import UnidentifiedImageError
+
+    def block(start: int) -> dict[str, str]:
+        damaged: dict[str, str] = {}
+        for index in range(start, min(start + _BLOCK, len(names))):
+            try:
+                pixels = _pixels(root / names[index], size)
+            except MemoryError:
+                raise
+            except Exception as error:  # damaged bytes make decoders raise almost anything
+                is_none = isinstance(error, UnidentifiedImageError)
+                told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                damaged[names[index]] = "no image" if is_none else told
+                continue
+            if images is not None:
+                images[index] = pixels
+        return damaged
+
+    damaged: dict[str, str] = {}
+    with (
+        # Pillow warns of oddities in files; what cannot be read is reported as an error anyway.
+        warnings.catch_warnings(action="ignore"),
+        progress.shown("reading photos", len(names), quiet) as shown,
+        ThreadPoolExecutor() as pool,
+    ):
+        try:
+            for found in pool.map(block, range(0, len(names), _BLOCK)):
+                damaged |= found
+                shown.advance(_BLOCK)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the rest
+            raise
+    return damaged
+
+
+def _pixels(path: Path, size: int) -> np.ndarray:
+    """The central square of a photo, upright and in colour, uint8 (3, size, size)."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        image.draft(None, (2 * size, 2 * size))  # JPEG: decode large photos at a fraction
+        ImageOps.exif_transpose(image, in_place=True)
+        flat = _colour(image)
+    side = min(flat.size)
+    left, top = (flat.width - side) / 2, (flat.height - side) / 2
+    square = flat.resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def _colour(image: Image.Image) -> Image.Image:
+    """A photo of any mode as RGB; what is transparent becomes white."""
+    from PIL import Image
+
+    if image.mode == "I" or image.mode.startswith("I;16"):  # grey of 16 bits, 65535 is white
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("pixel values beyond 16 bits")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose white is unknown")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def _once(mark: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors under a mark, made by one process and kept in the cache folder for all others.
+
+    A cache that cannot be written only costs time.
+    """
+    from filelock import FileLock
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    path = cache_folder() / "data" / f"{mark}.safetensors"
+    proof = path.with_suffix(".sha256")
+    lock = FileLock(path.with_suffix(".lock"))
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        with suppress(OSError):
+            if proof.read_text() == checksum(path):
+                return load_file(path)
+        made = make()
+        with suppress(OSError, SafetensorError):
+            with appearing(path) as file:
+                save_file(made, file)
+            with appearing(proof) as file:
+                file.write_text(checksum(path))
+        return made
+    finally:
+        lock.release()

@@ -1,0 +1,186 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, as torchvision reads and downloads them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from contextlib import nullcontext, redirect_stderr
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+from kdnotes.data.images import ImageData, file_sources
+from kdnotes.data.registry import NoOptions, Source
+from kdnotes.data.spec import DataSpec
+from kdnotes.errors import RequestError
+from kdnotes.store import checksum
+
+_HEAD = 1 << 16  # bytes of a file that its content is told by
+
+
+class _Set(NamedTuple):
+    """A set as torchvision has it: its class, and its files in the folder that holds the set.
+
+    content: made from the MD5s of the published files. verified: whether torchvision checks these
+    whenever it reads the set, not only after a download.
+    """
+
+    kind: str
+    folder: str
+    files: str
+    content: str
+    verified: bool
+    mirrored: bool
+    classes: str
+
+    @property
+    def paths(self) -> list[str]:
+        """The files, relative to the folder that holds the set."""
+        return [f"{self.folder}/{name}" for name in self.files.split()]
+
+    def missing(self, root: Path) -> list[str]:
+        """Files that are not in root."""
+        return [path for path in self.paths if not (root / path).is_file()]
+
+
+_IDX = (
+    "train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte"
+)
+_BATCHES = (
+    "data_batch_1 data_batch_2 data_batch_3 data_batch_4 data_batch_5 test_batch batches.meta"
+)
+_DIGITS = "0,1,2,3,4,5,6,7,8,9"
+_CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+_TEN = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
+_HUNDRED = (
+    "apple,aquarium_fish,baby,bear,beaver,bed,bee,beetle,bicycle,bottle,bowl,boy,bridge,bus,"
+    "butterfly,camel,can,castle,caterpillar,cattle,chair,chimpanzee,clock,cloud,cockroach,couch,"
+    "crab,crocodile,cup,dinosaur,dolphin,elephant,flatfish,forest,fox,girl,hamster,house,kangaroo,"
+    "keyboard,lamp,lawn_mower,leopard,lion,lizard,lobster,man,maple_tree,motorcycle,mountain,mouse,"
+    "mushroom,oak_tree,orange,orchid,otter,palm_tree,pear,pickup_truck,pine_tree,plain,plate,poppy,"
+    "porcupine,possum,rabbit,raccoon,ray,road,rocket,rose,sea,seal,shark,shrew,skunk,skyscraper,"
+    "snail,snake,spider,squirrel,streetcar,sunflower,sweet_pepper,table,tank,telephone,television,"
+    "tiger,tractor,train,trout,tulip,turtle,wardrobe,whale,willow_tree,wolf,woman,worm"
+)
+_MNIST, _FASHION = ("MNIST", "MNIST/raw", _IDX), ("FashionMNIST", "FashionMNIST/raw", _IDX)
+_CIFAR10 = ("CIFAR10", "cifar-10-batches-py", _BATCHES)
+_CIFAR100 = ("CIFAR100", "cifar-100-python", "train test meta")
+_SETS = {
+    "mnist": _Set(*_MNIST, "852e0846f9523dd1", verified=False, mirrored=False, classes=_DIGITS),
+    "fashion-mnist": _Set(
+        *_FASHION, "1979fd13f59b08e4", verified=False, mirrored=True, classes=_CLOTHES
+    ),
+    "cifar10": _Set(*_CIFAR10, "6566d4819a2ce932", verified=True, mirrored=True, classes=_TEN),
+    "cifar100": _Set(
+        *_CIFAR100, "fcfd48fd293e8f83", verified=True, mirrored=True, classes=_HUNDRED
+    ),
+}
+
+
+def data_folder() -> Path:
+    """Where downloads go: KDNOTES_DATA, else the user's data folder of the system."""
+    from platformdirs import user_data_path
+
+    given = os.environ.get("KDNOTES_DATA")
+    return Path(given).expanduser() if given else user_data_path("kdnotes")
+
+
+def read(name: str, split: str, data_dir: Path | None) -> ImageData:
+    """One split, uint8 (N, 3, H, W); grey images get three equal channels.
+
+    Without a data_dir it is read from, and if need be downloaded into, `data_folder`.
+    Raises RequestError when files are missing or damaged.
+    """
+    import torch
+    from torchvision import datasets
+
+    root = Path(data_dir).expanduser() if data_dir is not None else data_folder()
+    if data_dir is None and _SETS[name].missing(root):
+        _download(name, root)
+    _check_present(name, root)
+    try:
+        stored = getattr(datasets, _SETS[name].kind)(root, train=split == "train")
+        images, labels = torch.as_tensor(stored.data), torch.as_tensor(stored.targets).long()
+        if len(images) != len(labels):
+            raise ValueError(f"{len(images)} images but {len(labels)} labels")
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make torchvision's readers raise almost anything
+        raise RequestError(
+            f"{name}: the files under {root} are damaged ({type(error).__name__}: {error}). "
+            "Delete them and get them again"
+        ) from error
+    is_grey = images.ndim == 3
+    images = images[:, None].repeat(1, 3, 1, 1) if is_grey else images.permute(0, 3, 1, 2)
+    sources = file_sources(torch.arange(len(labels)), split)
+    return ImageData(images.contiguous(), labels, _classes(name), sources)
+
+
+def mark(name: str, data_dir: Path | None) -> str:
+    """Name of the content, for cache keys, without a download; it follows files nobody verifies.
+
+    Raises RequestError when files are missing in data_dir.
+    """
+    if data_dir is None:
+        return _SETS[name].content
+    root = Path(data_dir).expanduser()
+    _check_present(name, root)
+    if _SETS[name].verified:
+        return _SETS[name].content
+    heads = []
+    for file in _SETS[name].paths:
+        with (root / file).open("rb") as stream:
+            heads.append([file, (root / file).stat().st_size, checksum(stream.read(_HEAD))])
+    return checksum(json.dumps([name, heads]).encode())[:16]
+
+
+def _classes(name: str) -> tuple[str, ...]:
+    return tuple(_SETS[name].classes.split(","))
+
+
+def _check_present(name: str, root: Path) -> None:
+    if missing := _SETS[name].missing(root):
+        more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
+        raise RequestError(
+            f"{name}: {root} has no {missing[0]}{more}. Name a data_dir that holds {name} in "
+            f"torchvision's layout, or leave data_dir empty to download it into {data_folder()}"
+        )
+
+
+def _download(name: str, root: Path) -> None:
+    """Let torchvision download and verify a set; what it leaves when cut off is never whole."""
+    from filelock import FileLock
+    from torchvision import datasets
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):
+            if not _SETS[name].missing(root):  # another process was faster
+                return
+            print(f"kdnotes: downloading {name} into {root}", file=sys.stderr, flush=True)
+            # torchvision draws a progress bar: not wanted where nobody watches
+            with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+                getattr(datasets, _SETS[name].kind)(root, download=True)
+    except (RuntimeError, OSError, HTTPException, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(
+            f"{name} is not in {root} and could not be downloaded ({reason}). Without a network, "
+            f"get it elsewhere and name the folder that holds {_SETS[name].paths[0]} and its like "
+            "as data_dir"
+        ) from error
+
+
+def _load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData:
+    return read(spec.name, spec.split, data_dir)
+
+
+def _fingerprint(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> str:
+    return mark(spec.name, data_dir)
+
+
+SOURCES = tuple(
+    Source(name, _load, _fingerprint, classes=_classes(name), mirrored=each.mirrored)
+    for name, each in _SETS.items()
+)
