@@ -137,8 +137,7 @@ def domain_names(name: str) -> tuple[str, ...]:
 
     Raises RequestError when there is no such folder.
     """
-    root = _root(name)
-    return tuple(top for top in _folders_in(root) if _folders_in(root / top))
+    return _domains_in(_root(name))
 
 
 def image_size(name: str, options: dict[str, Any]) -> int:
@@ -205,9 +204,13 @@ def _root(name: str) -> Path:
     return path
 
 
+def _domains_in(root: Path) -> tuple[str, ...]:
+    return tuple(top for top in _folders_in(root) if _folders_in(root / top))
+
+
 def _in_domain(root: Path, domain: str) -> list[Photo]:
     """Photos of one domain, in both splits."""
-    there = domain_names(str(root))
+    there = _domains_in(root)
     if domain not in there:
         raise RequestError(
             f"{root} has no domain folder {domain!r} with class folders; it has: "

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kdnotes.data.registry import NoOptions
 from kdnotes.data.sources import torchvision_sets
 from kdnotes.data.spec import DataSpec
 from kdnotes.store import checksum
@@ -32,7 +33,9 @@ class Glyphs:
 
 
 @lru_cache(maxsize=8)
-def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None) -> Glyphs:
+def load(
+    origin: Literal["bundled", "mnist"], split: Literal["train", "test"], data_dir: Path | None
+) -> Glyphs:
     """Glyphs of one split; train and test share none.
 
     ``bundled`` are scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), split by class with a
@@ -42,7 +45,7 @@ def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None)
     import torch
 
     if origin == "mnist":
-        data = torchvision_sets.read("mnist", split, data_dir)
+        data = torchvision_sets.load(DataSpec(name="mnist", split=split), NoOptions(), data_dir)
         ids = torch.arange(len(data)) + (0 if split == "train" else 1_000_000)
         return Glyphs(data.images[:, :1].float() / 255, data.labels, ids)
     images, labels = _bundled()
@@ -63,7 +66,8 @@ def load(origin: Literal["bundled", "mnist"], split: str, data_dir: Path | None)
 def fingerprint(spec: DataSpec, options: Any, data_dir: Path | None) -> str:
     """Name of the drawing code and of the glyphs, which are an option, for cache keys."""
     if options.glyphs == "mnist":
-        return f"{REVISION}-{torchvision_sets.mark('mnist', data_dir)}"
+        mnist = spec.model_copy(update={"name": "mnist"})
+        return f"{REVISION}-{torchvision_sets.fingerprint(mnist, NoOptions(), data_dir)}"
     images, labels = _bundled()
     return f"{REVISION}-{checksum(images.tobytes() + labels.tobytes())[:16]}"
 

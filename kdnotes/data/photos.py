@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ HELD = 4e9  # bytes of images; a folder with more is read as it is asked for
 _BLOCK = 64  # photos per task of the thread pool
 
 
+@dataclass(frozen=True)
 class StreamingImages:
     """Photos decoded when they are asked for: a source of images for folders beyond memory.
 
@@ -33,10 +35,9 @@ class StreamingImages:
     held in memory; it raises RequestError naming the files that cannot be read.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], size: int) -> None:
-        self.root = root
-        self.names = names
-        self.size = size
+    root: Path
+    names: Sequence[str]
+    size: int
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,9 +55,8 @@ def read(
 ) -> tuple[Tensor | StreamingImages, Tensor]:
     """Images of the photos with these names, and the places (n,) of those that are kept.
 
-    mark: a name of their content. Damaged files are refused by a RequestError, or counted and
-    named on stderr and left out; of images that are read as they are asked for, only the latter
-    tells beforehand.
+    mark: a name of their content. Damaged files are refused by a RequestError (of images that are
+    read as they are asked for, only then), or counted and named on stderr and left out.
     """
     held = len(names) * 3 * size * size <= HELD
     if not held and not skip_damaged:

@@ -47,14 +47,13 @@ class Views(BaseModel):
         View 0 is the topmost, leftmost crop; the centre view shows the image as it is.
         """
         import torch
-        from torch.nn import functional as F
 
         if len(self) == 1:
             return images
         crop = views % self.shifts**2
         down = (crop // self.shifts) * self.step
         right = (crop % self.shifts) * self.step
-        padded = F.pad(images, (self.pad,) * 4)
+        padded = torch.nn.functional.pad(images, (self.pad,) * 4)
         size_y, size_x = images.shape[-2:]
         rows = down[:, None] + torch.arange(size_y, device=images.device)
         columns = right[:, None] + torch.arange(size_x, device=images.device)
@@ -139,7 +138,6 @@ class ResizedCrops(BaseModel):
     def apply(self, images: Tensor, views: Tensor) -> Tensor:
         """Each float image (N, 3, H, W) in its view (N, 5), bilinearly: (N, 3, size, size)."""
         import torch
-        from torch.nn import functional as F
 
         height, width, down, right, mirrored = views.unbind(1)
         theta = images.new_zeros((len(images), 2, 3))
@@ -149,8 +147,10 @@ class ResizedCrops(BaseModel):
         theta[:, 0, 2] = (2 * right - 1) * (1 - width)
         theta[:, 1, 2] = (2 * down - 1) * (1 - height)
         side = self.size or images.shape[-1]
-        grid = F.affine_grid(theta, [len(images), 3, side, side], align_corners=False)
-        seen = F.grid_sample(
+        grid = torch.nn.functional.affine_grid(
+            theta, [len(images), 3, side, side], align_corners=False
+        )
+        seen = torch.nn.functional.grid_sample(
             images, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
         return seen.contiguous(memory_format=torch.channels_last)

@@ -23,17 +23,20 @@ _HEAD = 1 << 16  # bytes of a file that its content is told by
 class _Set(NamedTuple):
     """A set as torchvision has it: its class, and its files in the folder that holds the set.
 
-    content: made from the MD5s of the published files. verified: whether torchvision checks these
-    whenever it reads the set, not only after a download.
+    content: made from the MD5s of the published files. classes: their names, between commas.
     """
 
     kind: str
     folder: str
     files: str
     content: str
-    verified: bool
-    mirrored: bool
     classes: str
+    mirrored: bool = True
+
+    @property
+    def verified(self) -> bool:
+        """Whether torchvision checks the MD5s whenever it reads, not only after a download."""
+        return self.files != _IDX
 
     @property
     def paths(self) -> list[str]:
@@ -64,17 +67,12 @@ _HUNDRED = (
     "snail,snake,spider,squirrel,streetcar,sunflower,sweet_pepper,table,tank,telephone,television,"
     "tiger,tractor,train,trout,tulip,turtle,wardrobe,whale,willow_tree,wolf,woman,worm"
 )
-_MNIST, _FASHION = ("MNIST", "MNIST/raw", _IDX), ("FashionMNIST", "FashionMNIST/raw", _IDX)
-_CIFAR10 = ("CIFAR10", "cifar-10-batches-py", _BATCHES)
-_CIFAR100 = ("CIFAR100", "cifar-100-python", "train test meta")
 _SETS = {
-    "mnist": _Set(*_MNIST, "852e0846f9523dd1", verified=False, mirrored=False, classes=_DIGITS),
-    "fashion-mnist": _Set(
-        *_FASHION, "1979fd13f59b08e4", verified=False, mirrored=True, classes=_CLOTHES
-    ),
-    "cifar10": _Set(*_CIFAR10, "6566d4819a2ce932", verified=True, mirrored=True, classes=_TEN),
+    "mnist": _Set("MNIST", "MNIST/raw", _IDX, "852e0846f9523dd1", _DIGITS, mirrored=False),
+    "fashion-mnist": _Set("FashionMNIST", "FashionMNIST/raw", _IDX, "1979fd13f59b08e4", _CLOTHES),
+    "cifar10": _Set("CIFAR10", "cifar-10-batches-py", _BATCHES, "6566d4819a2ce932", _TEN),
     "cifar100": _Set(
-        *_CIFAR100, "fcfd48fd293e8f83", verified=True, mirrored=True, classes=_HUNDRED
+        "CIFAR100", "cifar-100-python", "train test meta", "fcfd48fd293e8f83", _HUNDRED
     ),
 }
 
@@ -87,7 +85,7 @@ def data_folder() -> Path:
     return Path(given).expanduser() if given else user_data_path("kdnotes")
 
 
-def read(name: str, split: str, data_dir: Path | None) -> ImageData:
+def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData:
     """One split, uint8 (N, 3, H, W); grey images get three equal channels.
 
     Without a data_dir it is read from, and if need be downloaded into, `data_folder`.
@@ -96,12 +94,13 @@ def read(name: str, split: str, data_dir: Path | None) -> ImageData:
     import torch
     from torchvision import datasets
 
+    name = spec.name
     root = Path(data_dir).expanduser() if data_dir is not None else data_folder()
     if data_dir is None and _SETS[name].missing(root):
         _download(name, root)
     _check_present(name, root)
     try:
-        stored = getattr(datasets, _SETS[name].kind)(root, train=split == "train")
+        stored = getattr(datasets, _SETS[name].kind)(root, train=spec.split == "train")
         images, labels = torch.as_tensor(stored.data), torch.as_tensor(stored.targets).long()
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
@@ -114,26 +113,27 @@ def read(name: str, split: str, data_dir: Path | None) -> ImageData:
         ) from error
     is_grey = images.ndim == 3
     images = images[:, None].repeat(1, 3, 1, 1) if is_grey else images.permute(0, 3, 1, 2)
-    sources = file_sources(torch.arange(len(labels)), split)
+    sources = file_sources(torch.arange(len(labels)), spec.split)
     return ImageData(images.contiguous(), labels, _classes(name), sources)
 
 
-def mark(name: str, data_dir: Path | None) -> str:
+def fingerprint(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> str:
     """Name of the content, for cache keys, without a download; it follows files nobody verifies.
 
     Raises RequestError when files are missing in data_dir.
     """
+    declared = _SETS[spec.name]
     if data_dir is None:
-        return _SETS[name].content
+        return declared.content
     root = Path(data_dir).expanduser()
-    _check_present(name, root)
-    if _SETS[name].verified:
-        return _SETS[name].content
+    _check_present(spec.name, root)
+    if declared.verified:
+        return declared.content
     heads = []
-    for file in _SETS[name].paths:
+    for file in declared.paths:
         with (root / file).open("rb") as stream:
             heads.append([file, (root / file).stat().st_size, checksum(stream.read(_HEAD))])
-    return checksum(json.dumps([name, heads]).encode())[:16]
+    return checksum(json.dumps([spec.name, heads]).encode())[:16]
 
 
 def _classes(name: str) -> tuple[str, ...]:
@@ -172,15 +172,7 @@ def _download(name: str, root: Path) -> None:
         ) from error
 
 
-def _load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData:
-    return read(spec.name, spec.split, data_dir)
-
-
-def _fingerprint(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> str:
-    return mark(spec.name, data_dir)
-
-
 SOURCES = tuple(
-    Source(name, _load, _fingerprint, classes=_classes(name), mirrored=each.mirrored)
+    Source(name, load, fingerprint, classes=_classes(name), mirrored=each.mirrored)
     for name, each in _SETS.items()
 )
