@@ -174,7 +174,7 @@ def run(
     kdnotes run localization -p tau=8 -p methods=kl,crd --out warmer
     kdnotes run adversarial -p dataset=imagefolder:photos -p seeds=3 --dry-run
     """
-    from kdnotes import layout
+    from kdnotes import paths
     from kdnotes.book import parameters, running
 
     given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
@@ -182,7 +182,7 @@ def run(
     if dry_run:
         typer.echo(_plan([request]))
         return
-    folder = running.make_folder(out or layout.by_hand_folder())
+    folder = running.make_folder(out or paths.by_hand_folder())
     running.train([request])
     running.execute([running.Run(request, folder)], report=_report)
     for path in sorted(folder.glob(f"{chapter}.*")):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdnotes import layout
+from kdnotes import paths
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 from kdnotes.probes.outcome import Outcome
@@ -216,5 +216,5 @@ def test_by_hand_results_go_into_the_build_folder(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("KDNOTES_BOOK", raising=False)
     repository = Path(__file__).resolve().parents[1]
     assert results.folder() == repository / "_build" / "runs" / "by-hand"
-    assert layout.root() == repository
+    assert paths.root() == repository
     assert os.access(repository / "_toc.yml", os.R_OK)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout, stats
+from kdnotes import paths, stats
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 from kdnotes.training import cache
@@ -114,7 +114,7 @@ def finish(
 
 def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
     """The table of a published run of a chapter (``results/PRESET``), None if there is none."""
-    folder = layout.root() / "results" / preset
+    folder = paths.root() / "results" / preset
     if not (folder / f"{chapter}.json").is_file():
         return None
     return results.table(chapter, folder)
@@ -144,7 +144,7 @@ def beside_published(
     place = {arm: number for number, arm in enumerate(plots.ARMS)}
     beside = pd.DataFrame(columns).rename_axis("arm").reset_index()
     beside = beside.sort_values("arm", key=lambda arms: arms.map(place), kind="stable")
-    larger = results.load(study.chapter, layout.root() / "results" / preset)
+    larger = results.load(study.chapter, paths.root() / "results" / preset)
     made = larger.parameters
     trained = ""
     if larger.training_seconds is not None:

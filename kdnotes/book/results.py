@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout
+from kdnotes import paths
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def folder() -> Path:
     """Where chapters write: KDNOTES_OUT, or the folder of what is run by hand."""
     if given := os.environ.get("KDNOTES_OUT"):
         return Path(given)
-    return layout.by_hand_folder()
+    return paths.by_hand_folder()
 
 
 def versions() -> dict[str, str]:
@@ -133,7 +133,7 @@ def save(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON without NaN and without absolute paths, in one step."""
-    text = json.dumps(layout.without_absolute_paths(content), indent=1, allow_nan=False)
+    text = json.dumps(paths.without_absolute_paths(content), indent=1, allow_nan=False)
     with appearing(path) as scratch:
         scratch.write_text(text + "\n")
 

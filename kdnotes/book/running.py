@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout
+from kdnotes import paths
 from kdnotes.book import kernels, parameters, results
 from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError
@@ -100,7 +100,7 @@ class Done:
 
 def chapter_paths() -> dict[str, Path]:
     """Notebooks of the book by chapter name, numbered ones first. Raises RequestError."""
-    folder = layout.root() / "book"
+    folder = paths.root() / "book"
     found = sorted(folder.glob("*.ipynb"), key=lambda path: (not path.stem[0].isdigit(), path.stem))
     if not found:
         raise RequestError(
@@ -139,7 +139,7 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     from kdnotes import study
 
     # Relative before anything else, so that checks and notebook see the same value.
-    values = layout.without_absolute_paths(parameters.check(which.name, which.parameters, given))
+    values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
     defaults = {name: item.default for name, item in which.parameters.items()}
     # Empty defaults leave the choice to the preset; an empty value that was given is checked.
     chosen = {name: value for name, value in defaults.items() if value} | values
@@ -242,7 +242,7 @@ def key(run: Run) -> str:
     if which.study.data_dir is not None or settings.dataset.startswith(FOLDER_PREFIX):
         return ""
     state = hashlib.sha256()
-    root = layout.root()
+    root = paths.root()
     sources = [
         *sorted(Path(__file__).parents[1].rglob("*.py")),
         *sorted((root / "book").glob("*.yml")),

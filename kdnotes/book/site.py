@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from kdnotes import layout
+from kdnotes import paths
 from kdnotes.book import costs, results, running
 from kdnotes.book.running import Done, Run, RunFailedError
 from kdnotes.errors import RequestError
@@ -73,7 +73,7 @@ def build(
     every = running.chapters()
     chosen = {chapter.name for chapter in (running.chapters(only) if only else every)}
     requests = {each.name: running.request(each, {"preset": preset}) for each in every}
-    out = running.make_folder(out or layout.build_folder())
+    out = running.make_folder(out or paths.build_folder())
     folder = running.make_folder(out / "runs" / preset)
     runs = {name: Run(request, folder) for name, request in requests.items()}
     done: dict[str, Done] = {}
@@ -143,7 +143,7 @@ def stage(
     import yaml
 
     shutil.rmtree(folder, ignore_errors=True)
-    root = layout.root()
+    root = paths.root()
     shutil.copytree(root / "book", folder / "book", ignore=shutil.ignore_patterns("*.ipynb", ".*"))
     shutil.copy(root / "_toc.yml", folder)
     config = yaml.safe_load((root / "_config.yml").read_text())
@@ -181,7 +181,7 @@ def _cover(scorecard: Path | None) -> bytes:
     figure = None if scorecard is None else _first_figure(scorecard)
     if figure is not None:
         return figure
-    published = layout.root() / "results" / PUBLISHED_PRESET / f"{COVER_CHAPTER}.png"
+    published = paths.root() / "results" / PUBLISHED_PRESET / f"{COVER_CHAPTER}.png"
     if published.is_file():
         return published.read_bytes()
     from PIL import Image
@@ -288,7 +288,7 @@ def output_problems(path: Path) -> list[str]:
     # Not part of a longer path: a relative one may well lead through the same names.
     places = {
         str(place): re.compile(rf"(?<![\w.]){re.escape(f'{place}{os.sep}')}")
-        for place in (layout.root(), Path.home(), sys.prefix)
+        for place in (paths.root(), Path.home(), sys.prefix)
         if len(str(place)) > 1
     }
     problems = []
@@ -373,8 +373,8 @@ def publish_results(preset: str, runs: Path | None = None) -> list[Path]:
 
     Raises RequestError when a chapter has not been run with that preset.
     """
-    source = (runs or layout.build_folder() / "runs") / preset
-    target = layout.root() / "results" / preset
+    source = (runs or paths.build_folder() / "runs") / preset
+    target = paths.root() / "results" / preset
     missing = [name for name in running.chapter_paths() if name not in results.chapters(source)]
     if missing:
         raise RequestError(

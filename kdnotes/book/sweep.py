@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout
+from kdnotes import paths
 from kdnotes.book import results, running
 from kdnotes.book.running import Done, Run, RunFailedError
 from kdnotes.errors import RequestError
@@ -177,7 +177,7 @@ def _distribute(client: Any, wanted: Sequence[Run]) -> list[Done]:
             run.request.chapter.name,
             {key: str(value) for key, value in run.request.given.items()},
             run.folder,
-            {"KDNOTES_CACHE": cache, "KDNOTES_BOOK": str(layout.root())},
+            {"KDNOTES_CACHE": cache, "KDNOTES_BOOK": str(paths.root())},
             base,
             [trained[item.spec.key] for item in running.networks([run.request])],
             pure=False,
