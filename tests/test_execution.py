@@ -1,68 +1,83 @@
-"""Processes that execute notebooks: one after another, none left behind, none that failed."""
+"""Notebooks executed in threads: what their kernels find, what a dead one said, none left."""
+
+from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
-import nbformat
+import psutil
 import pytest
+from tiny_book import code, write
 
-from kdnotes.book import running
+from kdnotes.book.execution import Order, _threads, execute_notebook
+from kdnotes.errors import RequestError, RunFailedError
 
-
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "cache"))
-    with running.surroundings(1) as environment:
-        started = running._Processes(environment)
-        yield started
-        started.end()
+SAY = "import os; print(os.getpid(), os.environ['MARK'], os.getcwd())"
 
 
-def outcome(processes: Any, folder: Path, source: str) -> dict[str, Any]:
-    """What comes of a notebook with one cell, with its text output under ``said``."""
+def order(folder: Path, *sources: str, forked: bool = False) -> Order:
+    """A notebook with these cells."""
     folder.mkdir()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
-    nbformat.write(notebook, folder / "template.ipynb")
-    order = {
-        "template": str(folder / "template.ipynb"),
-        "output": str(folder / "output.ipynb"),
-        "out": str(folder),
-        "parameters": {},
-        "base": str(folder),
-        "stamp": {},
-    }
-    found, last_words = processes.run(order, lambda cells, total: None)
-    cells = json.loads((folder / "output.ipynb").read_text())["cells"]
-    said = "".join("".join(output.get("text", "")) for output in cells[-1]["outputs"])
-    return found | {"said": said.split(), "last_words": last_words}
+    template = write(folder / "template.ipynb", list(map(code, sources)))
+    output = folder / ".output {1}.7.ipynb"  # braces, because papermill formats paths
+    return Order("it", template, output, {}, {"MARK": folder.name}, folder, "a key", forked)
 
 
-SAY = "import os; print(os.getppid(), os.environ['KDNOTES_OUT'], os.getcwd())"
+def said(done: Order) -> list[str]:
+    """The words that the notebook printed."""
+    outputs = json.loads(done.output.read_text())["cells"][0]["outputs"]
+    return "".join("".join(output.get("text", "")) for output in outputs).split()
 
 
-def test_a_process_takes_one_notebook_after_another(processes: Any, tmp_path: Path) -> None:
-    first, second = (outcome(processes, tmp_path / name, SAY) for name in ("first", "second"))
-    assert first["failed"] is None
-    assert first["said"][0] == second["said"][0]  # kernels of the same process
-    assert first["said"][1:] == [str(tmp_path / "first")] * 2
-    assert second["said"][1:] == [str(tmp_path / "second")] * 2
+def test_a_kernel_has_the_surroundings_of_its_order(tmp_path: Path) -> None:
+    told: list[Any] = []
+    orders = [order(tmp_path / name, SAY) for name in ("first", "second")]
+    threads = [
+        threading.Thread(target=execute_notebook, args=(each, lambda *cells: told.append(cells)))
+        for each in orders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    processes, marks, folders = zip(*map(said, orders), strict=True)
+    assert marks == ("first", "second")
+    assert folders == (str(tmp_path / "first"), str(tmp_path / "second"))
+    assert told == [(1, 1), (1, 1)]
+    assert not any(psutil.pid_exists(int(process)) for process in processes)
+    about = json.loads(orders[0].output.read_text())["metadata"]
+    assert about["kdnotes"]["key"] == "a key"
+    assert str(tmp_path) not in json.dumps(about)
 
 
-def test_a_process_in_which_a_notebook_failed_is_not_used_again(
-    processes: Any, tmp_path: Path
-) -> None:
-    before = outcome(processes, tmp_path / "before", SAY)
-    failed = outcome(processes, tmp_path / "failed", "1 / 0")
-    after = outcome(processes, tmp_path / "after", SAY)
-    assert failed["failed"]["error"] == "ZeroDivisionError: division by zero"
-    assert before["said"][0] != after["said"][0]
-    assert after["failed"] is None
-    assert not Path(f"/proc/{before['said'][0]}").exists()
+def test_failures_say_what_happened(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match=r"it failed in cell 1 \(1 / 0\): ZeroDivisionError"):
+        execute_notebook(order(tmp_path / "failing", "\n1 / 0"))
+    wrong = "from kdnotes.errors import RequestError\nraise RequestError('no such thing')"
+    with pytest.raises(RequestError, match=r"^no such thing$"):
+        execute_notebook(order(tmp_path / "wrong", wrong))
+    dying = "import os\nos.write(2, b'out of luck\\n')\nos._exit(3)"
+    with pytest.raises(RunFailedError, match=r"DeadKernelError: .*\n(.*\n)*out of luck$"):
+        execute_notebook(order(tmp_path / "dying", dying))
 
 
-def test_no_process_is_left_behind(processes: Any, tmp_path: Path) -> None:
-    process = outcome(processes, tmp_path / "one", SAY)["said"][0]
-    processes.end()
-    assert not Path(f"/proc/{process}").exists()
+@pytest.mark.parametrize("sleeping", [True, False])
+def test_an_exception_ends_the_kernels_at_once(tmp_path: Path, sleeping: bool) -> None:
+    cells = (SAY, f"import time; time.sleep({60 * sleeping})")
+    orders = [order(tmp_path / name, *cells) for name in ("first", "second")]
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), _threads(orders, 1) as submit:
+        futures = [submit(each) for each in orders]
+        while sleeping and not (orders[0].output.exists() and said(orders[0])):
+            assert time.monotonic() < begun + 60
+            time.sleep(0.1)
+        raise KeyboardInterrupt
+    assert all(future.done() for future in futures)
+    assert not psutil.Process(os.getpid()).children()
+    if sleeping:
+        assert (tmp_path / "first" / "output {1}.partial.ipynb").is_file()
+    assert not orders[1].output.exists()

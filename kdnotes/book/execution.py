@@ -1,124 +1,231 @@
-"""Chapters one after another, in a process of its own: ``python -m kdnotes.book.execute``.
-
-Each line of stdin is a JSON object with template, output, out, parameters, base and stamp. Each
-line of stdout is a JSON object: the number of cells done, and when a chapter ends its outcome. The
-process stops when stdin closes, so that it never outlives the one who started it.
-"""
+"""Executing chapters on networks that are trained: papermill in threads, kernels as processes."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import queue
-import sys
-import threading
+import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from kdnotes import paths
+from kdnotes.book import kernels, running
+from kdnotes.book.running import Done, Run
+from kdnotes.errors import RequestError, RunFailedError
+from kdnotes.progress import Progress, shown
+
+REQUEST_ERROR = "RequestError: "  # how a chapter says that the request is wrong
+LAST_WORDS = 12  # lines of what a dead kernel said that are shown
 LONGEST_SOURCE_LINE = 80
 
-_channel: IO[str] = sys.stdout  # where the one who started this process listens
+
+@dataclass(frozen=True)
+class Order:
+    """All that is needed to execute a notebook, here or on another machine.
+
+    ``environment``: what a kernel gets beside what is there; ``base``: the folder it starts in.
+    """
+
+    title: str
+    template: Path
+    output: Path
+    parameters: dict[str, Any]
+    environment: dict[str, str]
+    base: Path
+    key: str
+    forked: bool = False
 
 
-def main() -> None:
-    """Execute the notebooks that stdin names, telling stdout how far they are."""
-    global _channel
-    # The kernel inherits standard output; what libraries print there is not for our reader.
-    _channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
-    while True:
-        _tell(**execute(**json.loads(orders.get())))
+Submit = Callable[[Order], "Future[float]"]
 
 
 def execute(
-    template: str,
-    output: str,
-    out: str,
-    parameters: dict[str, Any],
-    base: str,
-    stamp: dict[str, Any],
-) -> dict[str, Any]:
-    """Run a notebook with papermill into ``output``; kernels start in the folder ``base``.
+    runs: Sequence[Run],
+    jobs: int | None = None,
+    report: Callable[[Done], None] = lambda done: None,
+    forked: bool = False,
+    submit: Submit | None = None,
+) -> list[Done]:
+    """Execute chapters on trained networks, ``jobs`` at a time, each in a kernel of its own.
 
-    All paths are absolute. ``out`` is the folder of the chapter's results, ``stamp`` is added to
-    the metadata. Returns ``{"failed": None, "seconds": ...}``, or what is needed to describe the
-    failing cell.
+    ``forked``: kernels come from `kernels.preload`; ``submit`` has `execute_notebook` called
+    elsewhere than in threads of this process. Runs that can finish do; then failures are raised as
+    RunFailedError, naming the partial notebooks, or as RequestError where chapters found that they
+    cannot do what was asked for.
+    """
+    if not runs:
+        return []
+    done: list[Done] = []
+    failures: list[Exception] = []
+    orders = {run.notebook: _order(run, forked) for run in runs}
+    with nullcontext(submit) if submit else _threads(list(orders.values()), jobs) as to_submit:
+        before = {path: _changed(path) for run in runs for path in run.results}
+        futures = {to_submit(orders[run.notebook]): run for run in runs}
+        for future in as_completed(futures):
+            run = futures[future]
+            try:
+                done.append(_conclude(run, orders[run.notebook].output, future, before))
+                report(done[-1])
+            except (RunFailedError, RequestError) as error:
+                failures.append(error)
+    if failures:
+        wrong_request = all(isinstance(error, RequestError) for error in failures)
+        kind = RequestError if wrong_request else RunFailedError
+        raise kind("\n".join(str(error) for error in failures))
+    return done
+
+
+def _order(run: Run, forked: bool) -> Order:
+    environment = {
+        "KDNOTES_BASE": str(Path.cwd()),
+        "KDNOTES_BOOK": str(paths.root()),
+        "KDNOTES_CACHE": str(paths.cache_folder().absolute()),
+        "KDNOTES_OUT": str(run.folder.absolute()),
+    }
+    working = run.notebook.with_name(f".{run.request.chapter.name}.{os.getpid()}.ipynb")
+    which = run.request
+    return Order(
+        run.title,
+        which.chapter.path.absolute(),
+        working.absolute(),
+        which.given,
+        environment,
+        Path.cwd(),
+        running.key(run),
+        forked,
+    )
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written, 0 for one that is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _conclude(run: Run, working: Path, future: Future[float], before: dict[Path, int]) -> Done:
+    """What came of an execution; the notebook goes where it belongs."""
+    try:
+        seconds = future.result()
+        unsaved = [path.name for path in run.results if _changed(path) == before[path]]
+        if unsaved:
+            raise RunFailedError(
+                f"{run.title} ran to its end without saving {', '.join(unsaved)}: it must call "
+                f"kdnotes.book.results.save({run.request.chapter.name!r}, ...)"
+            )
+    except RequestError:
+        working.unlink(missing_ok=True)
+        raise
+    except Exception as error:  # of the notebook, or of what should have executed it
+        said = error if isinstance(error, RunFailedError) else f"{run.title} failed: {error!r}"
+        kept = _keep(working)
+        raise RunFailedError(f"{said}\nwhat it did until then is in {kept}") from error
+    working.replace(run.notebook)
+    _partial(working).unlink(missing_ok=True)
+    return Done(run, seconds, reused=False)
+
+
+def _partial(working: Path) -> Path:
+    """Where a notebook stays that failed or was stopped."""
+    return working.with_name(f"{working.name.split('.')[1]}.partial.ipynb")
+
+
+def _keep(working: Path) -> Path:
+    with suppress(FileNotFoundError):
+        working.replace(_partial(working))
+    return _partial(working)
+
+
+@contextmanager
+def _threads(orders: Sequence[Order], jobs: int | None) -> Iterator[Submit]:
+    """Execute notebooks in threads of this process; an exception ends their kernels at once."""
+    from kdnotes.training import pool
+
+    executor = ThreadPoolExecutor(min(jobs or pool.cores(), len(orders)))
+    futures: list[Future[float]] = []
+    processes: list[Any] = []
+
+    with shown(f"executing {len(orders)} chapters", len(orders)) as progress:
+
+        def submit(order: Order) -> Future[float]:
+            told = partial(_tell, progress, order.title)
+            futures.append(executor.submit(execute_notebook, order, told, processes.append))
+            return futures[-1]
+
+        try:
+            yield submit
+        except BaseException:  # Ctrl-C: stop what runs, start nothing more
+            executor.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):
+                for process in list(processes):
+                    process.kill()
+                time.sleep(0.1)
+            for order in orders:
+                _keep(order.output)
+            raise
+        executor.shutdown()
+
+
+def _tell(progress: Progress, title: str, cells: int, total: int) -> None:
+    progress.line(title, f"{title}: cell {cells} of {total}", cells, total)
+    progress.advance(1 / total)
+    if cells == total:
+        progress.remove(title)
+
+
+def execute_notebook(
+    order: Order,
+    told: Callable[[int, int], None] = lambda cells, total: None,
+    started: Callable[[Any], None] = lambda process: None,
+) -> float:
+    """Run a notebook with papermill; returns the seconds it took.
+
+    ``told`` hears how many code cells are done, of how many; ``started`` gets the kernel's process.
+    Raises RunFailedError with the failing cell or a dead kernel's last words, and RequestError
+    where a cell does.
     """
     import nbformat
-    from papermill import execute_notebook
-    from papermill.engines import NBClientEngine, papermill_engines
+    import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    from kdnotes.book import kernels
-
-    class TellingEngine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, *args: Any, **kwargs: Any) -> Any:
-            total = len(nb_man.nb.cells)
-            complete = nb_man.cell_complete
-
-            def cell_complete(cell: Any, cell_index: int, **options: Any) -> None:
-                complete(cell, cell_index, **options)
-                _tell(done=cell_index + 1, total=total)
-
-            nb_man.cell_complete = cell_complete
-            return super().execute_managed_notebook(nb_man, *args, **kwargs)
-
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    papermill_engines.register("telling", TellingEngine)
-    # Relative, because papermill formats paths as templates: braces in a folder's name are fatal.
-    target = Path(output)
-    os.chdir(target.parent)
-    os.environ["KDNOTES_OUT"] = out  # the kernel gets this environment
-    started = time.perf_counter()
-    try:
-        execute_notebook(
-            nbformat.read(template, as_version=4),
-            target.name,
-            parameters=parameters,
-            engine_name="telling",
-            progress_bar=False,
-            cwd=base,
-            **kernels.manager(),
-        )
-    except PapermillExecutionError as error:
-        return {
-            "failed": {
-                "cell": error.cell_index + 1,
-                "source": _first_line(error.source),
-                "error": f"{error.ename}: {error.evalue}".strip().removesuffix(":"),
-            }
-        }
-    except Exception as error:  # the kernel died, or there is none: said by the caller
-        return {"failed": {"cell": None, "source": "", "error": f"{type(error).__name__}: {error}"}}
-    seconds = round(time.perf_counter() - started, 2)
-    notebook = nbformat.read(target.name, as_version=4)
-    about = notebook.metadata["papermill"]
+    begun = time.perf_counter()
+    template = nbformat.read(order.template, as_version=4)
+    total = sum(cell.cell_type == "code" for cell in template.cells) + bool(order.parameters)
+    cells = iter(range(1, total + 1))
+    environment = kernels.environment() | order.environment
+    with tempfile.NamedTemporaryFile("a+", errors="replace") as said:
+        try:
+            notebook = papermill.execute_notebook(
+                template,
+                # papermill formats paths as templates.
+                str(order.output).replace("{", "{{").replace("}", "}}"),
+                parameters=order.parameters,
+                progress_bar=False,
+                kernel_manager_class=kernels.manager(
+                    environment, order.base, said, order.forked, started
+                ),
+                on_cell_complete=lambda cell, cell_index: told(next(cells, total), total),
+            )
+        except PapermillExecutionError as error:
+            message = f"{error.ename}: {error.evalue}".strip().removesuffix(":")
+            if message.startswith(REQUEST_ERROR):
+                raise RequestError(message.removeprefix(REQUEST_ERROR)) from error
+            first = next(filter(str.strip, error.source.splitlines()), "")[:LONGEST_SOURCE_LINE]
+            where = f"cell {error.cell_index + 1} ({first})"
+            raise RunFailedError(f"{order.title} failed in {where}: {message}") from error
+        except Exception as error:  # the kernel died, or there is none
+            said.seek(0)
+            last_words = "".join(said.readlines()[-LAST_WORDS:])
+            message = f"{order.title} failed: {type(error).__name__}: {error}\n{last_words}"
+            raise RunFailedError(message.rstrip()) from error
+    seconds = round(time.perf_counter() - begun, 2)
     for name in ("input_path", "output_path"):
-        about.pop(name, None)
-    notebook.metadata["kdnotes"] = stamp | {"seconds": seconds}
-    nbformat.write(notebook, target.name)
-    return {"failed": None, "seconds": seconds}
-
-
-def _first_line(source: str) -> str:
-    line = next((line for line in source.splitlines() if line.strip()), "")
-    return line[:LONGEST_SOURCE_LINE]
-
-
-def _tell(**event: Any) -> None:
-    print(json.dumps(event), file=_channel, flush=True)
-
-
-def _listen(orders: queue.SimpleQueue[str]) -> None:
-    for line in sys.stdin:
-        orders.put(line)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+        notebook.metadata["papermill"].pop(name, None)
+    notebook.metadata["kdnotes"] = {"key": order.key, "seconds": seconds}
+    nbformat.write(notebook, order.output)
+    return seconds
