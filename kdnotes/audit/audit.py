@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths
+from kdnotes import paths, store
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 
@@ -114,7 +114,7 @@ def run(
 def save(audit: Audit, where: Path) -> None:
     """Write audit.csv, audit.items.parquet, audit.json and audit.md into a folder."""
     results.save(NAME, audit.outcome, audit.claims, audit.parameters, audit.seconds, where)
-    with results.appearing(where / f"{NAME}.md") as path:
+    with store.appearing(where / f"{NAME}.md") as path:
         path.write_text(summary(audit))
 
 
