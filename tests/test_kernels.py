@@ -92,7 +92,7 @@ def test_a_kernel_can_train_in_processes_of_its_own(tmp_path: Path) -> None:
 
 
 def test_figures_are_drawn_into_the_notebook(tmp_path: Path) -> None:
-    wanted = order(tmp_path / "here", "import matplotlib.pyplot as plt\nplt.plot([0, 1]);", forked=True)
+    wanted = order(tmp_path / "here", "import matplotlib.pyplot as p\np.plot([0, 1]);", forked=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", "agg")
         execute_notebook(wanted)
@@ -100,7 +100,7 @@ def test_figures_are_drawn_into_the_notebook(tmp_path: Path) -> None:
 
 
 def test_a_forked_kernel_says_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"DeadKernelError: .*\n(.*\n)*out of luck$"):
+    with pytest.raises(RuntimeError, match=r"DeadKernelError.*\n(.*\n)*out of luck$"):
         run("import os\nos.write(2, b'out of luck\\n')\nos._exit(3)", tmp_path / "dying")
 
 
@@ -114,7 +114,7 @@ def test_kernels_end_with_the_process_that_asked_for_them(tmp_path: Path) -> Non
         "from kdnotes.book.execution import Order, execute_notebook\n"
         "here = Path.cwd()\n"
         "forked = kernels.preload(3)\n"
-        "execute_notebook(Order('', here / 'template.ipynb', here / 'out.ipynb', {}, {}, here, '',\n"
+        "execute_notebook(Order(here / 'template.ipynb', here / 'out.ipynb', {}, {}, here, '',\n"
         "                       forked))"
     )
     asking = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)

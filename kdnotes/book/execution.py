@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +26,11 @@ LONGEST_SOURCE_LINE = 80
 
 @dataclass(frozen=True)
 class Order:
-    """All that is needed to execute a notebook, here or on another machine.
+    """What is needed to execute a notebook, here or on another machine.
 
-    ``environment``: what a kernel gets beside what is there; ``base``: the folder it starts in.
+    ``environment`` is what a kernel gets beside what is there; ``base`` the folder it starts in.
     """
 
-    title: str
     template: Path
     output: Path
     parameters: dict[str, Any]
@@ -63,17 +61,20 @@ def execute(
         return []
     done: list[Done] = []
     failures: list[Exception] = []
-    orders = {run.notebook: _order(run, forked) for run in runs}
-    with nullcontext(submit) if submit else _threads(list(orders.values()), jobs) as to_submit:
-        before = {path: _changed(path) for run in runs for path in run.results}
-        futures = {to_submit(orders[run.notebook]): run for run in runs}
-        for future in as_completed(futures):
-            run = futures[future]
-            try:
-                done.append(_conclude(run, orders[run.notebook].output, future, before))
-                report(done[-1])
-            except (RunFailedError, RequestError) as error:
-                failures.append(error)
+    before = {path: _changed(path) for run in runs for path in run.results}
+    try:
+        with nullcontext(submit) if submit else _threads(len(runs), jobs) as submitted:
+            futures = {submitted(_order(run, forked)): run for run in runs}
+            for future in as_completed(futures):
+                try:
+                    done.append(_conclude(futures[future], future, before))
+                    report(done[-1])
+                except (RunFailedError, RequestError) as error:
+                    failures.append(error)
+    finally:
+        for run in runs:  # what failed or was stopped
+            with suppress(FileNotFoundError):
+                run.working.replace(run.partial)
     if failures:
         wrong_request = all(isinstance(error, RequestError) for error in failures)
         kind = RequestError if wrong_request else RunFailedError
@@ -83,22 +84,19 @@ def execute(
 
 def _order(run: Run, forked: bool) -> Order:
     environment = {
-        "KDNOTES_BASE": str(Path.cwd()),
-        "KDNOTES_BOOK": str(paths.root()),
-        "KDNOTES_CACHE": str(paths.cache_folder().absolute()),
-        "KDNOTES_OUT": str(run.folder.absolute()),
+        "KDNOTES_BASE": Path.cwd(),
+        "KDNOTES_BOOK": paths.root(),
+        "KDNOTES_CACHE": paths.cache_folder().absolute(),
+        "KDNOTES_OUT": run.folder.absolute(),
     }
-    working = run.notebook.with_name(f".{run.request.chapter.name}.{os.getpid()}.ipynb")
-    which = run.request
     return Order(
-        run.title,
-        which.chapter.path.absolute(),
-        working.absolute(),
-        which.given,
-        environment,
-        Path.cwd(),
-        running.key(run),
-        forked,
+        template=run.request.chapter.path.absolute(),
+        output=run.working.absolute(),
+        parameters=run.request.given,
+        environment={name: str(path) for name, path in environment.items()},
+        base=Path.cwd(),
+        key=running.key(run),
+        forked=forked,
     )
 
 
@@ -107,52 +105,40 @@ def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _conclude(run: Run, working: Path, future: Future[float], before: dict[Path, int]) -> Done:
-    """What came of an execution; the notebook goes where it belongs."""
+def _conclude(run: Run, future: Future[float], before: dict[Path, int]) -> Done:
+    """What came of an execution."""
     try:
         seconds = future.result()
         unsaved = [path.name for path in run.results if _changed(path) == before[path]]
         if unsaved:
             raise RunFailedError(
-                f"{run.title} ran to its end without saving {', '.join(unsaved)}: it must call "
+                f"ran to its end without saving {', '.join(unsaved)}: it must call "
                 f"kdnotes.book.results.save({run.request.chapter.name!r}, ...)"
             )
     except RequestError:
-        working.unlink(missing_ok=True)
+        run.working.unlink(missing_ok=True)
         raise
-    except Exception as error:  # of the notebook, or of what should have executed it
-        said = error if isinstance(error, RunFailedError) else f"{run.title} failed: {error!r}"
-        kept = _keep(working)
-        raise RunFailedError(f"{said}\nwhat it did until then is in {kept}") from error
-    working.replace(run.notebook)
-    _partial(working).unlink(missing_ok=True)
+    except Exception as error:  # of the notebook, or of the one who should have executed it
+        what = error if isinstance(error, RunFailedError) else f"failed: {error!r}"
+        kept = f"what it did until then is in {run.partial}"
+        raise RunFailedError(f"{run.title} {what}\n{kept}") from error
+    run.working.replace(run.notebook)
+    run.partial.unlink(missing_ok=True)
     return Done(run, seconds, reused=False)
 
 
-def _partial(working: Path) -> Path:
-    """Where a notebook stays that failed or was stopped."""
-    return working.with_name(f"{working.name.split('.')[1]}.partial.ipynb")
-
-
-def _keep(working: Path) -> Path:
-    with suppress(FileNotFoundError):
-        working.replace(_partial(working))
-    return _partial(working)
-
-
 @contextmanager
-def _threads(orders: Sequence[Order], jobs: int | None) -> Iterator[Submit]:
+def _threads(count: int, jobs: int | None) -> Iterator[Submit]:
     """Execute notebooks in threads of this process; an exception ends their kernels at once."""
     from kdnotes.training import pool
 
-    executor = ThreadPoolExecutor(min(jobs or pool.cores(), len(orders)))
+    executor = ThreadPoolExecutor(min(jobs or pool.cores(), count))
     futures: list[Future[float]] = []
     processes: list[Any] = []
-
-    with shown(f"executing {len(orders)} chapters", len(orders)) as progress:
+    with shown(f"executing {count} chapters", count) as progress:
 
         def submit(order: Order) -> Future[float]:
-            told = partial(_tell, progress, order.title)
+            told = partial(_tell, progress, order.template.stem)
             futures.append(executor.submit(execute_notebook, order, told, processes.append))
             return futures[-1]
 
@@ -164,17 +150,15 @@ def _threads(orders: Sequence[Order], jobs: int | None) -> Iterator[Submit]:
                 for process in list(processes):
                     process.kill()
                 time.sleep(0.1)
-            for order in orders:
-                _keep(order.output)
             raise
         executor.shutdown()
 
 
-def _tell(progress: Progress, title: str, cells: int, total: int) -> None:
-    progress.line(title, f"{title}: cell {cells} of {total}", cells, total)
+def _tell(progress: Progress, name: str, cells: int, total: int) -> None:
+    progress.line(name, f"{name}: cell {cells} of {total}", cells, total)
     progress.advance(1 / total)
     if cells == total:
-        progress.remove(title)
+        progress.remove(name)
 
 
 def execute_notebook(
@@ -192,7 +176,7 @@ def execute_notebook(
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # errors are raised as well
     begun = time.perf_counter()
     template = nbformat.read(order.template, as_version=4)
     total = sum(cell.cell_type == "code" for cell in template.cells) + bool(order.parameters)
@@ -217,11 +201,10 @@ def execute_notebook(
                 raise RequestError(message.removeprefix(REQUEST_ERROR)) from error
             first = next(filter(str.strip, error.source.splitlines()), "")[:LONGEST_SOURCE_LINE]
             where = f"cell {error.cell_index + 1} ({first})"
-            raise RunFailedError(f"{order.title} failed in {where}: {message}") from error
+            raise RunFailedError(f"failed in {where}: {message}") from error
         except Exception as error:  # the kernel died, or there is none
             said.seek(0)
-            last_words = "".join(said.readlines()[-LAST_WORDS:])
-            message = f"{order.title} failed: {type(error).__name__}: {error}\n{last_words}"
+            message = f"failed: {error!r}\n" + "".join(said.readlines()[-LAST_WORDS:])
             raise RunFailedError(message.rstrip()) from error
     seconds = round(time.perf_counter() - begun, 2)
     for name in ("input_path", "output_path"):

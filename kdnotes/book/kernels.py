@@ -91,12 +91,12 @@ def manager(
                 target=_be_kernel, args=(arguments, options["env"], str(folder), said.name)
             )
             process.start()
-            self.process = _Forked(process)
+            self.process = _Forked(process)  # type: ignore[assignment]
             self.pid = self.pgid = process.pid  # it leads a group of its own
             return self.connection_info
 
     class Manager(AsyncKernelManager):
-        async def start_kernel(self, **options: Any) -> None:
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             if forked:
                 about = {"kernel_id": self.kernel_id, "kernel_spec": self.kernel_spec}
                 self.provisioner = Forking(**about, parent=self)

@@ -48,11 +48,10 @@ def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
 
 def answer(claims: Sequence[Mapping[str, Any]]) -> str:
     """The chapter's claims as a list, verdict first: what stands at the top of a chapter."""
-    lines = []
-    for claim in claims:
-        mark = _MARKS[claim["verdict"]]
-        lines.append(f"- {mark} **{claim['verdict']}**: {claim['statement']} {found(claim)}")
-    return "\n".join(lines)
+    return "\n".join(
+        f"- {_MARKS[claim['verdict']]} **{claim['verdict']}**: {claim['statement']} {found(claim)}"
+        for claim in claims
+    )
 
 
 def found(claim: Mapping[str, Any]) -> str:
@@ -63,10 +62,9 @@ def found(claim: Mapping[str, Any]) -> str:
         stats.format_number(claim[name]) for name in ("low", "high") if claim[name] is not None
     ]
     number = f"{stats.format_number(claim['estimate'])} [{', '.join(bounds)}]"
-    kind = "gap closed" if claim["kind"] == "gap closed" else "difference"
     undecided = claim["verdict"] in ("inconclusive", "not applicable")
     reason = f"; {claim['reason']}" if undecided else ""
-    return f"({kind} {number}{reason})"
+    return f"({claim['kind']} {number}{reason})"
 
 
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -74,22 +72,32 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
 
     Three columns, because more would be too narrow to read beside each other.
     """
-    rows = [
-        "| claim, and when it counts as reproduced | the paper | here |",
-        "|:--|:--|:--|",
-    ]
+    rows = ["| claim, and when it counts as reproduced | the paper | here |", "|:--|:--|:--|"]
     for claim in claims:
-        numbers, section = claim["paper"]["numbers"], claim["section"]
-        if isinstance(numbers, Mapping):
-            paper = "; ".join(f"{name}: {value}" for name, value in numbers.items())
-        else:
-            paper = numbers  # "not reported"
+        paper, section = claim["paper"]["numbers"], claim["section"]
+        if isinstance(paper, Mapping):  # else "not reported"
+            paper = "; ".join(f"{name}: {value}" for name, value in paper.items())
         where = f"section {section}" if section[0].isdigit() else section
         rows.append(
             f"| {claim['statement']} ({where}) *{claim['criterion']}* | {paper} "
             f"| **{claim['verdict']}** {found(claim)} |"
         )
     return "\n".join(rows)
+
+
+def students(seeds: pd.Series) -> str:
+    """How many students of each kind claims compare: "5", or "5 (2 of 81 claims: 10)".
+
+    ``seeds``: their number for each claim, 0 where nothing was measured.
+    """
+    counts = seeds[seeds > 0].value_counts()
+    if counts.empty:
+        return "none"
+    most, others = counts.index[0], sorted(counts.index[1:])
+    if not others:
+        return str(most)
+    span = " to ".join(str(end) for end in dict.fromkeys((others[0], others[-1])))
+    return f"{most} ({counts[others].sum()} of {counts.sum()} claims: {span})"
 
 
 def finish(
@@ -115,9 +123,7 @@ def finish(
 def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
     """The table of a published run of a chapter (``results/PRESET``), None if there is none."""
     folder = paths.root() / "results" / preset
-    if not (folder / f"{chapter}.json").is_file():
-        return None
-    return results.table(chapter, folder)
+    return results.table(chapter, folder) if chapter in results.chapters(folder) else None
 
 
 def beside_published(

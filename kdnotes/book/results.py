@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Iterable, Mapping
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,21 +85,11 @@ def folder() -> Path:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
-    import platform
-
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def hardware(device: str = "cpu") -> str:
     """The processor with its cores and vector instructions, or the graphics card."""
-    import platform
-
     import torch
 
     if device.startswith("cuda"):
@@ -128,7 +119,7 @@ def save(
 
     saved = Saved(
         chapter=chapter,
-        claims=list(claims),
+        claims=[dict(claim) for claim in claims],
         parameters=dict(parameters),
         versions=versions(),
         seconds=round(seconds, 2),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths, store
+from kdnotes import paths
 from kdnotes.book import parameters, results
 from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError, RunFailedError
@@ -63,6 +65,16 @@ class Run:
     def notebook(self) -> Path:
         """Where the executed notebook goes."""
         return self.folder / f"{self.request.chapter.name}.ipynb"
+
+    @property
+    def working(self) -> Path:
+        """Where the notebook is while it is executed."""
+        return self.folder / f".{self.request.chapter.name}.{os.getpid()}.ipynb"
+
+    @property
+    def partial(self) -> Path:
+        """Where the notebook stays if it fails."""
+        return self.folder / f"{self.request.chapter.name}.partial.ipynb"
 
     @property
     def results(self) -> list[Path]:
@@ -202,10 +214,8 @@ def make_folder(folder: Path) -> Path:
     """The output folder, made if need be. Raises RequestError when it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "writable"
-        with store.appearing(probe):
+        with tempfile.TemporaryFile(dir=folder):
             pass
-        probe.unlink()
     except OSError as error:
         raise RequestError(
             f"cannot write to output folder {str(folder)!r}: {error.strerror or error}; "
