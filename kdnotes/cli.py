@@ -179,9 +179,6 @@ def build_book(
         Literal["full", "student"],
         typer.Option(help="The student edition has the exercises without the solutions."),
     ] = "full",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Execute chapters again though nothing changed.")
-    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for runs and site (default: _build).")
     ] = None,
@@ -201,7 +198,7 @@ def build_book(
 
     started = time.perf_counter()
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    index = site.build(preset or site.PUBLISHED_PRESET, names, jobs, out, edition, fresh, _report)
+    index = site.build(preset or site.PUBLISHED_PRESET, names, jobs, out, edition, _report)
     typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
     typer.echo(index)
 

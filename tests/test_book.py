@@ -198,7 +198,7 @@ def test_build_refuses_warnings_among_the_outputs(small_book: Path) -> None:
 def test_a_chapter_that_is_left_out_is_said_not_to_have_run(
     small_book: Path, tmp_path: Path
 ) -> None:
-    site.stage([], tmp_path, tmp_path / "stage")
+    site.stage([], tmp_path / "stage")
     cells = read(tmp_path / "stage" / "book" / "scorecard.ipynb")["cells"]
     assert "was not run" in cells[1]["source"]
     assert "ref.numref" in (tmp_path / "stage" / "_config.yml").read_text()
@@ -209,10 +209,13 @@ def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkey
     results.save("scorecard", None, [], {}, 0)
     request = running.request(running.chapter("scorecard"), {})
     run = running.Run(request, tmp_path / "runs")
-    run.notebook.write_bytes((small_book / "book" / "scorecard.ipynb").read_bytes())
-    site.stage([running.Done(run, 7.0, reused=False)], run.folder, tmp_path / "stage")
+    notebook = read(small_book / "book" / "scorecard.ipynb")
+    notebook["metadata"]["papermill"] = {"duration": 7.0}
+    run.notebook.write_text(json.dumps(notebook))
+    site.stage([running.Done(run, 7.0, reused=False)], tmp_path / "stage")
     tables = tmp_path / "stage" / "book" / "tables"
-    assert files_under(tables) == ["costs.md", "scorecard.csv", "scorecard.json"]
+    generated = ["benchmarks.md", "costs.md", "profile.md"]
+    assert files_under(tables) == [*generated, "scorecard.csv", "scorecard.json"]
     assert "| scorecard | 0 | 0.0 min of one core | 7 s |" in (tables / "costs.md").read_text()
 
 

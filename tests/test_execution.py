@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
@@ -70,6 +69,7 @@ def test_an_exception_ends_the_kernels_at_once(tmp_path: Path, sleeping: bool) -
     cells = (SAY, f"import time; time.sleep({60 * sleeping})")
     orders = [order(tmp_path / name, *cells) for name in ("first", "second")]
     futures: list[Any] = []
+    before = psutil.Process().children()
 
     def stopped() -> None:
         with _threads(2, 1) as submit:
@@ -83,5 +83,5 @@ def test_an_exception_ends_the_kernels_at_once(tmp_path: Path, sleeping: bool) -
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert all(future.done() for future in futures)
-    assert not psutil.Process(os.getpid()).children()
+    assert psutil.Process().children() == before
     assert not orders[1].output.exists()

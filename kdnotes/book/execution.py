@@ -52,13 +52,14 @@ def execute(
 ) -> list[Done]:
     """Execute chapters on trained networks, ``jobs`` at a time, each in a kernel of its own.
 
-    ``forked``: kernels come from `kernels.preload`; ``submit`` has `execute_notebook` called
-    elsewhere than in threads of this process. Runs that can finish do; then failures are raised as
-    RunFailedError, naming the partial notebooks, or as RequestError where chapters found that they
-    cannot do what was asked for.
+    ``forked``: few kernels, too, come from `kernels.preload`, which was called before; ``submit``
+    has `execute_notebook` called elsewhere than in threads of this process. Runs that can finish
+    do; then failures are raised as RunFailedError, naming the partial notebooks, or as RequestError
+    where chapters found that they cannot do what was asked for.
     """
     if not runs:
         return []
+    forked = submit is None and (kernels.preload(len(runs)) or forked)
     done: list[Done] = []
     failures: list[Exception] = []
     before = {path: _changed(path) for run in runs for path in run.results}

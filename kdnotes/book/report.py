@@ -142,19 +142,17 @@ def beside_published(
     other = published(study.chapter, preset)
     if other is None:
         return f"No run of the preset `{preset}` is published with this version of the book."
-    columns = {}
     here = f"this run ({study.settings.preset})"
+    columns = {}
     for name, table in ((here, outcome.table), (f"published ({preset})", other)):
         rows = table[(table["measure"] == measure) & (table["condition"] == condition)]
         columns[name] = rows.groupby("arm", sort=False)["value"].mean()
     place = {arm: number for number, arm in enumerate(plots.ARMS)}
-    beside = pd.DataFrame(columns).rename_axis("arm").reset_index()
-    beside = beside.sort_values("arm", key=lambda arms: arms.map(place), kind="stable")
+    beside = pd.DataFrame(columns).sort_index(key=lambda arms: arms.map(place), kind="stable")
+    beside = beside.rename_axis("arm").reset_index()
     larger = results.load(study.chapter, paths.root() / "results" / preset)
-    made = larger.parameters
-    trained = ""
-    if larger.training_seconds is not None:
-        trained = f", where training took {larger.training_seconds / 60:.0f} minutes of one core"
+    made, spent = larger.parameters, larger.training_seconds
+    trained = "" if spent is None else f", where training took {spent / 60:.0f} minutes of one core"
     return (
         f"{plots.markdown_table(beside)}\n\nMean over seeds. The published run used "
         f"{made['train_count'] or 'all'} training images of `{made['dataset']}`, the teacher "

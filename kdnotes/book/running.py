@@ -266,3 +266,9 @@ def finished(run: Run) -> Done | None:
     if not all(path.is_file() for path in run.results):
         return None
     return Done(run, about["seconds"], reused=True)
+
+
+def split(runs: Iterable[Run]) -> tuple[list[Done], list[Run]]:
+    """Runs that are finished already, and those that have to be executed."""
+    found = [(run, finished(run)) for run in runs]
+    return [done for _, done in found if done], [run for run, done in found if done is None]

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from importlib import metadata
 from pathlib import Path
@@ -39,15 +39,14 @@ def build(
     jobs: int | None = None,
     out: Path | None = None,
     edition: Edition = "full",
-    fresh: bool = False,
     report: Callable[[Done], None] = lambda done: None,
 ) -> Path:
     """Run the chapters (or ``only`` those named), then build the site in ``out``: its first page.
 
-    Chapters whose every input is unchanged are reused, unless ``fresh``. Chapters left out keep
-    their last run if it is still valid, else they appear without outputs. A site that fails its
-    checks does not replace the last good one. Raises RequestError before anything is run, and
-    RunFailedError with what was wrong.
+    Chapters whose every input is unchanged are reused. Chapters left out keep their last run if it
+    is still valid, else they appear without outputs. A site that fails its checks does not replace
+    the last good one. Raises RequestError before anything is run, and RunFailedError with what was
+    wrong.
     """
     require_jupyter_book()
     every = running.chapters()
@@ -59,26 +58,20 @@ def build(
     forked = False
     # What reads the results of other chapters comes after them.
     for numbered in (True, False):
-        pending = []
-        for request in requests:
-            name, run = request.chapter.name, Run(request, folder)
-            if request.chapter.numbered is not numbered:
-                continue
-            before = None if fresh and name in chosen else running.finished(run)
-            if before is not None:
-                done[name] = before
-                if name in chosen:
-                    report(before)
-            elif name in chosen:
-                pending.append(run)
+        runs = [Run(each, folder) for each in requests if each.chapter.numbered is numbered]
+        reused, pending = running.split(runs)
+        pending = [run for run in pending if run.title in chosen]
+        for each in reused:
+            done[each.run.title] = each
+            if each.run.title in chosen:
+                report(each)
         if numbered:  # kernels load what they need while networks are trained
             forked = kernels.preload(len(pending))
             running.train([each for each in requests if each.chapter.name in chosen], jobs)
         for each in execution.execute(pending, jobs, report, forked):
-            done[each.run.request.chapter.name] = each
-    finished = [done[each.name] for each in every if each.name in done]
+            done[each.run.title] = each
     suffix = "" if edition == "full" else f"-{edition}"
-    stage(finished, folder, out / f"stage{suffix}", edition)
+    stage([done[each.name] for each in every if each.name in done], out / f"stage{suffix}", edition)
     return publish_pages(out / f"stage{suffix}", out / f"html{suffix}")
 
 
@@ -99,11 +92,10 @@ def require_jupyter_book() -> None:
 # --- staging --------------------------------------------------------------------------------
 
 
-def stage(done: Sequence[Done], tables: Path, folder: Path, edition: Edition = "full") -> None:
-    """Copy the book into ``folder``, chapters replaced by their executed notebooks.
+def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None:
+    """Copy the book into ``folder``, chapters replaced by their executed notebooks and tables.
 
-    ``tables``: where the chapters' CSV and JSON files are. The student edition leaves out the cells
-    tagged as solutions.
+    The student edition leaves out the cells tagged as solutions.
     """
     import yaml
 
@@ -113,32 +105,39 @@ def stage(done: Sequence[Done], tables: Path, folder: Path, edition: Edition = "
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
     shutil.copy(root / "_toc.yml", folder)
     (book / TABLES).mkdir()
-    generated = {"costs.md": costs.table(done)}
-    if (book / "speed.md").is_file():
-        generated["profile.md"] = costs.profile(done)
-        generated["benchmarks.md"] = costs.benchmarks(root / "results" / "benchmarks")
-    for name, text in generated.items():
+    for name, text in _generated(done).items():
         (book / TABLES / name).write_text(text + "\n", encoding="utf-8")
-    executed = {each.run.request.chapter.name: each.run.notebook for each in done}
+    runs = {each.run.request.chapter.name: each.run for each in done}
     templates = running.chapter_paths()
     for name, template in templates.items():
-        notebook = _read(executed.get(name, template))
-        if name in executed:
-            for suffix in (".csv", ".json"):
-                shutil.copy(tables / f"{name}{suffix}", book / TABLES)
+        notebook = _read(runs[name].notebook if name in runs else template)
+        if name in runs:
+            for path in runs[name].results:
+                if path.suffix in (".csv", ".json"):
+                    shutil.copy(path, book / TABLES)
         else:
             note = {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": _NOT_RUN}
             notebook["cells"].insert(1, note)
         if edition == "student":
             notebook["cells"] = [cell for cell in notebook["cells"] if not _is_solution(cell)]
         (book / template.name).write_text(json.dumps(notebook), encoding="utf-8")
-    _stage_cover(executed, book / "_static")
+    _stage_cover(runs, book / "_static")
     config = yaml.safe_load((root / "_config.yml").read_text())
-    if len(executed) < len(templates):
+    if len(runs) < len(templates):
         # Text may refer to the figures of chapters that were not run.
         sphinx = config["sphinx"]["config"]
         sphinx.setdefault("suppress_warnings", []).extend(["ref.ref", "ref.numref"])
     (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _generated(done: Sequence[Done]) -> dict[str, str]:
+    """Tables that pages include, by file name."""
+    benchmarks = costs.benchmarks(paths.root() / "results" / "benchmarks")
+    return {
+        "costs.md": costs.table(done),
+        "profile.md": costs.profile(done),
+        "benchmarks.md": benchmarks,
+    }
 
 
 def cover_chapter() -> str:
@@ -146,11 +145,11 @@ def cover_chapter() -> str:
     return next((each.name for each in reversed(running.chapters()) if not each.numbered), "")
 
 
-def _stage_cover(executed: Mapping[str, Path], folder: Path) -> None:
+def _stage_cover(runs: Mapping[str, Run], folder: Path) -> None:
     """The picture on the first page: this run's, else the published one, where there is one."""
     name = cover_chapter()
     published = paths.root() / "results" / PUBLISHED_PRESET / f"{name}.png"
-    if name in executed and (picture := _first_figure(executed[name])):
+    if name in runs and (picture := _first_figure(runs[name].notebook)):
         (folder / published.name).write_bytes(picture)
     elif published.is_file():
         shutil.copy(published, folder)
@@ -166,17 +165,7 @@ def _is_solution(cell: dict[str, Any]) -> bool:
 
 def toc_pages(toc: Path) -> list[str]:
     """Pages that a table of contents names, without suffix, the root first."""
-    import yaml
-
-    def pages(node: Any) -> Iterator[str]:
-        if isinstance(node, list):
-            for item in node:
-                yield from pages(item)
-        elif isinstance(node, dict):
-            for name, value in node.items():
-                yield from [value] if name in ("root", "file") else pages(value)
-
-    return list(pages(yaml.safe_load(toc.read_text())))
+    return re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", toc.read_text(), re.MULTILINE)
 
 
 # --- building -------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import paths, store
-from kdnotes.book import execution, kernels, results, running
+from kdnotes.book import execution, results, running
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError
 
@@ -102,32 +102,19 @@ def execute(
     Raises RequestError when a folder cannot be written to or the scheduler cannot be used, and
     RunFailedError.
     """
-    if scheduler is not None:
-        with _client(scheduler) as client:
-            _make_folders(wanted)
+    with _client(scheduler) if scheduler else nullcontext() as client:
+        for run in wanted:
+            running.make_folder(run.folder)
+        submit = None
+        if client is None:
+            running.train([run.request for run in wanted], jobs)
+        else:
             _train_there(client, wanted)
             submit = partial(client.get_executor(pure=False).submit, execution.execute_notebook)
-            return _execute_rest(wanted, report, submit=submit)
-    _make_folders(wanted)
-    running.train([run.request for run in wanted], jobs)
-    return _execute_rest(wanted, report, jobs=jobs)
-
-
-def _make_folders(wanted: Sequence[Run]) -> None:
-    for run in wanted:
-        running.make_folder(run.folder)
-
-
-def _execute_rest(
-    wanted: Sequence[Run], report: Callable[[Done], None], **options: Any
-) -> list[Done]:
-    before = {run.folder: running.finished(run) for run in wanted}
-    reused = [done for done in before.values() if done is not None]
-    for done in reused:
-        report(done)
-    pending = [run for run in wanted if before[run.folder] is None]
-    forked = "submit" not in options and kernels.preload(len(pending))
-    return [*reused, *execution.execute(pending, report=report, forked=forked, **options)]
+        reused, pending = running.split(wanted)
+        for done in reused:
+            report(done)
+        return [*reused, *execution.execute(pending, jobs, report, submit=submit)]
 
 
 @contextmanager
