@@ -125,7 +125,7 @@ def test_a_claim_is_read_back_as_it_was_found(out: Path) -> None:
     found = claims.evaluate(known, outcome())
     results.save("fidelity", outcome(), found, {}, 0)
     assert results.load("fidelity").claims == found
-    assert set(found[0]) == set(claims.ClaimResult.__annotations__)
+    assert set(results.CLAIM_KEYS) < set(found[0])
 
 
 def test_versions_are_of_packages_that_the_code_uses() -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("chapter", "arm", "seed", "condition", "measure", "value")
 ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "measure", "value")
-# What a claim has at least; one of the book has all of `claims.ClaimResult`.
+# What a claim has at least; one of the book has all that `claims.evaluate` says.
 CLAIM_KEYS = ("id", "measure", "estimate", "low", "high", "criterion", "verdict", "paper")
 SUFFIXES = (".csv", ".items.parquet", ".json")
 # Whose version can change a number in the tables.

@@ -130,12 +130,6 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     """
     # Relative before anything else, so that checks and notebook see the same value.
     values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
-    # None leaves the choice to the preset, as not naming the parameter does.
-    values = {
-        name: value
-        for name, value in values.items()
-        if value is not None or which.parameters[name].optional
-    }
     from kdnotes import study  # late: a wrong name is answered without it
 
     defaults = {name: item.default for name, item in which.parameters.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -129,18 +129,6 @@ class ClaimResult(TypedDict):
     p_not_reproduced: float | None
 
 
-# What a result takes from an interval as it is.
-_NUMBERS = (
-    "estimate",
-    "low",
-    "high",
-    "standard_error",
-    "degrees_of_freedom",
-    "seed_sd",
-    "item_standard_error",
-)
-
-
 def load(chapter: str | None = None, path: Path | None = None) -> tuple[Claim, ...]:
     """The claims of one chapter, or all, in the order of the file (by default the book's).
 
@@ -225,16 +213,33 @@ def _result(
         value = math.nan if interval is None else float(getattr(interval, name))
         return value if math.isfinite(value) else None
 
+    in_units = kind == claim.kind
     p_reproduced, p_not_reproduced = (None if math.isnan(p) else p for p in p_values)
-    result = claim.model_dump(exclude={"ceiling"}) | {
-        "kind": kind,
-        "criterion": claim.criterion,
-        "verdict": says.label,
-        "reason": says.reason,
-        "seeds": interval.n if interval is not None else 0,
-        "p_reproduced": p_reproduced,
-        "p_not_reproduced": p_not_reproduced,
-    }
-    if kind != claim.kind:  # the margins are in other units
-        result |= {"margin": None, "equivalence_margin": None}
-    return cast(ClaimResult, result | {name: number(name) for name in _NUMBERS})
+    return ClaimResult(
+        id=claim.id,
+        chapter=claim.chapter,
+        section=claim.section,
+        statement=claim.statement,
+        measure=claim.measure,
+        condition=claim.condition,
+        arm=claim.arm,
+        reference=claim.reference,
+        kind=kind,
+        direction=claim.direction,
+        margin=claim.margin if in_units else None,
+        equivalence_margin=claim.equivalence_margin if in_units else None,
+        estimate=number("estimate"),
+        low=number("low"),
+        high=number("high"),
+        criterion=claim.criterion,
+        verdict=says.label,
+        reason=says.reason,
+        paper=claim.paper.model_dump(),
+        seeds=interval.n if interval is not None else 0,
+        standard_error=number("standard_error"),
+        degrees_of_freedom=number("degrees_of_freedom"),
+        seed_sd=number("seed_sd"),
+        item_standard_error=number("item_standard_error"),
+        p_reproduced=p_reproduced,
+        p_not_reproduced=p_not_reproduced,
+    )
