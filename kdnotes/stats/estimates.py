@@ -768,8 +768,8 @@ def simulate_error_rate(
     """How often this procedure would give a verdict where the truth sits on the margin.
 
     ``seed_sd`` (standard deviation of paired differences), ``item_standard_error`` and ``n_seeds``
-    are one number or one per claim, as measured. Each repetition draws ``n_claims`` sets of ``n_seeds``
-    normal differences around ``margin`` plus an error of the test images that all seeds share,
+    are one number or one per claim, as measured. Each repetition draws for every claim its number
+    of normal differences around ``margin`` plus an error of the test images that all seeds share,
     then applies the interval of ``paired_difference`` and Holm's correction. Claims are drawn
     independently; Holm's guarantee does not need that.
     """
