@@ -35,7 +35,7 @@ class Chapter:
 
     @property
     def numbered(self) -> bool:
-        """Whether it is one of the properties; the others (the scorecard) read their results."""
+        """Whether it is one of the properties; the others read the results of these."""
         return _NUMBER.match(self.path.stem) is not None
 
 
