@@ -10,29 +10,22 @@ import json
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from kdnotes import __version__
-from kdnotes.errors import RequestError
+from kdnotes.errors import RequestError, RunFailedError
 
 if TYPE_CHECKING:
-    from kdnotes.book.running import Done, Request
+    from kdnotes.book.running import Chapter, Done, Request
 
 STOPPED = 130
 MAIN_NUMBERS = 40  # rows of means that `show` prints for each chapter
-
-
-class Edition(StrEnum):
-    """Who a site is for."""
-
-    full = "full"
-    student = "student"
 
 
 class Commands(TyperGroup):
@@ -43,16 +36,12 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except RequestError as error:
             _leave(str(error), 2)
+        except RunFailedError as error:
+            _leave(str(error), 1)
         except KeyboardInterrupt:
             _leave(
                 "stopped; what was finished is kept, the same command goes on from there", STOPPED
             )
-        except RuntimeError as error:
-            from kdnotes.book.running import RunFailedError
-
-            if not isinstance(error, RunFailedError):
-                raise
-            _leave(str(error), 1)
 
 
 SETTINGS: dict[str, Any] = {
@@ -68,12 +57,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     **SETTINGS,
 )
-cache = typer.Typer(help="The trained networks and teacher tables, kept between runs.", **SETTINGS)
-app.add_typer(cache, name="cache")
+cached = typer.Typer(help="The trained networks and teacher tables, kept between runs.", **SETTINGS)
+app.add_typer(cached, name="cache")
 
-ChapterName = Annotated[
-    str, typer.Argument(metavar="CHAPTER", help="Name of a chapter, as `kdnotes list` shows it.")
-]
+A_CHAPTER = typer.Argument(metavar="CHAPTER", help="Name of a chapter, as `kdnotes list` shows it.")
+ChapterName = Annotated[str, A_CHAPTER]
 Given = Annotated[
     list[str] | None,
     typer.Option("-p", metavar="NAME=VALUE", help="Value of a parameter; may be repeated."),
@@ -112,48 +100,37 @@ def _options(
 
 @app.command("list")
 def list_chapters(
+    chapter: Annotated[str | None, A_CHAPTER] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """The chapters with their parameters: name, type, default, meaning.
 
+    What most chapters have in common comes first, then what each has besides or instead.
+
     \b
     kdnotes list
+    kdnotes list localization
     kdnotes list --json
     """
     from kdnotes.book import running
 
-    found = running.chapters()
+    found = running.chapters([chapter] if chapter else ())
     if as_json:
-        described = [
-            {
-                "chapter": each.name,
-                "title": each.title,
-                "file": f"book/{each.path.name}",
-                "parameters": [
-                    {
-                        "name": item.name,
-                        "type": item.type,
-                        "default": item.default,
-                        "meaning": item.meaning,
-                    }
-                    for item in each.parameters.values()
-                ],
-            }
-            for each in found
-        ]
-        typer.echo(json.dumps(described, indent=1))
+        typer.echo(json.dumps([_as_json(each) for each in found], indent=1))
         return
-    for number, each in enumerate(found):
-        typer.echo(("\n" if number else "") + f"{each.name}: {each.title}")
-        rows = [
-            (f"  {item.name}", item.type, repr(item.default), item.meaning)
-            for item in each.parameters.values()
-        ]
-        typer.echo(_aligned(rows))
+    counted = Counter(item for each in found for item in each.parameters.values())
+    shared = [item for item, count in counted.items() if 2 * count > len(found) > 1]
+    parts = [f"most chapters\n{_parameters(shared)}"] if shared else []
+    for each in found:
+        own = _parameters([item for item in each.parameters.values() if item not in shared])
+        lacking = ", ".join(item.name for item in shared if item.name not in each.parameters)
+        said = f"{each.name}: {each.title}" + (f" (without {lacking})" if lacking else "")
+        parts.append(f"{said}\n{own}".strip())
+    typer.echo("\n\n".join(parts))
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_chapter(
     chapter: ChapterName,
     p: Given = None,
     preset: Preset = None,
@@ -174,34 +151,34 @@ def run(
     kdnotes run localization -p tau=8 -p methods=kl,crd --out warmer
     kdnotes run adversarial -p dataset=imagefolder:photos -p seeds=3 --dry-run
     """
-    from kdnotes import layout
+    from kdnotes import paths
     from kdnotes.book import parameters, running
 
     given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
     request = running.request(running.chapter(chapter), given)
     if dry_run:
-        typer.echo(_plan([request]))
+        typer.echo(_plan(request))
         return
-    folder = running.make_folder(out or layout.by_hand_folder())
+    from kdnotes.book import execution
+
+    folder = running.make_folder(out or paths.by_hand_folder())
     running.train([request])
-    running.execute([running.Run(request, folder)], report=_report)
+    execution.execute([running.Run(request, folder)], report=_report)
     for path in sorted(folder.glob(f"{chapter}.*")):
         typer.echo(path)
 
 
-@app.command()
-def build(
+@app.command("build")
+def build_book(
     preset: Preset = None,
     only: Annotated[
         str | None, typer.Option(metavar="A,B", help="Run these chapters only.")
     ] = None,
     jobs: Jobs = None,
     edition: Annotated[
-        Edition, typer.Option(help="The student edition has the exercises without the solutions.")
-    ] = Edition.full,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Execute chapters again though nothing changed.")
-    ] = False,
+        Literal["full", "student"],
+        typer.Option(help="The student edition has the exercises without the solutions."),
+    ] = "full",
     out: Annotated[
         Path | None, typer.Option(help="Folder for runs and site (default: _build).")
     ] = None,
@@ -221,13 +198,13 @@ def build(
 
     started = time.perf_counter()
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    built = site.build(preset or "laptop", names, jobs, out, edition.value, fresh, report=_report)
+    index = site.build(preset or site.PUBLISHED_PRESET, names, jobs, out, edition, _report)
     typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
-    typer.echo(built.index)
+    typer.echo(index)
 
 
-@app.command()
-def sweep(
+@app.command("sweep")
+def sweep_grid(
     chapter: ChapterName,
     grid: Annotated[
         list[str],
@@ -257,25 +234,17 @@ def sweep(
     kdnotes sweep fidelity --grid tau=1,4 --grid "methods=kl;kl,crd" --out both
     kdnotes sweep fidelity --grid tau=1,4 --scheduler tcp://node:8786 --out /shared/tau
     """
-    from kdnotes.book import parameters, running
-    from kdnotes.book import sweep as sweeping
+    from kdnotes.book import parameters, running, sweep
 
     given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
-    points = sweeping.grid_points(parameters.assignments(grid, "--grid"))
-    folder = out.absolute()
-    runs = sweeping.runs(chapter, given, points, folder)
-    if scheduler is not None:
-        sweeping.on_scheduler(runs, scheduler)
-    else:
-        sweeping.here(runs, jobs, _report)
-    table = sweeping.combine(
-        chapter, [*zip(points, (run.folder for run in runs), strict=True)], out
-    )
-    typer.echo(table)
+    points = sweep.grid_points(parameters.assignments(grid, "--grid"))
+    runs = sweep.runs(chapter, given, points, out.absolute())
+    sweep.execute(runs, jobs, _report, scheduler)
+    typer.echo(sweep.combine(chapter, points, runs, out))
 
 
-@app.command()
-def audit(
+@app.command("audit")
+def audit_networks(
     teacher: Annotated[str, typer.Option(metavar="MODEL", help="The network that taught.")],
     student: Annotated[str, typer.Option(metavar="MODEL", help="The network that was taught.")],
     data: Annotated[
@@ -303,14 +272,14 @@ def audit(
     kdnotes audit --teacher resnet50 --student resnet18:mine.safetensors \\
         --independent resnet18:twin.pt --data photos --size 224 --out audit
     """
-    from kdnotes.audit import audit as auditing
+    from kdnotes.audit import audit
     from kdnotes.book import running
 
     def report(line: str) -> None:
         if sys.stderr.isatty():
             typer.echo(line, err=True)
 
-    found = auditing.run(
+    found = audit.run(
         teacher,
         student,
         independent,
@@ -320,13 +289,13 @@ def audit(
         out=lambda: running.make_folder(out),
         report=report,
     )
-    auditing.save(found, out)
-    typer.echo(auditing.summary(found))
+    audit.save(found, out)
+    typer.echo(audit.summary(found))
     typer.echo(out / "audit.md")
 
 
-@app.command()
-def show(
+@app.command("show")
+def show_results(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a sweep.")],
 ) -> None:
     """A run's parameters, verdicts and main numbers.
@@ -336,17 +305,15 @@ def show(
     """
     from kdnotes.book import results
 
-    if not folder.is_dir():
-        raise RequestError(f"no folder {str(folder)!r}; name the --out folder of a run")
+    what = "results in" if folder.is_dir() else "folder"
     names = results.chapters(folder)
     if not names:
-        raise RequestError(f"no results in {str(folder)!r}; name the --out folder of a run")
-    for number, name in enumerate(names):
-        typer.echo(("\n" if number else "") + _described(name, folder))
+        raise RequestError(f"no {what} {str(folder)!r}; name the --out folder of a run")
+    typer.echo("\n\n".join(_results(name, folder) for name in names))
 
 
-@cache.command("list")
-def cache_list() -> None:
+@cached.command("list")
+def list_cached() -> None:
     """Every trained network: key, arm, architecture, seed, size, seconds it took.
 
     \b
@@ -355,40 +322,31 @@ def cache_list() -> None:
     from kdnotes.training import cache
 
     rows = [
-        (
-            item.key,
-            item.arm,
-            item.model,
-            f"seed {item.seed}",
-            _size(item.bytes),
-            f"{item.seconds:.0f} s",
-        )
+        (item.key, item.arm, item.model, f"seed {item.seed}", _size(item.bytes), item.seconds)
         for item in cache.entries()
     ]
     if rows:
-        typer.echo(_aligned(rows))
+        typer.echo(_aligned([(*row, f"{seconds:.0f} s") for *row, seconds in rows]))
     typer.echo(f"{len(rows)} networks in {cache.networks_folder()}")
 
 
-@cache.command()
-def verify() -> None:
+@cached.command("verify")
+def verify_cached() -> None:
     """Check every network against its checksum; exit status 1 if one is damaged.
 
     \b
     kdnotes cache verify
     """
-    from kdnotes.book.running import RunFailedError
     from kdnotes.training import cache
 
-    problems = cache.verify()
-    if problems:
+    if problems := cache.verify():
         listed = "\n".join(problems)
         raise RunFailedError(f"{listed}\nthe next run that needs them trains them again")
     typer.echo(f"{len(cache.entries())} networks are sound")
 
 
-@cache.command()
-def clear() -> None:
+@cached.command("clear")
+def clear_cached() -> None:
     """Delete all trained networks and teacher tables.
 
     \b
@@ -399,8 +357,8 @@ def clear() -> None:
     typer.echo(f"freed {_size(cache.clear())}")
 
 
-@cache.command("export")
-def cache_export(
+@cached.command("export")
+def export_cached(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
 ) -> None:
     """Write all networks into one archive, so that a class need not train them.
@@ -416,8 +374,8 @@ def cache_export(
         raise RequestError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
 
 
-@cache.command("import")
-def cache_import(
+@cached.command("import")
+def import_cached(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive of `export`.")],
 ) -> None:
     """Add the networks of an archive, each checked first.
@@ -430,66 +388,77 @@ def cache_import(
     typer.echo(f"{cache.import_(file)} networks were new")
 
 
+# --- what is shown ----------------------------------------------------------------------------
+
+
 def _report(done: Done) -> None:
     note = " (unchanged, not executed again)" if done.reused else ""
     typer.echo(f"{done.run.title}: {done.seconds:.0f} s{note}")
 
 
-def _plan(requests: Sequence[Request]) -> str:
+def _as_json(chapter: Chapter) -> dict[str, Any]:
+    names = ("name", "type", "default", "meaning")
+    return {
+        "chapter": chapter.name,
+        "title": chapter.title,
+        "file": f"book/{chapter.path.name}",
+        "parameters": [
+            {name: getattr(item, name) for name in names} for item in chapter.parameters.values()
+        ],
+    }
+
+
+def _parameters(items: Sequence[Any]) -> str:
+    rows = [(f"  {item.name}", item.type, repr(item.default), item.meaning) for item in items]
+    return _aligned(rows)
+
+
+def _plan(request: Request) -> str:
     """What would be trained, by arm, and for about how long."""
     from kdnotes.book import running
     from kdnotes.training import cache, pool
 
-    wanted = running.networks(requests)
+    wanted = running.networks([request])
     lacking = cache.missing(wanted)
-    keys = {item.spec.key for item in lacking}
+    trained, to_train = (Counter(item.arm for item in items) for items in (wanted, lacking))
     rows = [("arm", "networks", "to train")]
-    for arm in dict.fromkeys(item.arm for item in wanted):
-        those = [item for item in wanted if item.arm == arm]
-        missing = sum(item.spec.key in keys for item in those)
-        rows.append((arm, str(len(those)), str(missing)))
+    rows += [(arm, str(count), str(to_train[arm])) for arm, count in trained.items()]
     rows.append(("all", str(len(wanted)), str(len(lacking))))
-    minutes = running.estimated_minutes(lacking)
+    workers = max(1, min(pool.cores(), len(lacking)))
+    minutes = sum(map(pool.cost, lacking)) / workers / 60
     return f"{_aligned(rows)}\nabout {minutes:.1f} minutes of training on {pool.cores()} cores"
 
 
-def _described(name: str, folder: Path) -> str:
+def _results(name: str, folder: Path) -> str:
+    """Parameters, verdicts and main numbers of a chapter's run, or of a sweep."""
     from kdnotes.book import results
 
-    saved = results.load(name, folder)
-    lines = [f"{name} ({saved.seconds:.0f} s)", "", "parameters"]
-    lines.append(_aligned([(f"  {key}", str(value)) for key, value in saved.parameters.items()]))
+    saved, table = results.load(name, folder), results.table(name, folder)
+    parameters = [(f"  {key}", str(value)) for key, value in saved.parameters.items()]
+    parts = [f"{name} ({saved.seconds:.0f} s)", f"parameters\n{_aligned(parameters)}"]
     if saved.claims:
         rows = [("  claim", "measure", "estimate", "95% interval", "verdict")]
         for claim in saved.claims:
             point = "".join(f" {key}={value}" for key, value in claim.get("point", {}).items())
-            low, high = _number(claim["low"]), _number(claim["high"])
+            estimate, low, high = (_number(claim[key]) for key in ("estimate", "low", "high"))
+            interval = f"[{low}, {high}]" if low else ""
             rows.append(
-                (
-                    f"  {claim['id']}{point}",
-                    str(claim["measure"]),
-                    _number(claim["estimate"]),
-                    f"[{low}, {high}]" if low else "",
-                    str(claim["verdict"]),
-                )
+                (f"  {claim['id']}{point}", claim["measure"], estimate, interval, claim["verdict"])
             )
-        lines += ["", "verdicts", _aligned(rows)]
-    table = results.table(name, folder)
+        parts.append(f"verdicts\n{_aligned(rows)}")
     if len(table):
+        main = table["measure"].isin({"accuracy", *(claim["measure"] for claim in saved.claims)})
+        shown = table[main] if main.any() else table
         axes = [column for column in table.columns if column not in results.COLUMNS]
-        wanted = {"accuracy", *(str(claim["measure"]) for claim in saved.claims)}
-        shown = table[table["measure"].isin(wanted)]
-        shown = table if shown.empty else shown
         keys = [*axes, "measure", "condition", "arm"]
         means = shown.groupby(keys, sort=False)["value"].agg(["mean", "count"]).reset_index()
         numbers = [(f"  {keys[0]}", *keys[1:], "mean", "networks")]
-        for row in means.head(MAIN_NUMBERS).itertuples(index=False):
-            *labels, mean, count = row
-            numbers.append((f"  {labels[0]}", *map(str, labels[1:]), _number(mean), str(count)))
-        lines += ["", "main numbers", _aligned(numbers)]
-        if len(means) > MAIN_NUMBERS:
-            lines.append(f"  and {len(means) - MAIN_NUMBERS} more in {folder / name}.csv")
-    return "\n".join(lines)
+        for first, *labels, mean, count in means.head(MAIN_NUMBERS).itertuples(index=False):
+            numbers.append((f"  {first}", *map(str, labels), _number(mean), str(count)))
+        more = len(means) - MAIN_NUMBERS
+        rest = f"\n  and {more} more in {folder / name}.csv" if more > 0 else ""
+        parts.append(f"main numbers\n{_aligned(numbers)}{rest}")
+    return "\n\n".join(parts)
 
 
 def _number(value: float | None) -> str:
@@ -504,12 +473,9 @@ def _size(count: int) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows as columns of equal width."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (map(str.ljust, row, widths) for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 if __name__ == "__main__":

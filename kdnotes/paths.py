@@ -1,9 +1,11 @@
-"""Where relative paths start and where the cache lies."""
+"""Where things lie: the book, what is made of it, the cache; and how paths are written down."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def base_folder() -> Path:
@@ -18,3 +20,47 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("kdnotes")
+
+
+def root() -> Path:
+    """Folder of the book: KDNOTES_BOOK, or the checkout that this package lies in."""
+    if folder := os.environ.get("KDNOTES_BOOK"):
+        return Path(folder).expanduser().absolute()
+    return Path(__file__).resolve().parents[1]
+
+
+def build_folder() -> Path:
+    """Where everything that is made from the book goes."""
+    return root() / "_build"
+
+
+def by_hand_folder() -> Path:
+    """Where a chapter's results go unless a folder was named."""
+    return build_folder() / "runs" / "by-hand"
+
+
+def without_absolute_paths(value: Any) -> Any:
+    """A value whose texts name absolute paths relative to `base_folder`, containers included.
+
+    Texts such as ``imagefolder:/photos`` or ``resnet18:/weights.pt`` keep their prefix. What is
+    written into notebooks and tables then reads the same on every machine with that arrangement.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_absolute_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_absolute_paths(item) for item in value]
+    if not isinstance(value, str | Path):
+        return value
+    prefix, colon, rest = str(value).partition(":")
+    if not colon:
+        return _relative(prefix)
+    start = _relative(prefix) if "/" in prefix else prefix  # "/photos/groups.csv:race"
+    return start + colon + _relative(rest)
+
+
+def _relative(text: str) -> str:
+    if text == "~" or text.startswith("~/"):  # not "~67.2", which is about that
+        text = str(Path(text).expanduser())
+    if not text.startswith("/") or text.startswith("//"):  # an address, as in https://
+        return text
+    return os.path.relpath(text, base_folder().resolve())

@@ -198,7 +198,7 @@ def test_build_refuses_warnings_among_the_outputs(small_book: Path) -> None:
 def test_a_chapter_that_is_left_out_is_said_not_to_have_run(
     small_book: Path, tmp_path: Path
 ) -> None:
-    site.stage({}, tmp_path, tmp_path / "stage")
+    site.stage([], tmp_path / "stage")
     cells = read(tmp_path / "stage" / "book" / "scorecard.ipynb")["cells"]
     assert "was not run" in cells[1]["source"]
     assert "ref.numref" in (tmp_path / "stage" / "_config.yml").read_text()
@@ -207,13 +207,16 @@ def test_a_chapter_that_is_left_out_is_said_not_to_have_run(
 def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("KDNOTES_OUT", str(tmp_path / "runs"))
     results.save("scorecard", None, [], {}, 0)
-    executed = tmp_path / "runs" / "scorecard.ipynb"
-    executed.write_bytes((small_book / "book" / "scorecard.ipynb").read_bytes())
-    spent = site.Spent("| costs |")
-    site.stage({"scorecard": executed}, tmp_path / "runs", tmp_path / "stage", spent=spent)
+    request = running.request(running.chapter("scorecard"), {})
+    run = running.Run(request, tmp_path / "runs")
+    notebook = read(small_book / "book" / "scorecard.ipynb")
+    notebook["metadata"]["papermill"] = {"duration": 7.0}
+    run.notebook.write_text(json.dumps(notebook))
+    site.stage([running.Done(run, 7.0, reused=False)], tmp_path / "stage")
     tables = tmp_path / "stage" / "book" / "tables"
-    assert files_under(tables) == ["costs.md", "scorecard.csv", "scorecard.json"]
-    assert (tables / "costs.md").read_text() == "| costs |\n"
+    generated = ["benchmarks.md", "costs.md", "profile.md"]
+    assert files_under(tables) == [*generated, "scorecard.csv", "scorecard.json"]
+    assert "| scorecard | 0 | 0.0 min of one core | 7 s |" in (tables / "costs.md").read_text()
 
 
 def test_jupyter_book_2_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

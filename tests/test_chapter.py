@@ -63,6 +63,13 @@ def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
     assert said.startswith("This is a run of the preset `full`")
 
 
+def test_the_number_of_students_is_that_of_most_claims() -> None:
+    assert report.students(pd.Series([5] * 79 + [10] * 2)) == "5 (2 of 81 claims: 10)"
+    assert report.students(pd.Series([2, 5, 5, 10, 0])) == "5 (2 of 4 claims: 2 to 10)"
+    assert report.students(pd.Series([5, 5])) == "5"
+    assert report.students(pd.Series([0, 0])) == "none"
+
+
 def test_a_list_of_numbers_in_one_parameter() -> None:
     assert report.numbers("band", "2, 4,8", int) == [2, 4, 8]
     assert report.numbers("strengths", ".2,1", float) == [0.2, 1.0]

@@ -51,12 +51,30 @@ def test_help_is_quick_and_shows_an_example_of_each_command() -> None:
         assert f"  kdnotes {' '.join(words)}" in shown.stdout
 
 
-def test_list(make_book: Any) -> None:
-    make_book()
+def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = {f"0{number}-{name}": chapter(name) for number, name in enumerate(("a", "b", "c"))}
+    cells["scorecard"] = chapter("scorecard")
+    source = cells["02-c"][1]["source"].replace("kl, hint, crd", "kl only")
+    cells["02-c"][1]["source"] = re.sub("first_seed.*\n", "", source) + 'own: int = 1  # "its"\n'
+    monkeypatch.setenv("KDNOTES_BOOK", str(tiny_book.make(tmp_path, cells)))
     shown = kdnotes("list")
     assert shown.exit_code == 0
-    assert shown.stdout.startswith("scorecard: Does the student scorecard?\n")
-    assert re.search(r"seeds +int +0 +students per method", shown.stdout)
+    shared, *each = shown.stdout.strip().split("\n\n")
+    assert re.search(r"seeds +int +0 +students per method", shared)
+    assert len(shared.splitlines()) == 1 + len(tiny_book.PARAMETERS.splitlines())
+    assert each[0] == "a: Does the student a?"
+    title, methods, own = each[2].splitlines()
+    assert title == "c: Does the student c? (without first_seed)"
+    assert re.fullmatch(r"  methods  str  'kl' +comma-separated: kl only", methods)
+    assert re.fullmatch(r'  own      int  1 +"its"', own)
+    alone = kdnotes("list", "c").stdout
+    assert alone.startswith("c: Does the student c?\n")
+    assert len(alone.splitlines()) == 1 + len(tiny_book.PARAMETERS.splitlines())
+    assert "did you mean 'scorecard'" in kdnotes("list", "scorecar").stderr
+
+
+def test_list_for_machines(make_book: Any) -> None:
+    make_book()
     (described,) = json.loads(kdnotes("list", "--json").stdout)
     assert described["chapter"] == "scorecard"
     assert described["file"] == "book/scorecard.ipynb"
@@ -179,6 +197,33 @@ def test_a_wrong_request_is_named_and_nothing_is_run_or_written(
     assert left == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("lst", "No such command 'lst'"),
+        ("run scorcard", "did you mean 'scorecard'?"),
+        ("run scorecard -p tua=1", "did you mean 'tau'?"),
+        ("run scorecard --prset smoke", "No such option: --prset"),
+        ("build --only scorcard", "did you mean 'scorecard'?"),
+        ("sweep scorecard --grid tua=1 --out new", "did you mean 'tau'?"),
+    ],
+)
+def test_a_typo_is_answered_at_once(make_book: Any, arguments: str, said: str) -> None:
+    make_book()
+    loaded = "import atexit, sys; atexit.register(lambda: print(*sys.modules))\n"
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", f"{loaded}from kdnotes.cli import main; main()", *arguments.split()],
+        capture_output=True,
+        text=True,
+    )
+    assert time.monotonic() - started < 2 * (os.getloadavg()[0] + 1)
+    assert done.returncode == 2
+    assert said in done.stderr
+    heavy = {"torch", "torchvision", "timm", "pandas", "papermill", "matplotlib", "rich"}
+    assert not heavy & set(done.stdout.split())
+
+
 def test_without_a_book_the_way_out_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("KDNOTES_BOOK", str(tmp_path))
     done = kdnotes("list")
@@ -250,7 +295,7 @@ def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
         assert time.monotonic() < deadline
         time.sleep(0.2)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 2  # the one that executes, and the kernel
+    assert family  # the kernel
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130

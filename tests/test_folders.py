@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from kdnotes import data, layout
+from kdnotes import data, paths
 from kdnotes.data import folders, photos
 from kdnotes.data.sources import torchvision_sets
 from kdnotes.errors import RequestError
@@ -942,7 +942,7 @@ def test_a_table_where_the_command_was_typed_goes_first(
     assert read(grouped, groups="faces.csv").names["group"] == ("q",)
     absolute = f"{grouped}/faces.csv:race"
     assert read(grouped, groups=absolute).names["group"] == ("one", "two")
-    assert layout.without_absolute_paths(absolute) == "../split/faces.csv:race"
+    assert paths.without_absolute_paths(absolute) == "../split/faces.csv:race"
 
 
 @pytest.mark.parametrize("held", [True, False])

@@ -1,83 +1,70 @@
 """Forked kernels: their own surroundings, the libraries already there, and none left behind."""
 
-import asyncio
+from __future__ import annotations
+
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
+import psutil
 import pytest
-from nbclient import NotebookClient
+from test_execution import order, said
+from tiny_book import code, write
 
 from kdnotes.book import kernels
+from kdnotes.book.execution import execute_notebook
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[dict[str, str]]:
-    with kernels.server(dict(os.environ) | {"OMP_NUM_THREADS": "1"}) as environment:
-        yield environment
+@pytest.fixture(autouse=True, scope="module")
+def preloaded() -> None:
+    before = dict(os.environ)
+    assert not kernels.preload(kernels.WORTH_LOADING - 1)
+    assert kernels.preload(kernels.WORTH_LOADING)
+    assert dict(os.environ) == before
 
 
-def run(environment: dict[str, str], source: str, folder: Path) -> str:
-    """What a cell prints in a kernel that was asked for in an environment."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kernels.ADDRESS, environment[kernels.ADDRESS])
-        patch.setenv("KDNOTES_OUT", str(folder))
-        client = NotebookClient(
-            notebook, resources={"metadata": {"path": str(folder)}}, **kernels.manager()
-        )
-        client.execute()
-    return "".join(output.get("text", "") for output in notebook.cells[0].outputs)
-
-
-def running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def run(source: str, folder: Path, forked: bool = True) -> list[str]:
+    """The words that a cell prints in a kernel."""
+    wanted = order(folder, source, forked=forked)
+    execute_notebook(wanted)
+    return said(wanted)
 
 
 def ends(process: int) -> bool:
     for _ in range(100):
-        if not running(process):
+        if not psutil.pid_exists(process):
             return True
         time.sleep(0.1)
     return False
 
 
-def test_a_kernel_has_the_libraries_and_surroundings_of_its_own(
-    served: dict[str, str], tmp_path: Path
-) -> None:
-    # Loaded by the server, not by the cell: it is told before anything is imported.
+def test_a_kernel_has_the_libraries_and_surroundings_of_its_own(tmp_path: Path) -> None:
+    # Loaded ahead, not by the cell: it is told before anything is imported.
     loaded = "import sys, os; print('torch' in sys.modules, 'timm' in sys.modules)\n"
-    said = run(
-        served, f"{loaded}print(os.getcwd(), os.environ['KDNOTES_OUT'], os.getpid())", tmp_path
-    )
-    first, second = said.splitlines()
-    assert first == "True True"
-    folder, out, process = second.split()
-    assert folder == out == str(tmp_path)
+    surroundings = "print(os.getcwd(), os.environ['MARK'], os.getpid(), os.getpgid(0))"
+    folder = tmp_path / "own"
+    *first, where, mark, process, group = run(loaded + surroundings, folder)
+    assert first == ["True", "True"]
+    assert (where, mark) == (str(folder), "own")
+    assert process == group
     assert ends(int(process))
+    assert run("import sys; print('torch' in sys.modules)", tmp_path / "b", False) == ["False"]
 
 
-def test_two_kernels_know_nothing_of_each_other(served: dict[str, str], tmp_path: Path) -> None:
-    assert run(served, "import torch; torch.left_behind = 1; print(1)", tmp_path) == "1\n"
-    said = "import torch; print(hasattr(torch, 'left_behind'))"
-    assert run(served, said, tmp_path) == "False\n"
-    draws = "import random; print(random.random())"
-    assert run(served, draws, tmp_path) != run(served, draws, tmp_path)
+def test_two_kernels_know_nothing_of_each_other(tmp_path: Path) -> None:
+    assert run("import torch; torch.left_behind = 1; print(1)", tmp_path / "a") == ["1"]
+    asked = "import torch, random; print(hasattr(torch, 'left_behind'), random.random())"
+    first, second = (run(asked, tmp_path / name) for name in "bc")
+    assert first[0] == second[0] == "False"
+    assert first[1] != second[1]
 
 
-def test_a_kernel_computes_what_an_ordinary_one_does(
-    served: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_kernel_computes_what_an_ordinary_one_does(tmp_path: Path) -> None:
     source = (
         "import torch\n"
         "torch.manual_seed(3)\n"
@@ -91,58 +78,55 @@ def test_a_kernel_computes_what_an_ordinary_one_does(
         text=True,
         check=True,
     ).stdout
-    assert run(served, source, tmp_path) == ordinary
+    assert run(source, tmp_path / "here") == ordinary.split()
 
 
-def test_figures_are_drawn_into_the_notebook(served: dict[str, str], tmp_path: Path) -> None:
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([0, 1]);")]
+def test_a_kernel_can_train_in_processes_of_its_own(tmp_path: Path) -> None:
+    source = (
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "with ProcessPoolExecutor(1, get_context('spawn')) as pool:\n"
+        "    print(pool.submit(abs, -3).result())"
     )
+    assert run(source, tmp_path / "here") == ["3"]
+
+
+def test_figures_are_drawn_into_the_notebook(tmp_path: Path) -> None:
+    wanted = order(tmp_path / "here", "import matplotlib.pyplot as p\np.plot([0, 1]);", forked=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kernels.ADDRESS, served[kernels.ADDRESS])
-        patch.delenv("MPLBACKEND", raising=False)
-        NotebookClient(notebook, **kernels.manager()).execute()
-    assert any("image/png" in output.get("data", {}) for output in notebook.cells[0].outputs)
+        patch.setenv("MPLBACKEND", "agg")
+        execute_notebook(wanted)
+    assert "image/png" in wanted.output.read_text()
 
 
-def test_a_kernel_ends_with_the_process_that_stands_for_it(
-    served: dict[str, str], tmp_path: Path
-) -> None:
-    from jupyter_client.manager import AsyncKernelManager
-
-    async def started_and_killed() -> int:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(kernels.ADDRESS, served[kernels.ADDRESS])
-            manager: AsyncKernelManager = kernels.manager()["kernel_manager_class"]()
-            await manager.start_kernel()
-        client = manager.client()
-        client.start_channels()
-        await client.wait_for_ready(timeout=60)
-        stand_in = manager.provisioner.process.pid  # type: ignore[union-attr]
-        heard: list[str] = []
-        await client.execute_interactive(
-            "import os; print(os.getpid())",
-            output_hook=lambda message: heard.append(message["content"].get("text", "")),
-        )
-        client.stop_channels()
-        os.kill(stand_in, 9)
-        await manager.shutdown_kernel(now=True)
-        return int("".join(heard))
-
-    assert ends(asyncio.run(started_and_killed()))
+def test_a_forked_kernel_says_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"DeadKernelError.*\n(.*\n)*out of luck$"):
+        run("import os\nos.write(2, b'out of luck\\n')\nos._exit(3)", tmp_path / "dying")
 
 
-def test_without_a_server_the_kernel_is_an_ordinary_one(tmp_path: Path) -> None:
-    nobody = {kernels.ADDRESS: str(tmp_path / "nobody")}
-    loaded = "import sys; print('torch' in sys.modules)"
-    assert run(nobody, loaded, tmp_path) == "False\n"
-
-
-def test_the_server_ends_with_the_block(tmp_path: Path) -> None:
-    with kernels.server(dict(os.environ)) as environment:
-        address = environment[kernels.ADDRESS]
-        process = int(run(environment, "import os; print(os.getppid())", tmp_path))
-        assert running(process)
-    assert ends(process)
-    with socket.socket(socket.AF_UNIX) as late, pytest.raises(FileNotFoundError):
-        late.connect(address)
+def test_kernels_end_with_the_process_that_asked_for_them(tmp_path: Path) -> None:
+    mark = tmp_path / "process"
+    waiting = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    write(tmp_path / "template.ipynb", [code(waiting)])
+    script = (
+        "from pathlib import Path\n"
+        "from kdnotes.book import kernels\n"
+        "from kdnotes.book.execution import Order, execute_notebook\n"
+        "here = Path.cwd()\n"
+        "forked = kernels.preload(3)\n"
+        "execute_notebook(Order(here / 'template.ipynb', here / 'out.ipynb', {}, {}, here, '',\n"
+        "                       forked))"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (mark.exists() and mark.read_text()):
+        assert asking.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    kernel = int(mark.read_text())
+    server = psutil.Process(kernel).parent()
+    asking.send_signal(signal.SIGKILL)
+    asking.wait()
+    assert ends(kernel)
+    assert server is not None
+    assert ends(server.pid)

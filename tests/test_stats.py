@@ -571,9 +571,10 @@ def test_a_true_effect_on_the_margin_is_rarely_called_reproduced(
     assert rates.any_reproduced > 0.004
 
 
-def test_without_item_error_the_rate_is_the_t_tests() -> None:
+@pytest.mark.parametrize("seeds", [5, [5, 10]])
+def test_without_item_error_the_rate_is_the_t_tests(seeds: int | list[int]) -> None:
     rates = stats.simulate_error_rate(
-        [0.03, 0.06], 0.0, 5, 2, np.random.default_rng(10), repetitions=100_000
+        [0.03, 0.06], 0.0, seeds, 2, np.random.default_rng(10), repetitions=100_000
     )
     assert rates.reproduced == pytest.approx(0.025, abs=0.002)
     assert rates.not_reproduced == pytest.approx(0.025, abs=0.002)

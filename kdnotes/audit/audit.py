@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout
+from kdnotes import paths, store
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 
@@ -114,7 +114,7 @@ def run(
 def save(audit: Audit, where: Path) -> None:
     """Write audit.csv, audit.items.parquet, audit.json and audit.md into a folder."""
     results.save(NAME, audit.outcome, audit.claims, audit.parameters, audit.seconds, where)
-    with results.appearing(where / f"{NAME}.md") as path:
+    with store.appearing(where / f"{NAME}.md") as path:
         path.write_text(summary(audit))
 
 
@@ -122,7 +122,7 @@ def summary(audit: Audit) -> str:
     """The audit as Markdown: what was compared, each measure, and how to read it."""
     from kdnotes.stats import Interval, format_number
 
-    given = layout.without_absolute_paths(audit.parameters)
+    given = paths.without_absolute_paths(audit.parameters)
     independent = given["independent"]
     third = f"independent student `{independent}`" if independent else "no independent student"
     lines = [

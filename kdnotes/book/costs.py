@@ -4,74 +4,81 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kdnotes.book import running
 from kdnotes.book.running import Done
-from kdnotes.training import cache
-from kdnotes.training.cache import Planned
+
+if TYPE_CHECKING:
+    from kdnotes.training.cache import Planned
 
 NOT_MEASURED = "No chapter was run for this build of the book, so there is nothing to count."
 NOT_TIMED = "The benchmarks were not run for this edition of the book."
 
 
-def table(done: Iterable[Done]) -> str:
+def table(done: Sequence[Done]) -> str:
     """A Markdown table with a row per chapter, and one for all chapters together.
 
     Seconds of training are those of one core, written down when each network was trained, its
     share of the teacher's table included. Networks that chapters share count in each of them, but
     once in the last row.
     """
-    rows = ["| chapter | networks | training | the chapter itself |", "|:--|--:|--:|--:|"]
-    everything: list[Planned] = []
-    running = 0.0
-    for each in done:
-        networks = each.run.request.study.networks
-        everything += networks
-        running += each.seconds
-        rows.append(_row(each.run.request.chapter.name, networks, each.seconds))
-    if len(rows) == 2:
+    from kdnotes.training import cache
+
+    if not done:
         return NOT_MEASURED
-    rows.append(_row("**all**", cache.with_teachers(everything), running))
-    return "\n".join(rows)
+    requests = [each.run.request for each in done]
+    parts = [(each.chapter.name, each.study.networks) for each in requests]
+    parts.append(("**all**", running.networks(requests)))
+    measuring = [each.seconds for each in done]
+    rows = []
+    for (name, networks), spent in zip(parts, [*measuring, sum(measuring)], strict=True):
+        minutes = sum(cache.seconds(item.spec) for item in networks) / 60
+        rows.append((name, len(networks), f"{minutes:.1f} min of one core", f"{spent:.0f} s"))
+    return _markdown(("chapter", "networks", "training", "the chapter itself"), ":---", rows)
 
 
-def _row(name: str, networks: list[Planned], seconds: float) -> str:
-    training = sum(cache.seconds(item.spec) for item in networks)
-    return f"| {name} | {len(networks)} | {training / 60:.1f} min of one core | {seconds:.0f} s |"
-
-
-def profile(done: Iterable[Done]) -> str:
+def profile(done: Sequence[Done]) -> str:
     """A Markdown table of what the time of all chapters went into, in seconds of one core.
 
     A chapter measures in its longest cell. What its cells do not account for is the start of its
     kernel, and reading and writing the notebook.
     """
-    runs = list(done)
-    if not runs:
+    from kdnotes.training import cache
+
+    if not done:
         return NOT_MEASURED
-    everything = cache.with_teachers(
-        item for each in runs for item in each.run.request.study.networks
-    )
-    seconds: dict[str, list[float]] = {}
-    for item in everything:
-        seconds.setdefault(_trained_as(item), []).append(cache.seconds(item.spec))
-    for each in runs:
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for item in running.networks(each.run.request for each in done):
+        seconds[_trained_as(item)].append(cache.seconds(item.spec))
+    for each in done:
         cells, whole = _durations(each.run.notebook)
         longest = max(cells, default=0.0)
-        for name, value in (
-            ("chapters: measuring", longest),
-            ("chapters: figures, tables and verdicts", sum(cells) - longest),
-            ("chapters: kernels, notebooks read and written", whole - sum(cells)),
-        ):
-            seconds.setdefault(name, []).append(value)
-    total = sum(sum(values) for values in seconds.values())
-    rows = ["| what | how many | seconds of one core | share |", "|:--|--:|--:|--:|"]
-    for name in sorted(seconds, key=lambda name: -sum(seconds[name])):
-        spent = sum(seconds[name])
-        rows.append(f"| {name} | {len(seconds[name])} | {spent:.0f} | {spent / total:.0%} |")
-    rows.append(f"| **all** |  | {total:.0f} | 100% |")
-    return "\n".join(rows)
+        seconds["chapters: measuring"].append(longest)
+        seconds["chapters: figures, tables and verdicts"].append(sum(cells) - longest)
+        seconds["chapters: kernels, notebooks read and written"].append(whole - sum(cells))
+    total = sum(map(sum, seconds.values()))
+    rows = [
+        (name, str(len(values)), f"{sum(values):.0f}", f"{sum(values) / total:.0%}")
+        for name, values in sorted(seconds.items(), key=lambda part: -sum(part[1]))
+    ]
+    rows.append(("**all**", "", f"{total:.0f}", "100%"))
+    return _markdown(("what", "how many", "seconds of one core", "share"), ":---", rows)
+
+
+def benchmarks(folder: Path) -> str:
+    """The tables that `make bench` left in a folder, in Markdown; a sentence if there is none."""
+    found = []
+    for name, heading in (("cpu.csv", "On the processor:"), ("cuda.csv", "On a graphics card:")):
+        if (folder / name).is_file():
+            with (folder / name).open(newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1:]
+            columns = ("work", "contender", "least seconds", "median", "speed-up")
+            found.append(f"{heading}\n\n{_markdown(columns, '::---', rows)}")
+    return "\n\n".join(found) or NOT_TIMED
 
 
 def _trained_as(item: Planned) -> str:
@@ -89,19 +96,8 @@ def _durations(notebook: Path) -> tuple[list[float], float]:
     return cells, content["metadata"]["papermill"]["duration"]
 
 
-def benchmarks(folder: Path) -> str:
-    """The tables that `make bench` left in a folder, in Markdown; a sentence if there is none."""
-    found = [
-        f"{heading}\n\n{_timings(folder / name)}"
-        for name, heading in (("cpu.csv", "On the processor:"), ("cuda.csv", "On a graphics card:"))
-        if (folder / name).is_file()
-    ]
-    return "\n\n".join(found) or NOT_TIMED
-
-
-def _timings(path: Path) -> str:
-    rows = ["| work | contender | least seconds | median | speed-up |", "|:--|:--|--:|--:|--:|"]
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.reader(list(file)[1:]):
-            rows.append(f"| {' | '.join(row)} |")
-    return "\n".join(rows)
+def _markdown(columns: Sequence[str], sides: str, rows: Iterable[Sequence[object]]) -> str:
+    """A table; ``sides``: ":" for a column of words, "-" for one of numbers."""
+    head, *lines = (f"| {' | '.join(map(str, row))} |" for row in (columns, *rows))
+    rule = "|".join(":--" if side == ":" else "--:" for side in sides)
+    return "\n".join([head, f"|{rule}|", *lines])

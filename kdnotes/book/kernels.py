@@ -1,28 +1,23 @@
 """Kernels that start at once: forked from a process that has loaded the heavy libraries already.
 
-Loading them takes a chapter seconds of one core, as long as some need to measure something. One
-server process loads them once; a kernel is then a fork of it. On Linux only: where forking after
-loading is not safe, kernels start as usual.
+Loading them takes a chapter seconds of one core, as long as some need to measure something.
+multiprocessing's fork server loads them once; a kernel is then a fork of it. On Linux only: where
+forking after loading is not safe, kernels start as usual.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
-import select
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
-ADDRESS = "KDNOTES_KERNELS"  # in the environment: where the server listens
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
+
 # What chapters load, libraries that only a few of them use included.
 LIBRARIES = (
     "ipykernel.kernelapp",
@@ -34,116 +29,130 @@ LIBRARIES = (
     "scipy.stats",
     "sklearn.datasets",
     "seaborn",
-    "captum.attr",
     "foolbox",
     "torchmetrics",
 )
-WAITING = 60  # kernels that may wait while the libraries are being loaded
+WORTH_LOADING = 3  # chapters from which on loading the libraries ahead saves time
 
 
-@contextmanager
-def server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Run a server; yields the environment that kernels need so as to be forked from it.
+def environment() -> dict[str, str]:
+    """The environment of a kernel: this process's, for one thread and figures in the notebook."""
+    from kdnotes.training.pool import KEEP_FREED_MEMORY
 
-    Everything else that kernels find in their environment is their own. Where there can be no
-    server, the environment comes back as it was.
+    # A backend chosen for scripts would leave the notebooks without figures.
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    # Several multi-threaded kernels at once would slow each other.
+    changed = {"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return KEEP_FREED_MEMORY | inherited | changed
+
+
+def preload(count: int) -> bool:
+    """Begin to load the libraries if that pays for ``count`` kernels; whether these can be forked.
+
+    Returns at once; who asks for a kernel waits until the libraries are there. The server ends with
+    this process.
     """
-    if sys.platform != "linux":
-        yield environment
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="kdnotes-") as folder,
-        socket.socket(socket.AF_UNIX) as listener,
-    ):
-        address = str(Path(folder) / "kernels")
-        # Kernels can be asked for from here on; those who ask wait until the server is ready.
-        listener.bind(address)
-        listener.listen(WAITING)
-        # What draws into notebooks must be loaded in the notebook: it looks for its kernel then.
-        drawing = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kdnotes.book.kernels", str(listener.fileno())],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment | drawing,
-            start_new_session=True,  # Ctrl-C reaches the one who started it, who then stops all
-        )
-        assert process.stdin is not None
-        try:
-            yield environment | {ADDRESS: address}
-        finally:
-            process.stdin.close()
-            process.wait()
+    if sys.platform != "linux" or count < WORTH_LOADING:
+        return False
+    from multiprocessing import forkserver
 
-
-def manager() -> dict[str, Any]:
-    """Arguments for papermill's client: who starts the kernel, if there is a server."""
-    address = os.environ.get(ADDRESS, "")
-    if not address:
-        return {}
-    from jupyter_client.manager import AsyncKernelManager
-
-    class ForkedKernelManager(AsyncKernelManager):
-        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
-            usual = super().format_kernel_cmd(extra_arguments)
-            stand_in = str(Path(__file__).with_name("kernel_stand_in.py"))
-            # Without site and the user's settings: the stand-in is to be there at once.
-            return [sys.executable, "-I", "-S", stand_in, address, self.connection_file, *usual]
-
-    return {"kernel_manager_class": ForkedKernelManager}
-
-
-def main() -> None:
-    """Fork a kernel for each connection, until stdin closes."""
-    with socket.socket(fileno=int(sys.argv[1])) as listener:
-        for name in LIBRARIES:
-            with suppress(ImportError):  # whoever needs it will say so
-                importlib.import_module(name)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries finished kernels
-        while True:
-            ready, _, _ = select.select([listener, sys.stdin], [], [])
-            if sys.stdin in ready:
-                return
-            connection, _ = listener.accept()
-            with connection:
-                message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
-                if os.fork() == 0:
-                    listener.close()
-                    _become_kernel(connection, json.loads(message), streams)
-                for stream in streams:
-                    os.close(stream)
-
-
-def _become_kernel(connection: socket.socket, wish: dict[str, Any], streams: list[int]) -> None:
-    status = 1
+    forkserver.set_forkserver_preload(list(LIBRARIES))
+    # What draws into notebooks must be loaded in the notebook: it looks for its kernel then.
+    drawing = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    own, wanted = dict(os.environ), environment() | drawing
     try:
-        os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        os.chdir(wish["folder"])
-        os.environ.clear()
-        os.environ.update(wish["environment"])
-        connection.sendall(f"{os.getpid()}\n".encode())
-        threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-        from ipykernel.kernelapp import IPKernelApp
-
-        parent = f"--IPKernelApp.parent_handle={os.getppid()}"
-        IPKernelApp.launch_instance(argv=["-f", wish["connection_file"], parent])
-        status = 0
+        _become(wanted)
+        forkserver.ensure_running()
     finally:
-        os._exit(status)
+        _become(own)
+    return True
 
 
-def _end_with(connection: socket.socket) -> None:
-    """End this kernel when its stand-in is gone."""
-    with suppress(OSError):
-        connection.recv(1)
+def manager(
+    surroundings: Mapping[str, str],
+    folder: Path,
+    said: IO[str],
+    forked: bool = False,
+    started: Callable[[Any], None] = lambda process: None,
+) -> type[AsyncKernelManager]:
+    """What starts a kernel, for nbclient and papermill.
+
+    ``surroundings``: its environment; ``folder``: where it starts; ``said``: the file, with a name,
+    that gets what it writes to standard output and error; ``forked``: from the libraries of
+    `preload`; ``started`` is told the process, which can be killed.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import LocalProvisioner
+
+    class Forking(LocalProvisioner):
+        async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
+            arguments = cmd[cmd.index("-f") :]
+            process = get_context("forkserver").Process(
+                target=_be_kernel, args=(arguments, options["env"], str(folder), said.name)
+            )
+            process.start()
+            self.process = _Forked(process)  # type: ignore[assignment]
+            self.pid = self.pgid = process.pid  # it leads a group of its own
+            return self.connection_info
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            if forked:
+                about = {"kernel_id": self.kernel_id, "kernel_spec": self.kernel_spec}
+                self.provisioner = Forking(**about, parent=self)
+            surely = {"env": dict(surroundings), "cwd": str(folder), "stdout": said, "stderr": said}
+            await super().start_kernel(**options | surely)
+            started(self.provisioner.process)  # type: ignore[union-attr]
+
+    return Manager
+
+
+class _Forked:
+    """A forked process with what jupyter_client asks of a `subprocess.Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _be_kernel(
+    arguments: list[str], surroundings: Mapping[str, str], folder: str, said: str
+) -> None:
+    """Runs in the fork."""
+    os.setsid()  # Ctrl-C reaches the one who asked for the kernel, who then ends it
+    with open(said, "ab") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    os.chdir(folder)
+    _become(surroundings)
+    from ipykernel.kernelapp import IPKernelApp
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    IPKernelApp.launch_instance(argv=arguments)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()  # not the server, but the one who asked for the kernel
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
-if __name__ == "__main__":
-    main()
+def _become(surroundings: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(surroundings)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout, stats
+from kdnotes import paths, stats
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 from kdnotes.training import cache
@@ -48,11 +48,10 @@ def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
 
 def answer(claims: Sequence[Mapping[str, Any]]) -> str:
     """The chapter's claims as a list, verdict first: what stands at the top of a chapter."""
-    lines = []
-    for claim in claims:
-        mark = _MARKS[claim["verdict"]]
-        lines.append(f"- {mark} **{claim['verdict']}**: {claim['statement']} {found(claim)}")
-    return "\n".join(lines)
+    return "\n".join(
+        f"- {_MARKS[claim['verdict']]} **{claim['verdict']}**: {claim['statement']} {found(claim)}"
+        for claim in claims
+    )
 
 
 def found(claim: Mapping[str, Any]) -> str:
@@ -63,10 +62,9 @@ def found(claim: Mapping[str, Any]) -> str:
         stats.format_number(claim[name]) for name in ("low", "high") if claim[name] is not None
     ]
     number = f"{stats.format_number(claim['estimate'])} [{', '.join(bounds)}]"
-    kind = "gap closed" if claim["kind"] == "gap closed" else "difference"
     undecided = claim["verdict"] in ("inconclusive", "not applicable")
     reason = f"; {claim['reason']}" if undecided else ""
-    return f"({kind} {number}{reason})"
+    return f"({claim['kind']} {number}{reason})"
 
 
 def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -74,22 +72,32 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
 
     Three columns, because more would be too narrow to read beside each other.
     """
-    rows = [
-        "| claim, and when it counts as reproduced | the paper | here |",
-        "|:--|:--|:--|",
-    ]
+    rows = ["| claim, and when it counts as reproduced | the paper | here |", "|:--|:--|:--|"]
     for claim in claims:
-        numbers, section = claim["paper"]["numbers"], claim["section"]
-        if isinstance(numbers, Mapping):
-            paper = "; ".join(f"{name}: {value}" for name, value in numbers.items())
-        else:
-            paper = numbers  # "not reported"
+        paper, section = claim["paper"]["numbers"], claim["section"]
+        if isinstance(paper, Mapping):  # else "not reported"
+            paper = "; ".join(f"{name}: {value}" for name, value in paper.items())
         where = f"section {section}" if section[0].isdigit() else section
         rows.append(
             f"| {claim['statement']} ({where}) *{claim['criterion']}* | {paper} "
             f"| **{claim['verdict']}** {found(claim)} |"
         )
     return "\n".join(rows)
+
+
+def students(seeds: pd.Series) -> str:
+    """How many students of each kind claims compare: "5", or "5 (2 of 81 claims: 10)".
+
+    ``seeds``: their number for each claim, 0 where nothing was measured.
+    """
+    counts = seeds[seeds > 0].value_counts()
+    if counts.empty:
+        return "none"
+    most, others = counts.index[0], sorted(counts.index[1:])
+    if not others:
+        return str(most)
+    span = " to ".join(str(end) for end in dict.fromkeys((others[0], others[-1])))
+    return f"{most} ({counts[others].sum()} of {counts.sum()} claims: {span})"
 
 
 def finish(
@@ -114,10 +122,8 @@ def finish(
 
 def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
     """The table of a published run of a chapter (``results/PRESET``), None if there is none."""
-    folder = layout.root() / "results" / preset
-    if not (folder / f"{chapter}.json").is_file():
-        return None
-    return results.table(chapter, folder)
+    folder = paths.root() / "results" / preset
+    return results.table(chapter, folder) if chapter in results.chapters(folder) else None
 
 
 def beside_published(
@@ -136,19 +142,17 @@ def beside_published(
     other = published(study.chapter, preset)
     if other is None:
         return f"No run of the preset `{preset}` is published with this version of the book."
-    columns = {}
     here = f"this run ({study.settings.preset})"
+    columns = {}
     for name, table in ((here, outcome.table), (f"published ({preset})", other)):
         rows = table[(table["measure"] == measure) & (table["condition"] == condition)]
         columns[name] = rows.groupby("arm", sort=False)["value"].mean()
     place = {arm: number for number, arm in enumerate(plots.ARMS)}
-    beside = pd.DataFrame(columns).rename_axis("arm").reset_index()
-    beside = beside.sort_values("arm", key=lambda arms: arms.map(place), kind="stable")
-    larger = results.load(study.chapter, layout.root() / "results" / preset)
-    made = larger.parameters
-    trained = ""
-    if larger.training_seconds is not None:
-        trained = f", where training took {larger.training_seconds / 60:.0f} minutes of one core"
+    beside = pd.DataFrame(columns).sort_index(key=lambda arms: arms.map(place), kind="stable")
+    beside = beside.rename_axis("arm").reset_index()
+    larger = results.load(study.chapter, paths.root() / "results" / preset)
+    made, spent = larger.parameters, larger.training_seconds
+    trained = "" if spent is None else f", where training took {spent / 60:.0f} minutes of one core"
     return (
         f"{plots.markdown_table(beside)}\n\nMean over seeds. The published run used "
         f"{made['train_count'] or 'all'} training images of `{made['dataset']}`, the teacher "

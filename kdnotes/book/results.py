@@ -7,17 +7,17 @@ complete or not at all, and none of them holds an absolute path.
 from __future__ import annotations
 
 import json
-import math
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from importlib import metadata
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import layout
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import to_json
+
+from kdnotes import paths, store
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("chapter", "arm", "seed", "condition", "measure", "value")
 ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "measure", "value")
+# What a claim has at least; one of the book has all that `claims.evaluate` says.
 CLAIM_KEYS = ("id", "measure", "estimate", "low", "high", "criterion", "verdict", "paper")
 SUFFIXES = (".csv", ".items.parquet", ".json")
 # Whose version can change a number in the tables.
@@ -35,8 +36,9 @@ PACKAGES = (
     "torch",
     "torchvision",
     "timm",
-    "captum",
+    "lightning-fabric",
     "foolbox",
+    "torchmetrics",
     "numpy",
     "scipy",
     "pandas",
@@ -44,9 +46,13 @@ PACKAGES = (
 )
 
 
-@dataclass(frozen=True)
-class Saved:
-    """The JSON file of one chapter: claims with verdicts, and what they were made with."""
+class Saved(BaseModel):
+    """The JSON file of one chapter: claims with verdicts, and what they were made with.
+
+    ``seconds`` of measuring, ``training_seconds`` of one core behind it.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     chapter: str
     claims: list[dict[str, Any]]
@@ -57,31 +63,33 @@ class Saved:
     hardware: str = "hardware that was not noted"
     training_seconds: float | None = None
 
+    @field_validator("claims")
+    @classmethod
+    def _whole(cls, claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for claim in claims:
+            if lacking := [key for key in CLAIM_KEYS if key not in claim]:
+                raise ValueError(f"claim {claim.get('id', claim)!r} lacks {', '.join(lacking)}")
+        return claims
+
+    def write(self, folder: Path) -> None:
+        """Write the file into a folder, without absolute paths; not finite numbers become null."""
+        text = to_json(self, inf_nan_mode="null", fallback=lambda value: value.tolist())
+        content = paths.without_absolute_paths(json.loads(text))
+        store.write_json(folder / f"{self.chapter}.json", content)
+
 
 def folder() -> Path:
     """Where chapters write: KDNOTES_OUT, or the folder of what is run by hand."""
-    if given := os.environ.get("KDNOTES_OUT"):
-        return Path(given)
-    return layout.by_hand_folder()
+    return Path(os.environ.get("KDNOTES_OUT") or paths.by_hand_folder())
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
-    import platform
-
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def hardware(device: str = "cpu") -> str:
     """The processor with its cores and vector instructions, or the graphics card."""
-    import platform
-
     import torch
 
     if device.startswith("cuda"):
@@ -96,66 +104,45 @@ def hardware(device: str = "cpu") -> str:
 def save(
     chapter: str,
     outcome: Outcome | None,
-    claims: Iterable[Any],
-    parameters: Any,
+    claims: Iterable[Mapping[str, Any]],
+    parameters: Mapping[str, Any],
     seconds: float,
     where: Path | None = None,
     training_seconds: float | None = None,
 ) -> None:
     """Write a chapter's table, items and claims into a folder (default: `folder`).
 
-    ``outcome`` None stands for a chapter that measures nothing itself. ``claims`` are mappings,
-    dataclasses or the rows of a data frame with at least CLAIM_KEYS; ``parameters`` a mapping or
-    a pydantic model; ``seconds`` of measuring, and of one core's training behind it.
-
-    Raises ValueError when a column or a key is missing.
+    ``outcome`` None stands for a chapter that measures nothing itself. ``seconds`` as in `Saved`.
+    Raises ValueError when a claim is not whole, and KeyError when a column is missing.
     """
-    table, items = _tables(chapter, outcome)
-    settings = _plain(_mapping(parameters))
-    content = {
-        "chapter": chapter,
-        "claims": [_claim(row) for row in _rows(claims)],
-        "parameters": settings,
-        "versions": versions(),
-        "seconds": round(float(seconds), 2),
-        "hardware": hardware(settings.get("device") or "cpu"),
-        "training_seconds": None if training_seconds is None else round(training_seconds, 2),
-    }
+    import pandas as pd
+
+    saved = Saved(
+        chapter=chapter,
+        claims=[dict(claim) for claim in claims],
+        parameters=dict(parameters),
+        versions=versions(),
+        seconds=round(seconds, 2),
+        hardware=hardware(parameters.get("device") or "cpu"),
+        training_seconds=None if training_seconds is None else round(training_seconds, 2),
+    )
+    table, items = pd.DataFrame(columns=list(COLUMNS)), pd.DataFrame(columns=list(ITEM_COLUMNS))
+    if outcome is not None:
+        table = outcome.table.assign(chapter=chapter)[list(COLUMNS)]
+        items = outcome.items[list(ITEM_COLUMNS)]
     target = where or folder()
     target.mkdir(parents=True, exist_ok=True)
-    with appearing(target / f"{chapter}.items.parquet") as path:
+    with store.appearing(target / f"{chapter}.items.parquet") as path:
         items.to_parquet(path, index=False, compression="zstd")
-    with appearing(target / f"{chapter}.csv") as path:
+    with store.appearing(target / f"{chapter}.csv") as path:
         table.to_csv(path, index=False, float_format="%.8g")
-    # Last, because it says that the others are there.
-    write_json(target / f"{chapter}.json", content)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON without NaN and without absolute paths, in one step."""
-    text = json.dumps(layout.without_absolute_paths(content), indent=1, allow_nan=False)
-    with appearing(path) as scratch:
-        scratch.write_text(text + "\n")
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the name ``path`` when the block ends without an error."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    scratch = Path(name)
-    try:
-        yield scratch
-        scratch.chmod(0o644)  # mkstemp's files are for their owner only
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    saved.write(target)  # last, because it says that the others are there
 
 
 def chapters(where: Path | None = None) -> list[str]:
     """Names of the chapters whose results lie in a folder (default: `folder`)."""
-    here = where or folder()
-    return sorted(path.stem for path in here.glob("*.json") if not path.name.startswith("."))
+    found = (where or folder()).glob("*.json")
+    return sorted(path.stem for path in found if not path.name.startswith("."))
 
 
 def load(chapter: str, where: Path | None = None) -> Saved:
@@ -163,24 +150,20 @@ def load(chapter: str, where: Path | None = None) -> Saved:
 
     Raises RequestError when there are none or they cannot be read.
     """
-    path = (where or folder()) / f"{chapter}.json"
+    path = _existing(chapter, ".json", where)
     try:
-        content = json.loads(path.read_text())
-        known = {each.name: each for each in fields(Saved)}
-        needed = {name for name, each in known.items() if each.default is MISSING}
-        there = {name for name in known if name in needed or name in content}
-        return Saved(**{name: content[name] for name in there})
-    except FileNotFoundError as error:
-        raise RequestError(f"no results of chapter {chapter!r}: there is no {path}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is not the result of a chapter: {error!r}") from error
+        return Saved.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        what = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".lstrip(": ")
+        raise RequestError(f"{path} is not the result of a chapter: {what}") from error
 
 
 def table(chapter: str, where: Path | None = None) -> pd.DataFrame:
     """Tidy table of a chapter, columns COLUMNS. Raises RequestError when it is not there."""
     import pandas as pd
 
-    path = _existing((where or folder()) / f"{chapter}.csv")
+    path = _existing(chapter, ".csv", where)
     return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
 
 
@@ -188,73 +171,11 @@ def items(chapter: str, where: Path | None = None) -> pd.DataFrame:
     """Per-item outcomes of a chapter, columns ITEM_COLUMNS. Raises RequestError if not there."""
     import pandas as pd
 
-    return pd.read_parquet(_existing((where or folder()) / f"{chapter}.items.parquet"))
+    return pd.read_parquet(_existing(chapter, ".items.parquet", where))
 
 
-def claims(where: Path | None = None) -> pd.DataFrame:
-    """Claims of all chapters in a folder, one row each, with the chapter's name first."""
-    import pandas as pd
-
-    here = where or folder()
-    rows = [
-        {"chapter": name} | claim for name in chapters(here) for claim in load(name, here).claims
-    ]
-    return pd.DataFrame(rows, columns=None if rows else ["chapter", *CLAIM_KEYS])
-
-
-def _existing(path: Path) -> Path:
+def _existing(chapter: str, suffix: str, where: Path | None) -> Path:
+    path = (where or folder()) / f"{chapter}{suffix}"
     if not path.is_file():
-        raise RequestError(f"there is no {path}; run the chapter first")
+        raise RequestError(f"no results of chapter {chapter!r}: there is no {path}")
     return path
-
-
-def _tables(chapter: str, outcome: Outcome | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    import pandas as pd
-
-    if outcome is None:
-        return pd.DataFrame(columns=list(COLUMNS)), pd.DataFrame(columns=list(ITEM_COLUMNS))
-    for frame, wanted, what in (
-        (outcome.table, COLUMNS[1:], "table"),
-        (outcome.items, ITEM_COLUMNS, "items"),
-    ):
-        lacking = [name for name in wanted if name not in frame.columns]
-        if lacking:
-            raise ValueError(f"{what} of chapter {chapter!r} lacks columns {', '.join(lacking)}")
-    kept = outcome.table[list(COLUMNS[1:])].copy()
-    kept.insert(0, "chapter", chapter)
-    return kept, outcome.items[list(ITEM_COLUMNS)]
-
-
-def _rows(claims: Any) -> Iterable[Any]:
-    return claims.to_dict("records") if hasattr(claims, "to_dict") else claims
-
-
-def _claim(row: Any) -> dict[str, Any]:
-    claim = _plain(_mapping(row))
-    lacking = [key for key in CLAIM_KEYS if key not in claim]
-    if lacking:
-        raise ValueError(f"claim {claim.get('id', claim)!r} lacks {', '.join(lacking)}")
-    return claim
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's types; what is not a finite number becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy's numbers and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

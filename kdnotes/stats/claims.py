@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdnotes import layout, stats
+from kdnotes import paths, stats
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def load(chapter: str | None = None, path: Path | None = None) -> tuple[Claim, .
     Raises RequestError, naming claim and field, where the file is missing or says something that
     is no claim.
     """
-    path = path or layout.root() / "book" / "claims.yml"
+    path = path or paths.root() / "book" / "claims.yml"
     if not path.is_file():
         raise RequestError(f"no file of claims at {path.name}; it lies beside the book's notebooks")
     try:

@@ -759,7 +759,7 @@ def scorecard_verdicts(results: pd.DataFrame | Iterable[Mapping[str, Any]]) -> p
 def simulate_error_rate(
     seed_sd: ArrayLike,
     item_standard_error: ArrayLike,
-    n_seeds: int,
+    n_seeds: ArrayLike,
     n_claims: int,
     rng: np.random.Generator,
     margin: float = 0.0,
@@ -767,27 +767,30 @@ def simulate_error_rate(
 ) -> ErrorRates:
     """How often this procedure would give a verdict where the truth sits on the margin.
 
-    ``seed_sd`` (standard deviation of paired differences) and ``item_standard_error`` are one
-    number or one per claim, as measured. Each repetition draws ``n_claims`` sets of ``n_seeds``
-    normal differences around ``margin`` plus an error of the test images that all seeds share,
+    ``seed_sd`` (standard deviation of paired differences), ``item_standard_error`` and ``n_seeds``
+    are one number or one per claim, as measured. Each repetition draws for every claim its number
+    of normal differences around ``margin`` plus an error of the test images that all seeds share,
     then applies the interval of ``paired_difference`` and Holm's correction. Claims are drawn
     independently; Holm's guarantee does not need that.
     """
     sd = np.broadcast_to(np.asarray(seed_sd, dtype=np.float64), (n_claims,))
     item = np.broadcast_to(np.asarray(item_standard_error, dtype=np.float64), (n_claims,))
-    values = rng.normal(size=(repetitions, n_claims, n_seeds)) * sd[:, None] + margin
-    estimate = values.mean(axis=2) + rng.normal(size=(repetitions, n_claims)) * item
-    seed_variance = values.var(axis=2, ddof=1) / n_seeds
+    seeds = np.broadcast_to(np.asarray(n_seeds), (n_claims,))
+    values = rng.normal(size=(repetitions, n_claims, seeds.max())) * sd[:, None] + margin
+    own = np.arange(seeds.max()) < seeds[:, None]
+    estimate = values.mean(axis=2, where=own) + rng.normal(size=(repetitions, n_claims)) * item
+    seed_variance = values.var(axis=2, ddof=1, where=own) / seeds
     variance = seed_variance + item**2
     distance = estimate - margin
     share = np.divide(seed_variance, variance, out=np.ones_like(variance), where=variance > 0)
     # Critical values of Holm's steps: a table for 0, 1, ... claims rejected before.
     upper = FAMILY_LEVEL / 2 / (n_claims - np.arange(n_claims))
-    of_seeds, of_items = -stdtrit(n_seeds - 1.0, upper), -stdtrit(float("inf"), upper)
+    of_seeds = -stdtrit(seeds - 1.0, upper[:, None])
+    of_items = -stdtrit(float("inf"), upper)
     standard_error = np.sqrt(variance)
 
     def beyond(step: NDArray[np.int64]) -> NDArray[np.bool_]:
-        critical = share * of_seeds[step][:, None] + (1 - share) * of_items[step][:, None]
+        critical = share * of_seeds[step] + (1 - share) * of_items[step][:, None]
         return np.abs(distance) > critical * standard_error
 
     alone = beyond(np.full(repetitions, n_claims - 1))
