@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from kdnotes.probes.outcome import Outcome
     from kdnotes.study import Study
 
-_MARKS = {
-    "reproduced": "✔",
-    "not reproduced": "✘",
-    "inconclusive": "~",
-    "not applicable": "–",
-}
-
 
 def say(text: str) -> None:
     """Show computed Markdown as a part of the page's text."""
@@ -50,7 +43,7 @@ def answer(claims: Sequence[Mapping[str, Any]]) -> str:
     """The chapter's claims as a list, verdict first: what stands at the top of a chapter."""
     lines = []
     for claim in claims:
-        mark = _MARKS[claim["verdict"]]
+        mark = stats.VERDICTS[claim["verdict"]]
         lines.append(f"- {mark} **{claim['verdict']}**: {claim['statement']} {found(claim)}")
     return "\n".join(lines)
 

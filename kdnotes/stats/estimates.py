@@ -21,9 +21,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
-Direction = Literal["greater", "less", "equivalent"]
+from kdnotes.stats.words import VERDICTS, Direction, VerdictLabel, format_number  # noqa: F401
+
 Side = Literal["greater", "less"]
-VerdictLabel = Literal["reproduced", "not reproduced", "inconclusive", "not applicable"]
 
 SEEDS_FOR_A_VERDICT = 5
 SMALLEST_GAP = 0.05
@@ -38,16 +38,6 @@ _ENTRIES_PER_CHUNK = 5_000_000
 
 class NotMeasuredError(ValueError):
     """The table holds nothing for an arm, a measure or a condition that was asked for."""
-
-
-def format_number(value: float, digits: int = 2) -> str:
-    """Fixed decimals without the zero before the point: ``.38``, ``-.05``, ``1.20``."""
-    if not np.isfinite(value):
-        return "not defined"
-    text = f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
 @dataclass(frozen=True)
