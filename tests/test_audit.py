@@ -33,9 +33,9 @@ def photos(tmp_path: Path) -> Path:
 def checkpoint(path: Path, seed: int, classes: int = 2) -> str:
     from safetensors.torch import save_file
 
-    from kdnotes.networks import models
+    from kdnotes import networks
 
-    save_file(models.build("vgg-small", classes, seed).body.state_dict(), path)
+    save_file(networks.build("vgg-small", classes, seed).body.state_dict(), path)
     return f"vgg-small:{path}"
 
 
@@ -98,18 +98,18 @@ def test_audit_refuses_what_does_not_fit(tmp_path: Path, photos: Path) -> None:
 
 
 def test_shifts_grow_with_the_images() -> None:
+    from kdnotes import networks
     from kdnotes.data import ImageData
-    from kdnotes.networks import models
     from kdnotes.probes import crop_shift
     from kdnotes.probes.cast import Cast, Member
 
     pixels = torch.randint(256, (10, 3, 96, 96), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(10) % 2
     images = ImageData(pixels.to(torch.uint8), labels, ("even", "odd"), torch.arange(10), {}, {})
-    networks = [models.freeze(models.build("vgg-small", 2, seed)) for seed in (1, 2)]
+    built = [networks.freeze(networks.build("vgg-small", 2, seed)) for seed in (1, 2)]
     teacher, student = (
-        Member(arm, 0, network, models.taps(network))
-        for arm, network in zip(("teacher", "student"), networks, strict=True)
+        Member(arm, 0, network, networks.taps(network))
+        for arm, network in zip(("teacher", "student"), built, strict=True)
     )
     cast = Cast(teacher, None, (student,), images.classes)
     found = audit.PROPERTIES["crops and shifts"](cast, images).table
@@ -125,10 +125,10 @@ def test_shifts_grow_with_the_images() -> None:
 def test_networks_without_stages_are_told_apart() -> None:
     from dataclasses import replace
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes.cast import Cast, Member
 
-    network = models.freeze(models.build("vgg-small", 2, 0))
+    network = networks.freeze(networks.build("vgg-small", 2, 0))
     member = Member("teacher", 0, network, ())
     cast = Cast(member, None, (replace(member, arm="student"),), ("even", "odd"))
     for name in ("localization", "representations"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import scipy.special
 import scipy.stats
 from sklearn.metrics import cohen_kappa_score
 
-from kdnotes import stats
+from kdnotes import networks, stats
 from kdnotes.stats import intervals, shares
 
 # Standard deviations of paired seed differences, as a share of images: the smallest, the median and
@@ -626,6 +627,13 @@ def test_the_fast_simulation_equals_the_slow_procedure() -> None:
 def test_simulation_without_variance_gives_no_verdict() -> None:
     rates = stats.simulate_error_rate(0.0, 0.0, 5, 2, np.random.default_rng(0), repetitions=10)
     assert rates == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("package", [stats, networks])
+def test_every_name_of_a_package_is_found_where_it_is_said_to_be(package: ModuleType) -> None:
+    assert all(hasattr(package, name) for name in package.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'p_values'"):
+        package.p_values  # noqa: B018
 
 
 # --- tables ---------------------------------------------------------------------------------------

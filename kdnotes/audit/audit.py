@@ -66,7 +66,7 @@ def run(
 ) -> Audit:
     """Measure every property on the test images of a folder.
 
-    Models are written as `models.load_user_model` reads them. ``size`` and ``count`` are
+    Models are written as `networks.load_user_model` reads them. ``size`` and ``count`` are
     the side of the images in pixels and how many of them; ``out`` is called when the request has
     proved right and before anything is measured. Raises RequestError.
     """
@@ -168,16 +168,16 @@ def _cast(teacher: str, student: str, independent: str | None, images: ImageData
 
 
 def _member(arm: str, text: str, classes: int) -> Member:
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes.cast import Member
     from kdnotes.study.presets import check_device
 
     try:
-        network = models.freeze(models.load_user_model(text, classes)).to(check_device(None))
+        network = networks.freeze(networks.load_user_model(text, classes)).to(check_device(None))
     except RequestError as error:
         raise RequestError(f"--{arm}: {error}") from error
     try:
-        taps = models.taps(network)
+        taps = networks.taps(network)
     except RequestError:  # only localization needs them, and says so
         taps = ()
     return Member(arm, 0, network, taps)

@@ -63,7 +63,8 @@ class Interval:
         return f"{estimate} [{format_number(self.low, digits)}, {format_number(self.high, digits)}]"
 
 
-NOTHING = Interval(*[math.nan] * 3, 0, *[math.nan] * 5)  # where no seed has a value
+# Where no seed has a value.
+NOTHING = Interval(math.nan, math.nan, math.nan, 0, *(math.nan for _ in range(5)))
 
 
 def standard_deviation(variance: float) -> float:
@@ -235,9 +236,9 @@ def _item_covariance(
             continue
         cell = sources[mine] * len(known) + np.searchsorted(known, seed_of_row[mine])
         length = len(names) * len(known)
-        sums = np.bincount(cell, weights=value_of_row[mine], minlength=length)
-        counts = np.bincount(cell, minlength=length).astype(np.float64)
-        totals.append((sums.reshape(-1, len(known)), counts.reshape(-1, len(known))))
+        by_cell = (np.bincount(cell, each, length) for each in (value_of_row[mine], None))
+        sums, counts = (each.reshape(-1, len(known)).astype(np.float64) for each in by_cell)
+        totals.append((sums, counts))
         measured.append(index)
     if not measured:
         return covariance, math.inf
