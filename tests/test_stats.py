@@ -474,35 +474,29 @@ def test_holm_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "direction", "margin", "bound", "label"),
+    ("low", "high", "direction", "margin", "label"),
     [
-        (0.05, 0.09, "greater", 0.04, None, "reproduced"),
-        (0.03, 0.09, "greater", 0.04, None, "inconclusive"),
-        (-0.02, 0.03, "greater", 0.04, None, "not reproduced"),
-        (0.04, 0.09, "greater", 0.04, None, "inconclusive"),
-        (-0.02, 0.03, "less", 0.04, None, "reproduced"),
-        (0.05, 0.09, "less", 0.04, None, "not reproduced"),
-        (-0.02, 0.03, "equivalent", 0.0, 0.05, "reproduced"),
-        (-0.02, 0.06, "equivalent", 0.0, 0.05, "inconclusive"),
-        (0.06, 0.08, "equivalent", 0.0, 0.05, "not reproduced"),
-        (-0.09, -0.06, "equivalent", 0.0, 0.05, "not reproduced"),
-        (np.nan, np.nan, "greater", 0.0, None, "inconclusive"),
+        (0.05, 0.09, "greater", 0.04, "reproduced"),
+        (0.03, 0.09, "greater", 0.04, "inconclusive"),
+        (-0.02, 0.03, "greater", 0.04, "not reproduced"),
+        (0.04, 0.09, "greater", 0.04, "inconclusive"),
+        (-0.02, 0.03, "less", 0.04, "reproduced"),
+        (0.05, 0.09, "less", 0.04, "not reproduced"),
+        (-0.02, 0.03, "equivalent", 0.05, "reproduced"),
+        (-0.02, 0.06, "equivalent", 0.05, "inconclusive"),
+        (0.06, 0.08, "equivalent", 0.05, "not reproduced"),
+        (-0.09, -0.06, "equivalent", 0.05, "not reproduced"),
+        (np.nan, np.nan, "greater", 0.0, "inconclusive"),
     ],
 )
 def test_verdicts(
-    low: float, high: float, direction: stats.Direction, margin: float, bound: float, label: str
+    low: float, high: float, direction: stats.Direction, margin: float, label: str
 ) -> None:
     interval = stats.Interval((low + high) / 2, low, high, 5, 4, 0.01)
-    assert stats.verdict(interval, direction, margin, bound).label == label
+    assert stats.verdict(interval, direction, margin).label == label
     assert label in stats.VERDICTS
-    few = stats.verdict(replace(interval, n=4), direction, margin, bound)
+    few = stats.verdict(replace(interval, n=4), direction, margin)
     assert few == ("inconclusive", "fewer than 5 seeds")
-
-
-def test_equivalence_needs_a_margin() -> None:
-    interval = stats.Interval(0, -0.01, 0.01, 5, 4, 0.01)
-    with pytest.raises(ValueError, match="positive equivalence margin"):
-        stats.verdict(interval, "equivalent", 0.0)
 
 
 def test_p_values_and_intervals_say_the_same() -> None:
@@ -511,8 +505,9 @@ def test_p_values_and_intervals_say_the_same() -> None:
     for direction, _ in itertools.product(("greater", "less", "equivalent"), range(300)):
         values = rng.normal(rng.choice([-0.1, 0, 0.1]), 0.03, size=5)
         interval = stats.paired_difference(values, 0.0, 0.01)
-        label = stats.verdict(interval, direction, 0.02, 0.05).label
-        reproduced, not_reproduced = stats.claim_p_values(interval, direction, 0.02, 0.05)
+        margin = 0.05 if direction == "equivalent" else 0.02
+        label = stats.verdict(interval, direction, margin).label
+        reproduced, not_reproduced = stats.claim_p_values(interval, direction, margin)
         assert (label == "reproduced") == (reproduced < 0.025)
         assert (label == "not reproduced") == (not_reproduced < 0.025)
         seen.add((direction, label))

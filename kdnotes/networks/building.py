@@ -78,13 +78,15 @@ def build(
     # Layers draw their first weights from the global generator: lend it, seeded, and restore it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        body = _timm_body if name not in PRESET_NETS else _preset_body
-        return Normalized(body(name, num_classes, small_images), mean, std)
+        body = _body(name, num_classes, small_images)
+    return Normalized(body, mean, std)
 
 
-def _preset_body(name: str, num_classes: int, small_images: bool) -> nn.Module:
+def _body(name: str, num_classes: int, small_images: bool) -> nn.Module:
     from kdnotes.networks import architectures
 
+    if name not in PRESET_NETS:
+        return _timm_body(name, num_classes, small_images)
     net = PRESET_NETS[name]
     if net.family == "resnet":
         return architectures.small_resnet(net.widths, net.depths, num_classes)
@@ -112,19 +114,14 @@ def _timm_body(name: str, num_classes: int, small_images: bool) -> nn.Module:
 def multiply_adds(name: str, size: int, small_images: bool = True) -> int:
     """Multiply-adds of one forward pass of one (3, size, size) image through a named model.
 
-    Those of the book's own grow with the area of the image; timm's are counted on the network.
+    Those of the book's own grow with the area of the image; timm's are counted by their shapes.
     """
     if name in PRESET_NETS:
         return round(PRESET_NETS[name].multiply_adds * (size / 32) ** 2)
-    return count_multiply_adds(build(name, 10, seed=0, small_images=small_images), size)
-
-
-def count_multiply_adds(network: nn.Module, size: int) -> int:
-    """Multiply-adds of one forward pass of one (3, size, size) image, shapes only."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = network.to("meta").eval()
+    network = build(name, 10, seed=0, small_images=small_images).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, size, size, device="meta"))
     return counter.get_total_flops() // 2

@@ -173,9 +173,9 @@ def _evaluated(claim: Claim, outcome: Outcome) -> dict[str, Any]:
     if interval.n == 0:
         why = "no seed has a finite value in every arm compared"
         return _entry(claim, NOTHING, stats.Verdict("not applicable", why))
-    against = claim.direction, claim.margin, claim.equivalence_margin
-    p_values = stats.claim_p_values(result, *against)
-    return _entry(claim, interval, stats.verdict(interval, *against), p_values)
+    margin = claim.equivalence_margin or claim.margin
+    p_values = stats.claim_p_values(result, claim.direction, margin)
+    return _entry(claim, interval, stats.verdict(interval, claim.direction, margin), p_values)
 
 
 def _entry(

@@ -39,33 +39,24 @@ class ErrorRates(NamedTuple):
     any_not_reproduced: float
 
 
-def verdict(
-    interval: Interval,
-    direction: Direction,
-    margin: float,
-    equivalence_margin: float | None = None,
-) -> Verdict:
+def verdict(interval: Interval, direction: Direction, margin: float) -> Verdict:
     """What a 95% interval says about a claim.
 
     "reproduced" where the interval lies wholly on the claimed side of ``margin`` (for
-    ``equivalent``: inside plus or minus ``equivalence_margin``), "not reproduced" where it lies
-    wholly on the other side, else "inconclusive", as with fewer than five seeds. Raises ValueError
-    for equivalence without a margin.
+    ``equivalent``: inside plus or minus ``margin``), "not reproduced" where it lies wholly on the
+    other side, else "inconclusive", as with fewer than five seeds.
     """
     if interval.n < SEEDS_FOR_A_VERDICT:
         return Verdict("inconclusive", f"fewer than {SEEDS_FOR_A_VERDICT} seeds")
-    low, high = interval.low, interval.high
+    low, high, where = interval.low, interval.high, format_number(margin)
     if not (math.isfinite(low) and math.isfinite(high)):
         return Verdict("inconclusive", "no interval")
     if direction == "equivalent":
-        bound = _bound(equivalence_margin)
-        span = f"±{format_number(bound)}"
-        if -bound < low and high < bound:
-            return Verdict("reproduced", f"the interval lies inside {span}")
-        if low > bound or high < -bound:
-            return Verdict("not reproduced", f"the interval lies outside {span}")
-        return Verdict("inconclusive", f"the interval reaches across an end of {span}")
-    where = format_number(margin)
+        if -margin < low and high < margin:
+            return Verdict("reproduced", f"the interval lies inside ±{where}")
+        if low > margin or high < -margin:
+            return Verdict("not reproduced", f"the interval lies outside ±{where}")
+        return Verdict("inconclusive", f"the interval reaches across an end of ±{where}")
     if low <= margin <= high:
         return Verdict("inconclusive", f"the interval contains {where}")
     side, name = ("greater", "above") if low > margin else ("less", "below")
@@ -74,29 +65,18 @@ def verdict(
 
 
 def claim_p_values(
-    result: Interval | GapClosed,
-    direction: Direction,
-    margin: float,
-    equivalence_margin: float | None = None,
+    result: Interval | GapClosed, direction: Direction, margin: float
 ) -> tuple[float, float]:
     """One-sided p-values for "reproduced" and for "not reproduced".
 
     Each is below .025 exactly where ``verdict`` says so from a 95% interval. Equivalence is
     two one-sided tests (Schuirmann 1987).
     """
-    if direction == "equivalent":
-        bound = _bound(equivalence_margin)
-        inside = (p_value(result, -bound, "greater"), p_value(result, bound, "less"))
-        outside = (p_value(result, bound, "greater"), p_value(result, -bound, "less"))
-        return max(inside), min(outside)
     greater, less = p_value(result, margin, "greater"), p_value(result, margin, "less")
+    if direction == "equivalent":
+        above, below = p_value(result, -margin, "greater"), p_value(result, -margin, "less")
+        return max(above, less), min(greater, below)
     return (greater, less) if direction == "greater" else (less, greater)
-
-
-def _bound(equivalence_margin: float | None) -> float:
-    if equivalence_margin is None or not equivalence_margin > 0:
-        raise ValueError("a claim of equivalence needs a positive equivalence margin")
-    return equivalence_margin
 
 
 def p_value(result: Interval | GapClosed, margin: float, side: Literal["greater", "less"]) -> float:
