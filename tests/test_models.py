@@ -106,6 +106,7 @@ def test_taps_give_maps_from_shallow_to_deep_and_hooks_go() -> None:
         ("vgg11", "features.1 features.4 features.9 features.14 features.19 features.20"),
         ("swin_tiny_patch4_window7_224", "layers.0 layers.1 layers.2 layers.3"),
         ("regnetx_002", "s1 s2 s3 s4"),
+        ("efficientnet_b0", "blocks.0 blocks.1 blocks.2 blocks.4 blocks.6"),
     ],
 )
 def test_taps_are_the_stages_without_the_stem(name: str, stages: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -25,15 +26,16 @@ def taps(network: Normalized | Composite) -> tuple[str, ...]:
     body: Any = network.body
     if isinstance(body, Staged):
         return tuple(f"body.stages.{index}" for index in range(len(body.stages)))
-    declared = list(getattr(body, "feature_info", ()))
-    if declared and declared[0]["reduction"] == 2:  # timm counts the stem where it halves the image
-        declared = declared[1:]
+    declared = [stage["module"] for stage in getattr(body, "feature_info", ())]
+    # A stem comes first, and is named unlike the stages: act1 before layer1, stem before s1.
+    kinds = [re.sub(r"\d", "", name) for name in declared]
+    stages = declared[1:] if len(kinds) > 1 and kinds[0] != kinds[1] else declared
     layers = {name for name, _ in body.named_modules()}
-    if not declared or any(stage["module"] not in layers for stage in declared):
+    if not stages or not layers.issuperset(stages):
         raise RequestError(
             f"{type(body).__name__} has no stages that can be found; name the layers to look at"
         )
-    return tuple(f"body.{stage['module']}" for stage in declared)
+    return tuple(f"body.{stage}" for stage in stages)
 
 
 def hint_layer(network: Normalized | Composite, where: str) -> str:
