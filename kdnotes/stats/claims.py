@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -21,10 +21,21 @@ from kdnotes.errors import RequestError
 from kdnotes.stats.words import Direction, format_number
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kdnotes import stats
-    from kdnotes.probes.outcome import Outcome
 
 Name = Annotated[str, Field(min_length=1)]
+
+
+class Tables(Protocol):
+    """What a run measured, as the probes' outcomes hold it."""
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+
+    @property
+    def items(self) -> pd.DataFrame: ...
 
 
 class Paper(BaseModel):
@@ -133,7 +144,7 @@ def _problem(detail: Any, entries: list[dict[str, Any]]) -> str:
     return f"{where}: field '{field}': {message}" if field else f"{where}: {message}"
 
 
-def evaluate(claims: Iterable[Claim], outcome: Outcome) -> list[dict[str, Any]]:
+def evaluate(claims: Iterable[Claim], outcome: Tables) -> list[dict[str, Any]]:
     """What the tables of a run say about each claim, alone (before Holm's correction).
 
     An entry of a chapter's JSON has the fields of the claim, its criterion, the fields of a
@@ -147,7 +158,7 @@ def evaluate(claims: Iterable[Claim], outcome: Outcome) -> list[dict[str, Any]]:
     return [_evaluated(claim, outcome) for claim in claims]
 
 
-def _evaluated(claim: Claim, outcome: Outcome) -> dict[str, Any]:
+def _evaluated(claim: Claim, outcome: Tables) -> dict[str, Any]:
     from kdnotes import stats
     from kdnotes.stats.intervals import NOTHING
 
