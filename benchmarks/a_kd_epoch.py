@@ -176,16 +176,17 @@ class _Ours:
         student: Any,
         folder: Path,
     ) -> None:
+        from kdnotes.methods.objectives import ObjectiveSpec
+
+        from kdnotes import networks
         from kdnotes.data import DataSpec, ImageData
         from kdnotes.data.views import Views
-        from kdnotes.methods.objectives import ObjectiveSpec
-        from kdnotes.networks import models
         from kdnotes.training.specification import NetworkSpec, Recipe
 
         self.device = setting.device
         names = tuple(map(str, range(10)))
         self.data = ImageData(images, labels, names, torch.arange(len(labels)))
-        self.teacher = models.freeze(teacher).to(self.device)
+        self.teacher = networks.freeze(teacher).to(self.device)
         self.first = student
         self.folder, self.number = folder, 0
         self.filled = folder / "filled"
@@ -255,8 +256,9 @@ def tutorial_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 def _check_losses(setting: Setting) -> None:
     """The four losses on one set of logits."""
-    from kdnotes.methods import objectives
     from kdnotes.methods.objectives import ObjectiveSpec
+
+    from kdnotes.methods import objectives
 
     generator = torch.Generator().manual_seed(3)
     student, teacher = (3 * torch.randn(64, 10, generator=generator) for _ in range(2))

@@ -70,7 +70,7 @@ def reference(images: int, epochs: int, seeds: int, device: str) -> dict[str, fl
 
     from benchmarks import repdistiller
     from benchmarks.setting import scenes
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.study.casting import CRD_NEGATIVES, CRD_WEIGHT, HINT_WEIGHT
     from kdnotes.study.presets import PRESETS
 
@@ -81,7 +81,7 @@ def reference(images: int, epochs: int, seeds: int, device: str) -> dict[str, fl
 
     def trained(model: str, seed: int, method: str = "none", teacher: Any = None) -> Any:
         torch.manual_seed(seed)
-        body = models.build(model, 10, seed).body
+        body = networks.build(model, 10, seed).body
         batches = repdistiller.loader(train.images, train.labels, augment=False, seed=seed)
         more = 1 if teacher is None and model == preset.teacher else 0
         repdistiller.train(
@@ -106,7 +106,7 @@ def ours(images: int, epochs: int, seeds: int, device: str) -> dict[str, float]:
     import torch
 
     from benchmarks.setting import scenes
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes.forward import all_logits
     from kdnotes.study import presets
     from kdnotes.study.casting import Casting
@@ -130,7 +130,7 @@ def ours(images: int, epochs: int, seeds: int, device: str) -> dict[str, float]:
     for item in planned:
         from kdnotes.probes.cast import Member
 
-        network = models.freeze(cache.load(item.spec)).to(device)
+        network = networks.freeze(cache.load(item.spec)).to(device)
         logits = all_logits([Member(item.arm, item.spec.seed, network, ())], test)[0]
         right = float((logits.argmax(1) == test.labels).float().mean())
         means.setdefault(item.arm, []).append(right)

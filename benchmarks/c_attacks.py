@@ -25,14 +25,14 @@ def run(setting: Setting) -> list[Row]:
     """Time the attacks, then check that as many images withstand each."""
     import foolbox
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes.adversarial import craft
 
     device = setting.device
     network = copy.deepcopy(trained_resnet(device, setting.quick))
     # Out of channels last, which training left it in: as its users would have it.
     network.to(device, memory_format=torch.contiguous_format).eval()
-    frozen = models.freeze(network).to(device)
+    frozen = networks.freeze(network).to(device)
     data = scenes("test", setting.size(100, 50))
     images = (data.images.float() / 255).to(device)
     labels = data.labels.to(device)

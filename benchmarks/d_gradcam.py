@@ -27,13 +27,13 @@ def run(setting: Setting) -> list[Row]:
     """Time the three, then check that they drew the same maps."""
     from captum.attr import LayerGradCam
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes.localization import grad_cam
 
     device = setting.device
     network = copy.deepcopy(trained_resnet(device, setting.quick))
     network.to(device, memory_format=torch.contiguous_format).eval()
-    frozen = models.freeze(network).to(device)
+    frozen = networks.freeze(network).to(device)
     data = scenes("test", setting.size(250, 50))
     images = (data.images.float() / 255).to(device)
     labels = data.labels.to(device)

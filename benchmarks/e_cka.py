@@ -29,7 +29,7 @@ TOLERANCE = 1e-3
 
 def run(setting: Setting) -> list[Row]:
     """Time both, check both in double precision, and each on a network and its own copy."""
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes import representations
     from kdnotes.probes.cast import Cast, Member
     from kdnotes.probes.forward import all_logits
@@ -37,15 +37,15 @@ def run(setting: Setting) -> list[Row]:
     device = setting.device
     first = copy.deepcopy(trained_resnet(device, setting.quick))
     first.to(device, memory_format=torch.contiguous_format).eval()
-    second = models.build("vgg-small", 10, seed=5).to(device).eval()
-    blocks, stages = blocks_of(20), models.taps(second)
+    second = networks.build("vgg-small", 10, seed=5).to(device).eval()
+    blocks, stages = blocks_of(20), networks.taps(second)
     data = scenes("test", setting.size(1000, 250))
     images = data.images.float() / 255
     batches = DataLoader(TensorDataset(images, data.labels), batch_size=BATCH)
 
     def members(student: Any, taps: tuple[str, ...]) -> Cast:
-        teacher = Member("teacher", 0, models.freeze(first).to(device), blocks)
-        other = Member("student", 0, models.freeze(student).to(device), taps)
+        teacher = Member("teacher", 0, networks.freeze(first).to(device), blocks)
+        other = Member("student", 0, networks.freeze(student).to(device), taps)
         return Cast(teacher, None, (other,), data.classes)
 
     cast = members(second, stages)
@@ -150,7 +150,7 @@ def _in_double(
     device: str,
 ) -> Tensor:
     """The same estimate by its textbook formula, everything in double precision."""
-    from kdnotes.networks.models import tapped
+    from kdnotes.networks import tapped
 
     networks = [copy.deepcopy(network).double() for network in (first, second)]
     shared = torch.zeros(len(layers), len(others), dtype=torch.float64)

@@ -25,7 +25,7 @@ SIDES = (512, 1024, 2048)
 
 def run(setting: Setting) -> list[Row]:
     """Time products and an epoch of training in turns; the last column is the share."""
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.study.presets import PRESETS
 
     preset, device = PRESETS["laptop"], setting.device
@@ -36,7 +36,7 @@ def run(setting: Setting) -> list[Row]:
     def epoch() -> None:
         from kdnotes.training import loop
 
-        network = models.build(preset.teacher, 10, seed=0)
+        network = networks.build(preset.teacher, 10, seed=0)
         loop.train(spec, network, data, None, device)
 
     products = [(side, torch.randn(side, side, device=device)) for side in SIDES]
@@ -53,7 +53,7 @@ def run(setting: Setting) -> list[Row]:
     by_side = {side: seconds[f"{PEAK}, side {side}"] for side in SIDES}
     side = max(SIDES, key=lambda each: each**3 / min(by_side[each]))
     peak = 2 * side**3 / min(by_side[side])
-    per_step = 3 * 2 * models.multiply_adds(preset.teacher, data.size) * preset.batch
+    per_step = 3 * 2 * networks.multiply_adds(preset.teacher, data.size) * preset.batch
     taken = [each / steps for each in seconds[OURS]]
     reached = per_step / min(taken)
     setting.check(

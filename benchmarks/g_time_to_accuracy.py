@@ -70,11 +70,11 @@ def run(setting: Setting) -> list[Row]:
 def _train_teacher(path: str, count: int, epochs: int, device: str) -> None:
     from safetensors.torch import save_file
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.training import loop
 
     spec = _spec("teacher", 0, count, epochs)
-    network = models.build(spec.model, 10, spec.initialisation_seed)
+    network = networks.build(spec.model, 10, spec.initialisation_seed)
     loop.train(spec, network, scenes("train", count), None, device)
     save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, path)
 
@@ -82,10 +82,10 @@ def _train_teacher(path: str, count: int, epochs: int, device: str) -> None:
 def _teacher(path: str) -> Any:
     from safetensors.torch import load_file
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.study.presets import PRESETS
 
-    network = models.build(PRESETS["laptop"].teacher, 10, seed=0)
+    network = networks.build(PRESETS["laptop"].teacher, 10, seed=0)
     network.load_state_dict(load_file(path))
     return network.eval()
 
@@ -96,12 +96,12 @@ def _by_reference(
     import torch
 
     from benchmarks import repdistiller
-    from kdnotes.networks import models
+    from kdnotes import networks
 
     torch.set_num_threads(1)
     data, test = scenes("train", count), scenes("test", test_count)
     spec = _spec("student", seed, count, epochs)
-    body = models.build(spec.model, 10, spec.initialisation_seed).body
+    body = networks.build(spec.model, 10, spec.initialisation_seed).body
     taught_by = _teacher(teacher).body.to(device)
     clock = clock_of(device)
     started = clock()
@@ -116,7 +116,7 @@ def _by_kdnotes(
 ) -> Measured:
     import torch
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes.cast import Member
     from kdnotes.probes.forward import all_logits
     from kdnotes.training import loop
@@ -125,18 +125,18 @@ def _by_kdnotes(
     torch.set_num_threads(1)
     data, test = scenes("train", count), scenes("test", test_count)
     spec = _spec("student", seed, count, epochs)
-    network = models.build(spec.model, 10, spec.initialisation_seed)
+    network = networks.build(spec.model, 10, spec.initialisation_seed)
     taught_by = _teacher(teacher)
     loop.distributed.fabric_for(device)  # imports, which the reference does not need
     clock = clock_of(device)
     with tempfile.TemporaryDirectory(prefix="kdnotes-benchmark-") as folder:
         started = clock()
-        frozen = models.freeze(taught_by).to(device)
+        frozen = networks.freeze(taught_by).to(device)
         views, place = spec.recipe.views, torch.device(device)
         table = TeacherTable(Path(folder) / "table", frozen, data, views, place)
         loop.train(spec, network, data, loop.Teacher(frozen, table), device)
         seconds = clock() - started
-    member = Member("kl", seed, models.freeze(network).to(device), ())
+    member = Member("kl", seed, networks.freeze(network).to(device), ())
     answers = all_logits([member], test)[0].argmax(1)
     return seconds, float((answers == test.labels).float().mean())
 

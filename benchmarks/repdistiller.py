@@ -186,7 +186,7 @@ def train(
     negatives: int = 512,
     device: str = "cpu",
 ) -> None:
-    """Train a `models.SmallVGG` in place: from labels, or by KL, Hint or CRD as well."""
+    """Train a `architectures.SmallVGG` in place: from labels, or by KL, Hint or CRD as well."""
     weights = weights or {}
     body.to(device)
     extra = list(_extra(body, batches, method, teacher, negatives, device))

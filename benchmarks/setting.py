@@ -73,7 +73,7 @@ class Setting:
 
 @lru_cache(maxsize=1)
 def trained_resnet(device: str, quick: bool) -> Any:
-    """A ResNet-20 (`models.Normalized`) trained for a short while on scenes, not frozen."""
+    """A ResNet-20 (`networks.Normalized`) trained for a short while on scenes, not frozen."""
     from benchmarks.nets import cifar_resnet
     from kdnotes.data.views import Views
     from kdnotes.training import loop

@@ -259,6 +259,9 @@ def audit_networks(
         int | None, typer.Option(help="Side of the images in pixels (default: theirs, up to 64).")
     ] = None,
     images: Annotated[int | None, typer.Option(help="How many images (default: all).")] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave out files that cannot be read.")
+    ] = False,
 ) -> None:
     """Measure what your own distilled network took from its teacher.
 
@@ -272,7 +275,7 @@ def audit_networks(
     kdnotes audit --teacher resnet50 --student resnet18:mine.safetensors \\
         --independent resnet18:twin.pt --data photos --size 224 --out audit
     """
-    from kdnotes.audit import audit
+    from kdnotes import audit
     from kdnotes.book import running
 
     def report(line: str) -> None:
@@ -286,6 +289,7 @@ def audit_networks(
         data,
         size,
         images,
+        skip_damaged,
         out=lambda: running.make_folder(out),
         report=report,
     )

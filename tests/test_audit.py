@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_book import files_under, kdnotes
 
-from kdnotes.audit import audit
+from kdnotes import data
+from kdnotes.audit import measuring
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 
@@ -33,9 +34,9 @@ def photos(tmp_path: Path) -> Path:
 def checkpoint(path: Path, seed: int, classes: int = 2) -> str:
     from safetensors.torch import save_file
 
-    from kdnotes.networks import models
+    from kdnotes import networks
 
-    save_file(models.build("vgg-small", classes, seed).body.state_dict(), path)
+    save_file(networks.build("vgg-small", classes, seed).body.state_dict(), path)
     return f"vgg-small:{path}"
 
 
@@ -63,7 +64,7 @@ def test_audit(tmp_path: Path, photos: Path) -> None:
     agreement = by_id["audit-agreement"]
     expected = 1 - table["independent", "", "agreement"]
     assert agreement["estimate"] == pytest.approx(expected)
-    measured = {(measure, condition) for measure, condition, _ in audit.MAIN}
+    measured = {(measure, condition) for measure, condition, _ in measuring.MAIN}
     assert {(claim["measure"], claim["condition"]) for claim in saved.claims} == measured
     assert saved.parameters["images"] == 24
     for path in out.iterdir():
@@ -97,22 +98,39 @@ def test_audit_refuses_what_does_not_fit(tmp_path: Path, photos: Path) -> None:
         assert not out.exists()
 
 
+def test_damaged_files_are_left_out_only_on_request(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[data.DataSpec] = []
+
+    def load(spec: data.DataSpec) -> data.ImageData:
+        asked.append(spec)
+        raise RequestError("that is all")
+
+    monkeypatch.setattr(data, "load", load)
+    model = checkpoint(tmp_path / "net.safetensors", 1)
+    words = ("--teacher", model, "--student", model, "--data", photos, "--out", tmp_path / "out")
+    for more in ((), ("--skip-damaged", "--size", "16")):
+        assert kdnotes("audit", *words, *more).exit_code == 2
+    assert [spec.options for spec in asked] == [{}, {"size": 16, "skip_damaged": True}]
+
+
 def test_shifts_grow_with_the_images() -> None:
+    from kdnotes import networks
     from kdnotes.data import ImageData
-    from kdnotes.networks import models
     from kdnotes.probes import crop_shift
     from kdnotes.probes.cast import Cast, Member
 
     pixels = torch.randint(256, (10, 3, 96, 96), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(10) % 2
     images = ImageData(pixels.to(torch.uint8), labels, ("even", "odd"), torch.arange(10), {}, {})
-    networks = [models.freeze(models.build("vgg-small", 2, seed)) for seed in (1, 2)]
+    built = [networks.freeze(networks.build("vgg-small", 2, seed)) for seed in (1, 2)]
     teacher, student = (
-        Member(arm, 0, network, models.taps(network))
-        for arm, network in zip(("teacher", "student"), networks, strict=True)
+        Member(arm, 0, network, networks.taps(network))
+        for arm, network in zip(("teacher", "student"), built, strict=True)
     )
     cast = Cast(teacher, None, (student,), images.classes)
-    found = audit.PROPERTIES["crops and shifts"](cast, images).table
+    found = measuring.measured("crops and shifts", cast, images).table
     expected = crop_shift.measure_shifts(cast, images, shifts=(3, 6, 12, 24), primary=12).table
     shifts = expected[expected["measure"] == "same_answer"]
     conditions = {f"kind=shift,max={pixels}" for pixels in (3, 6, 12, 24, "primary")}
@@ -125,12 +143,12 @@ def test_shifts_grow_with_the_images() -> None:
 def test_networks_without_stages_are_told_apart() -> None:
     from dataclasses import replace
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.probes.cast import Cast, Member
 
-    network = models.freeze(models.build("vgg-small", 2, 0))
+    network = networks.freeze(networks.build("vgg-small", 2, 0))
     member = Member("teacher", 0, network, ())
     cast = Cast(member, None, (replace(member, arm="student"),), ("even", "odd"))
     for name in ("localization", "representations"):
         with pytest.raises(RequestError, match="no stages with feature maps"):
-            audit.PROPERTIES[name](cast, None)  # type: ignore[arg-type]
+            measuring.measured(name, cast, None)  # type: ignore[arg-type]

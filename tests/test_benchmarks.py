@@ -17,13 +17,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from kdnotes.methods.objectives import ObjectiveSpec  # noqa: E402
+
 from benchmarks import timing  # noqa: E402
 from benchmarks.setting import DisagreementError, Setting  # noqa: E402
 from benchmarks.timing import Contender, Row  # noqa: E402
+from kdnotes import networks  # noqa: E402
 from kdnotes.book import costs  # noqa: E402
 from kdnotes.data import DataSpec  # noqa: E402
-from kdnotes.methods.objectives import ObjectiveSpec  # noqa: E402
-from kdnotes.networks import models  # noqa: E402
 from kdnotes.training import cache  # noqa: E402
 from kdnotes.training.cache import Planned  # noqa: E402
 from kdnotes.training.specification import NetworkSpec, Recipe  # noqa: E402
@@ -173,9 +174,9 @@ def test_the_profile_counts_every_network_once_and_every_cell(
     soft = ObjectiveSpec(method="kl", weight=0.9, gamma=0.1)
     taught = NetworkSpec(role="student", **common, teacher=teacher, objective=soft)
     for spec, seconds in ((teacher, 40.0), (alone, 6.0), (taught, 14.0)):
-        cache.save(Planned("any", spec), models.build("vgg-small", 10, 0), [], seconds)
+        cache.save(Planned("any", spec), networks.build("vgg-small", 10, 0), [], seconds)
     runs = []
-    for name, networks, durations, whole in (
+    for name, specs, durations, whole in (
         ("first", (alone, taught), (1.0, 20.0, 4.0), 28.0),
         ("second", (taught,), (9.0, None), 12.0),
     ):
@@ -185,7 +186,7 @@ def test_the_profile_counts_every_network_once_and_every_cell(
         notebook = tmp_path / f"{name}.ipynb"
         content = {"cells": cells, "metadata": {"papermill": {"duration": whole}}}
         notebook.write_text(json.dumps(content))
-        study = SimpleNamespace(networks=[Planned("any", spec) for spec in networks])
+        study = SimpleNamespace(networks=[Planned("any", spec) for spec in specs])
         run = SimpleNamespace(notebook=notebook, request=SimpleNamespace(study=study))
         runs.append(SimpleNamespace(run=run, seconds=whole))
     assert costs.profile(runs).splitlines()[2:] == [  # type: ignore[arg-type]

@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from kdnotes import study
-from kdnotes.data import DataSpec, ImageData, load
+from kdnotes import networks, study
+from kdnotes.data import load
 from kdnotes.data.views import Crops, crop
 from kdnotes.errors import RequestError
-from kdnotes.networks import models
 from kdnotes.probes import domain_accuracy
 from kdnotes.study import Study, casting
 from kdnotes.training import cache
@@ -105,7 +104,7 @@ def test_a_student_can_start_where_its_teacher_started() -> None:
     (teacher,) = found["teacher"]
     (student,) = found["kl-same-start"]
     first = [
-        models.build(spec.model, 10, spec.initialisation_seed).state_dict()
+        networks.build(spec.model, 10, spec.initialisation_seed).state_dict()
         for spec in (teacher, student, found["kl"][0])
     ]
     assert all(torch.equal(first[0][name], first[1][name]) for name in first[0])
@@ -129,23 +128,23 @@ def test_digits_of_all_domains_are_the_three_one_after_the_other() -> None:
 
 
 def test_a_composite_is_the_mean_of_its_parts_logits() -> None:
-    parts = [models.build("vgg-small", 10, seed).eval() for seed in (0, 1)]
+    parts = [networks.build("vgg-small", 10, seed).eval() for seed in (0, 1)]
     images = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    composite = models.freeze(models.Composite(parts, (0.25, 0.75)))
+    composite = networks.freeze(networks.Composite(parts, (0.25, 0.75)))
     with torch.no_grad():
         expected = 0.25 * parts[0](images) + 0.75 * parts[1](images)
         assert torch.allclose(composite(images), expected, atol=1e-5)
-        logits, features = models.forward_with_features(composite, images)
+        logits, features = networks.forward_with_features(composite, images)
     assert torch.allclose(logits, expected, atol=1e-5)
     assert torch.equal(features, logits)
-    assert models.taps(composite) == ()
+    assert networks.taps(composite) == ()
 
 
 def test_a_mirrored_composite_cannot_tell_left_from_right() -> None:
-    network = models.build("vgg-small", 10, 0).eval()
+    network = networks.build("vgg-small", 10, 0).eval()
     images = torch.rand((4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        exact = models.Composite([network], mirrored=True)
+        exact = networks.Composite([network], mirrored=True)
         assert torch.allclose(exact(images), exact(images.flip(3)), atol=1e-6)
         assert not torch.allclose(network(images), network(images.flip(3)), atol=1e-3)
 
@@ -166,7 +165,7 @@ def test_students_of_composites_wait_for_the_parts_and_are_trained(
     for item in trained:
         cache.train_one(item, "cpu", None)
     assert cache.is_complete(mixed.spec)
-    assert isinstance(cache.load(mixed.spec), models.Composite)
+    assert isinstance(cache.load(mixed.spec), networks.Composite)
     assert [path.name for path in (tmp_path / "networks").iterdir()].count(mixed.spec.key) == 0
     assert {part.key for part in mixed.spec.parts} <= {entry.key for entry in cache.entries()}
 

@@ -338,14 +338,13 @@ def test_the_key_changes_with_everything_that_matters(make_book: Any, tmp_path: 
 
 
 def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdnotes import study
-    from kdnotes.networks import models
+    from kdnotes import networks, study
     from kdnotes.training import cache
 
     item = study.chapter("fidelity", preset="smoke", seeds=1, methods="kl", device="cpu").networks[
         0
     ]
-    network = models.build(item.spec.model, item.spec.num_classes, seed=0)
+    network = networks.build(item.spec.model, item.spec.num_classes, seed=0)
     cache.save(item, network, [], 3.0)
     listed = kdnotes("cache", "list")
     assert listed.exit_code == 0

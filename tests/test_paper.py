@@ -9,15 +9,14 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from kdnotes.methods.objectives import HintProjection
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdnotes import study
+from kdnotes import networks, study
 from kdnotes.data import DataSpec, load
 from kdnotes.data.views import ResizedCrops, Views, to_float
 from kdnotes.errors import RequestError
-from kdnotes.methods.objectives import HintProjection
-from kdnotes.networks import models
 from kdnotes.study import paper
 from kdnotes.training import cache, loop
 from kdnotes.training.cache import Planned
@@ -89,10 +88,10 @@ def test_layers_and_weights_exist_in_timm(name: str) -> None:
     maps = []
     for model, layer in ((pair.teacher, pair.hint.teacher), (pair.student, pair.hint.student)):
         with torch.device("meta"):
-            network = models.Normalized(timm.create_model(model), (0.5,) * 3, (0.2,) * 3).eval()
+            network = networks.Normalized(timm.create_model(model), (0.5,) * 3, (0.2,) * 3).eval()
             seen = torch.zeros(2, 3, 224, 224)
-            found = models.as_map(network, models.features_at(network, seen, layer))
-            logits, features = models.forward_with_features(network, seen)
+            found = networks.as_map(network, networks.features_at(network, seen, layer))
+            logits, features = networks.forward_with_features(network, seen)
         assert logits.shape == (2, 1000)
         assert features.ndim == 2
         maps.append(found)
@@ -176,10 +175,10 @@ def test_published_weights_come_from_a_file_or_are_asked_for(
         std = torch.tensor(timm.data.IMAGENET_DEFAULT_STD).view(1, 3, 1, 1)
         assert torch.allclose(network(seen), body.eval()((seen - mean) / std), atol=1e-5)
     with pytest.raises(RequestError, match="timm has no weights 'resnet10t-mine'"):
-        models.load_published("resnet10t", "resnet10t-mine", 1000)
+        networks.load_published("resnet10t", "resnet10t-mine", 1000)
     save_file({"x": torch.zeros(1)}, tmp_path / "resnet10t-mine.safetensors")
     with pytest.raises(RequestError, match="does not fit resnet10t"):
-        models.load_published("resnet10t", "resnet10t-mine", 1000)
+        networks.load_published("resnet10t", "resnet10t-mine", 1000)
 
 
 def test_digits_are_trained_as_printed() -> None:
@@ -245,7 +244,7 @@ def test_live_teacher_sees_what_its_student_sees(method: str) -> None:
     recipe = Recipe(epochs=2, batch=16, views=Views(pad=0), resized=ResizedCrops(smallest=0.3))
     pair = paper.settings().mnist.model_copy(update={"network": "vgg-small"})
     objective = paper.objective(method, pair, 4, pair)
-    student, teacher = (models.build("vgg-small", 10, seed) for seed in (0, 1))
+    student, teacher = (networks.build("vgg-small", 10, seed) for seed in (0, 1))
     teacher.eval().requires_grad_(False)
     seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
     for name, network in (("student", student), ("teacher", teacher)):

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from kdnotes.methods.objectives import CRD, ObjectiveSpec
 from PIL import Image
 from torch import nn
 
-from kdnotes import study
-from kdnotes.data import DataSpec, ImageData, load
+from kdnotes import networks, study
+from kdnotes.data import DataSpec, ImageData
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.errors import RequestError
-from kdnotes.methods.objectives import CRD, ObjectiveSpec
-from kdnotes.networks import models
 from kdnotes.study import paper
 from kdnotes.training import checkpoints, distributed, loop
 from kdnotes.training.checkpoints import Checkpoints
@@ -66,9 +65,9 @@ def specification(objective: ObjectiveSpec, **changes: object) -> NetworkSpec:
     )
 
 
-def without_batch_norm(seed: int) -> models.Normalized:
+def without_batch_norm(seed: int) -> networks.Normalized:
     """A network whose answer to an image does not depend on the rest of the batch."""
-    network = models.build("vgg-small", 10, seed)
+    network = networks.build("vgg-small", 10, seed)
     for block in network.body.stages.modules():
         if hasattr(block, "bn"):
             block.bn = nn.ReLU()
@@ -318,8 +317,8 @@ def test_one_process_goes_on_to_the_same_bits(
     data = images()
 
     def run(kept: Checkpoints | None, report: loop.EpochReport | None = None) -> torch.Tensor:
-        network = models.build(model, 10, seed=1)
-        teacher = models.freeze(models.build("vgg-small", 10, seed=9))
+        network = networks.build(model, 10, seed=1)
+        teacher = networks.freeze(networks.build("vgg-small", 10, seed=9))
         taught = None if spec.teacher is None else loop.Teacher(teacher)
         history = loop.train(spec, network, data, taught, report=report, checkpoints=kept)
         assert len(history) == 4

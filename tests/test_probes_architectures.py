@@ -11,9 +11,8 @@ import torch
 from probe_nets import frozen, member, small_cast, some_data, value_of
 from torch import nn
 
-from kdnotes import stats
+from kdnotes import networks, stats
 from kdnotes.data.views import to_float
-from kdnotes.networks import models
 from kdnotes.probes import adversarial, architectures, fidelity, localization, representations
 from kdnotes.probes.architectures import ATTACK, MAP, PROPERTIES, extra_gains, under, with_maps
 from kdnotes.probes.cast import Cast, Member
@@ -21,8 +20,8 @@ from kdnotes.probes.outcome import Outcome
 
 
 def built(arm: str, seed: int, name: str) -> Member:
-    network = models.freeze(models.build(name, 5, seed))
-    return Member(arm, seed, network, models.taps(network))
+    network = networks.freeze(networks.build(name, 5, seed))
+    return Member(arm, seed, network, networks.taps(network))
 
 
 def cast_with_a_transformer() -> Cast:
@@ -118,16 +117,16 @@ def test_a_transformers_map_is_that_of_its_tokens() -> None:
             token = tokens[:, 4 * row + column]
             expected[:, row, column] = (gradient.mean(1) * token).sum(1).clamp(min=0)
     assert torch.allclose(maps[mapped.taps[-2]], expected, atol=1e-6)
-    assert plain.taps == models.taps(plain.network)  # the original is left alone
+    assert plain.taps == networks.taps(plain.network)  # the original is left alone
 
 
 def test_a_bright_corner_lies_in_the_same_corner_of_the_map() -> None:
-    network = models.freeze(models.build("vit-small", 5, 0))
-    mapped = with_maps(Member("kl", 0, network, models.taps(network)), some_data(1, 32))
+    network = networks.freeze(networks.build("vit-small", 5, 0))
+    mapped = with_maps(Member("kl", 0, network, networks.taps(network)), some_data(1, 32))
     assert mapped is not None
     corner = torch.zeros(1, 3, 32, 32)
     corner[:, :, 24:, :8] = 1  # below, on the left
-    with models.tapped(mapped.network, mapped.taps[:1]) as outputs:
+    with networks.tapped(mapped.network, mapped.taps[:1]) as outputs:
         mapped.network(torch.cat([corner, torch.zeros(1, 3, 32, 32)]))
     strongest = (outputs[mapped.taps[0]][0] - outputs[mapped.taps[0]][1]).norm(dim=0)
     assert divmod(int(strongest.argmax()), 4) == (3, 0)
@@ -147,8 +146,8 @@ def test_networks_without_a_readable_map_are_left_out() -> None:
         ),
     ):
         body = timm.create_model(name, num_classes=5, embed_dim=24, **options)
-        network = frozen(models.Normalized(body, (0.5,) * 3, (0.25,) * 3))
-        each = Member("teacher", 0, network, models.taps(network))
+        network = frozen(networks.Normalized(body, (0.5,) * 3, (0.25,) * 3))
+        each = Member("teacher", 0, network, networks.taps(network))
         assert with_maps(each, data) is None, name
     cast = replace(small_cast(), teacher=each, second_teacher=None)
     found = architectures.measure(cast, some_data(20, 32), pair="other", conflicts=None)

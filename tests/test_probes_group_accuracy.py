@@ -140,9 +140,8 @@ def test_items_of_a_deficit_have_its_mean_and_its_variance(measure: str) -> None
         draws.append(
             np.mean(means[:2]) - means[2] if measure == "deficit" else float(np.mean(means))
         )
-    error = stats.cluster_bootstrap_standard_error(
-        values.to_numpy()[:, None], sources, np.random.default_rng(1), repetitions=4000
-    )
+    table, items = (each[each["seed"] == 0] for each in (outcome.table, outcome.items))
+    error = stats.contrast(table, items, measure, "", "kl", 0.0).item_standard_error
     assert error == pytest.approx(np.std(draws, ddof=1), rel=0.1)
 
 

@@ -13,9 +13,9 @@ from probe_nets import TAPS, frozen, member, net, small_cast, some_data, value_o
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from kdnotes import networks
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
-from kdnotes.networks import models
 from kdnotes.probes import representations
 from kdnotes.probes.cast import Member
 from kdnotes.probes.outcome import Outcome
@@ -170,12 +170,12 @@ def test_left_over_images_count_for_accuracy_only() -> None:
 def test_penultimate_features_are_what_the_head_reads() -> None:
     images = to_float(some_data(12, 32).images)
     for name in ("vgg-small", "vit-small", "resnet-small", "paper-mnist"):
-        network = models.freeze(models.build(name, 5, seed=0))
-        layers = layers_of(Member("kl", 0, network, models.taps(network)), images)
-        logits, features = models.forward_with_features(network, images)
+        network = networks.freeze(networks.build(name, 5, seed=0))
+        layers = layers_of(Member("kl", 0, network, networks.taps(network)), images)
+        logits, features = networks.forward_with_features(network, images)
         assert torch.allclose(layers[-1], logits, atol=1e-5), name
         assert torch.allclose(layers[-2], features, atol=1e-5), name
-        assert len(layers) == len(models.taps(network)) + 2
+        assert len(layers) == len(networks.taps(network)) + 2
     small = member("kl", 0, net(0))
     layers = layers_of(small, to_float(some_data(12).images))
     assert torch.allclose(layers[-2], layers[-3].mean((2, 3)), atol=1e-6)

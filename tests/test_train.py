@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from kdnotes.methods.objectives import ObjectiveSpec
 
-from kdnotes.data import DataSpec, ImageData, load
+from kdnotes import networks
+from kdnotes.data import DataSpec, ImageData
 from kdnotes.data.views import ColorJitter, Views, to_float
 from kdnotes.errors import RequestError
-from kdnotes.methods.objectives import ObjectiveSpec
-from kdnotes.networks import models
 from kdnotes.training import loop
 from kdnotes.training.specification import NetworkSpec, Recipe
 from kdnotes.training.teacher_table import CHUNK, TableError, TeacherTable
@@ -38,25 +38,25 @@ def data() -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def teacher(data: ImageData) -> models.Normalized:
+def teacher(data: ImageData) -> networks.Normalized:
     spec = specification(role="teacher")
-    return models.freeze(trained(spec, data)[0])
+    return networks.freeze(trained(spec, data)[0])
 
 
 def trained(
     spec: NetworkSpec, data: ImageData, teacher: loop.Teacher | None = None
-) -> tuple[models.Normalized, list[dict[str, float]]]:
-    network = models.build(spec.model, spec.num_classes, spec.initialisation_seed)
+) -> tuple[networks.Normalized, list[dict[str, float]]]:
+    network = networks.build(spec.model, spec.num_classes, spec.initialisation_seed)
     history = loop.train(spec, network, data, teacher)
     return network, history
 
 
-def weights(network: models.Normalized) -> torch.Tensor:
+def weights(network: networks.Normalized) -> torch.Tensor:
     return torch.cat([value.flatten().float() for value in network.state_dict().values()])
 
 
 def table_for(
-    folder: Path, teacher: models.Normalized, data: ImageData, views: Views
+    folder: Path, teacher: networks.Normalized, data: ImageData, views: Views
 ) -> TeacherTable:
     return TeacherTable(folder, teacher, data, views, torch.device("cpu"))
 
@@ -74,7 +74,7 @@ def test_same_seed_same_weights_another_seed_others(data: ImageData) -> None:
     "views", [Views(pad=2, step=2), Views(pad=4, step=1, flip=True)], ids=["9 views", "162 views"]
 )
 def test_table_says_what_the_live_teacher_says(
-    views: Views, tmp_path: Path, data: ImageData, teacher: models.Normalized
+    views: Views, tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
     """Under shuffling, random crops and any batch size, row by row."""
     table = table_for(tmp_path, teacher, data, views)
@@ -86,13 +86,13 @@ def test_table_says_what_the_live_teacher_says(
         logits, features = table.rows(indices, numbers)
         seen = to_float(views.apply(data.batch(indices), numbers))
         with torch.inference_mode():
-            live_logits, live_features = models.forward_with_features(teacher, seen)
+            live_logits, live_features = networks.forward_with_features(teacher, seen)
         assert torch.allclose(logits, live_logits, atol=1e-5)
         assert torch.allclose(features, live_features, atol=1e-5)
 
 
 def test_table_rows_do_not_depend_on_their_company(
-    tmp_path: Path, data: ImageData, teacher: models.Normalized
+    tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
     """Filled one by one or all at once, the bits are the same, so runs repeat exactly."""
     views = Views(pad=2, step=2)
@@ -106,7 +106,7 @@ def test_table_rows_do_not_depend_on_their_company(
 
 
 def test_table_is_filled_once_and_shared(
-    tmp_path: Path, data: ImageData, teacher: models.Normalized
+    tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
     views = Views(pad=2, step=2)
     indices = torch.arange(CHUNK)
@@ -116,7 +116,7 @@ def test_table_is_filled_once_and_shared(
 
 
 def test_altered_table_is_noticed(
-    tmp_path: Path, data: ImageData, teacher: models.Normalized
+    tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
     table = table_for(tmp_path, teacher, data, Views(pad=2, step=2))
     indices, numbers = torch.arange(8), torch.zeros(8, dtype=torch.long)
@@ -128,7 +128,7 @@ def test_altered_table_is_noticed(
 
 
 def test_student_of_a_table_equals_student_of_the_live_teacher(
-    tmp_path: Path, data: ImageData, teacher: models.Normalized
+    tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
     spec = specification(objective=KL, teacher=specification(role="teacher"))
     table = table_for(tmp_path, teacher, data, spec.recipe.views)
@@ -140,7 +140,7 @@ def test_student_of_a_table_equals_student_of_the_live_teacher(
 def test_students_of_one_seed_share_start_and_views(data: ImageData) -> None:
     """With weight zero on the teacher, a distilled student is the independent one."""
     alone, _ = trained(specification(), data)
-    teacher_net = models.freeze(models.build("vgg-small", 10, seed=9))
+    teacher_net = networks.freeze(networks.build("vgg-small", 10, seed=9))
     no_weight = ObjectiveSpec(method="kl", gamma=1, weight=1e-12)
     spec = specification(objective=no_weight, teacher=specification(role="teacher"))
     taught, _ = trained(spec, data, loop.Teacher(teacher_net, None))
@@ -168,7 +168,7 @@ def test_teacher_and_student_of_one_architecture_start_apart() -> None:
     ids=["hint", "hint at the logits", "crd", "permuted", "smoothed"],
 )
 def test_every_objective_lowers_its_own_term(
-    objective: ObjectiveSpec, tmp_path: Path, data: ImageData, teacher: models.Normalized
+    objective: ObjectiveSpec, tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
     spec = specification(
         objective=objective,
@@ -183,7 +183,7 @@ def test_every_objective_lowers_its_own_term(
 
 
 def test_permuted_labels_come_from_other_images_of_the_class(
-    tmp_path: Path, data: ImageData, teacher: models.Normalized
+    tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
     """Permuting within the class changes the student, though labels and images are the same."""
     students = []
@@ -225,7 +225,7 @@ def test_stored_answers_come_step_by_step(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     data: ImageData,
-    teacher: models.Normalized,
+    teacher: networks.Normalized,
 ) -> None:
     monkeypatch.setattr(loop, "ROWS_AT_ONCE", at_once)
     views = Views(pad=2, step=2)
@@ -259,7 +259,7 @@ def test_compiled_networks_learn_the_same_and_share_their_code(data: ImageData) 
         spec = specification(recipe=Recipe(epochs=1, batch=64), seed=seed)
         plain.append(trained(spec, data)[1][0]["loss"])
         assert seed or not counters["stats"]
-        network = models.build(spec.model, 10, spec.initialisation_seed)
+        network = networks.build(spec.model, 10, spec.initialisation_seed)
         compiled.append(loop.train(spec, network, data, None, compiled=True)[0]["loss"])
         if seed == 0:
             graphs = counters["stats"]["unique_graphs"]
@@ -284,6 +284,6 @@ def test_compiling_is_asked_for_by_one_word(monkeypatch: pytest.MonkeyPatch) -> 
 def test_cuda_reaches_the_cpu_loss(data: ImageData) -> None:
     spec = specification(recipe=Recipe(epochs=3, batch=64))
     on_cpu = trained(spec, data)[1][-1]["loss"]
-    network = models.build(spec.model, 10, spec.initialisation_seed)
+    network = networks.build(spec.model, 10, spec.initialisation_seed)
     on_cuda = loop.train(spec, network, data, None, device="cuda")[-1]["loss"]
     assert on_cuda == pytest.approx(on_cpu, rel=0.1)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kdnotes.methods.objectives import ObjectiveSpec
 
+from kdnotes import networks
 from kdnotes.data import DataSpec
 from kdnotes.errors import RequestError
-from kdnotes.methods.objectives import ObjectiveSpec
-from kdnotes.networks import models
 from kdnotes.training import cache
 from kdnotes.training.cache import Planned
 from kdnotes.training.specification import NetworkSpec, Recipe
@@ -59,7 +59,7 @@ def test_loading_gives_the_trained_network() -> None:
     cache.train_one(item, "cpu", None)
     network = cache.load(item.spec)
     assert not network.training
-    fresh = models.build("vgg-small", 10, item.spec.initialisation_seed)
+    fresh = networks.build("vgg-small", 10, item.spec.initialisation_seed)
     assert not torch.equal(network.body.head.weight, fresh.body.head.weight)
     assert len(cache.history(item.spec)) == 1
 

@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from kdnotes.probes.outcome import Outcome
     from kdnotes.study import Study
 
-_MARKS = {
-    "reproduced": "✔",
-    "not reproduced": "✘",
-    "inconclusive": "~",
-    "not applicable": "–",
-}
-
 
 def say(text: str) -> None:
     """Show computed Markdown as a part of the page's text."""
@@ -48,10 +41,11 @@ def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
 
 def answer(claims: Sequence[Mapping[str, Any]]) -> str:
     """The chapter's claims as a list, verdict first: what stands at the top of a chapter."""
-    return "\n".join(
-        f"- {_MARKS[claim['verdict']]} **{claim['verdict']}**: {claim['statement']} {found(claim)}"
-        for claim in claims
-    )
+    lines = []
+    for claim in claims:
+        mark = stats.VERDICTS[claim["verdict"]]
+        lines.append(f"- {mark} **{claim['verdict']}**: {claim['statement']} {found(claim)}")
+    return "\n".join(lines)
 
 
 def found(claim: Mapping[str, Any]) -> str:

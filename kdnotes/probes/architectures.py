@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kdnotes.data import ImageData
 from kdnotes.data.views import to_float
-from kdnotes.networks.models import tapped
+from kdnotes.networks import tapped
 from kdnotes.probes import adversarial, fidelity, localization, representations
 from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import device_of

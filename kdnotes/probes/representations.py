@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
-from kdnotes.networks.models import tapped
+from kdnotes.networks import tapped
 from kdnotes.probes.cast import Cast, Member
 from kdnotes.probes.forward import batches, device_of, record_accuracy
 from kdnotes.probes.outcome import NAME_COLUMNS, TABLE_COLUMNS, Outcome, Recorder

@@ -1,3 +1,32 @@
 """Intervals, verdicts, and what a set of claims comes to."""
 
-from kdnotes.stats.estimates import *  # noqa: F403
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kdnotes.stats.words import VERDICTS, Direction, VerdictLabel, format_number
+
+if TYPE_CHECKING:
+    from kdnotes.stats.agreement import *  # noqa: F403
+    from kdnotes.stats.families import *  # noqa: F403
+    from kdnotes.stats.intervals import *  # noqa: F403
+    from kdnotes.stats.shares import *  # noqa: F403
+
+# Found when first asked for: pandas and scipy take a second, which reading claims need not pay.
+_HOMES = {
+    "agreement": "agreement_on_wrong_items cohen_kappa error_consistency null_spread",
+    "families": "SEEDS_FOR_A_VERDICT Verdict claim_p_values holm p_value scorecard_verdicts"
+    " simulate_error_rate verdict",
+    "intervals": "Interval NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_difference summary"
+    " t_interval",
+    "shares": "NO_GAP UNCERTAIN_GAP GapClosed gap_closed headroom_closed",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = ["VERDICTS", "Direction", "VerdictLabel", "format_number", *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,19 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from kdnotes import paths, stats
+from kdnotes import paths
 from kdnotes.errors import RequestError
+from kdnotes.stats.words import Direction, format_number
 
 if TYPE_CHECKING:
-    from kdnotes.probes.outcome import Outcome
+    import pandas as pd
+
+    from kdnotes import stats
 
 Name = Annotated[str, Field(min_length=1)]
+
+
+class Tables(Protocol):
+    """What a run measured, as the probes' outcomes hold it."""
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+
+    @property
+    def items(self) -> pd.DataFrame: ...
 
 
 class Paper(BaseModel):
@@ -53,7 +67,7 @@ class Claim(BaseModel):
     reference: str | float = "independent"
     ceiling: Name = "teacher"
     kind: Literal["difference", "gap closed"] = "difference"
-    direction: stats.Direction
+    direction: Direction
     margin: float = 0.0
     equivalence_margin: Annotated[float, Field(gt=0)] | None = None
     paper: Paper
@@ -76,7 +90,7 @@ class Claim(BaseModel):
         if isinstance(self.reference, str):
             reference = self.reference
         else:
-            reference = stats.format_number(self.reference)
+            reference = format_number(self.reference)
         if self.kind == "gap closed":
             what = (
                 f"share of the gap from {reference} to {self.ceiling} in {self.measure}{where} "
@@ -85,48 +99,11 @@ class Claim(BaseModel):
         else:
             what = f"{self.measure}{where} of {self.arm} minus {reference}"
         if self.equivalence_margin is not None:
-            bound = stats.format_number(self.equivalence_margin)
+            bound = format_number(self.equivalence_margin)
             return f"{what}: the 95% interval lies inside -{bound} to {bound}."
-        margin = stats.format_number(self.margin) if self.margin else "0"
+        margin = format_number(self.margin) if self.margin else "0"
         side = "above" if self.direction == "greater" else "below"
         return f"{what}: the 95% interval lies {side} {margin}."
-
-
-class ClaimResult(TypedDict):
-    """A claim's outcome as it stands in a chapter's JSON; numbers that do not exist are None.
-
-    ``estimate``, ``low`` and ``high`` are in the units of ``kind``: where there was no gap to
-    close, ``kind`` is "difference", they are the raw difference, and the claim's margin, which is
-    a share, is left out. ``p_reproduced`` and ``p_not_reproduced`` are one-sided. ``seeds`` is the
-    number of pairs compared.
-    """
-
-    id: str
-    chapter: str
-    section: str
-    statement: str
-    measure: str
-    condition: str
-    arm: str
-    reference: str | float
-    kind: str
-    direction: str
-    margin: float | None
-    equivalence_margin: float | None
-    estimate: float | None
-    low: float | None
-    high: float | None
-    criterion: str
-    verdict: str
-    reason: str
-    paper: dict[str, Any]
-    seeds: int
-    standard_error: float | None
-    degrees_of_freedom: float | None
-    seed_sd: float | None
-    item_standard_error: float | None
-    p_reproduced: float | None
-    p_not_reproduced: float | None
 
 
 def load(chapter: str | None = None, path: Path | None = None) -> tuple[Claim, ...]:
@@ -144,38 +121,47 @@ def load(chapter: str | None = None, path: Path | None = None) -> tuple[Claim, .
         raise RequestError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise RequestError(f"{path.name} must be a list of claims, each a mapping of fields")
-    claims = []
-    for position, entry in enumerate(entries, start=1):
-        name = f"claim '{entry['id']}'" if "id" in entry else f"claim number {position}"
-        try:
-            claims.append(Claim.model_validate(entry))
-        except ValidationError as error:
-            problems = "; ".join(_problem(detail) for detail in error.errors())
-            raise RequestError(f"{path.name}, {name}: {problems}") from error
+    try:
+        claims = TypeAdapter(tuple[Claim, ...]).validate_python(entries)
+    except ValidationError as error:
+        problems = "; ".join(_problem(detail, entries) for detail in error.errors())
+        raise RequestError(f"{path.name}, {problems}") from error
     ids = [claim.id for claim in claims]
     if repeated := sorted({name for name in ids if ids.count(name) > 1}):
         raise RequestError(f"{path.name}: more than one claim has the id {', '.join(repeated)}")
     return tuple(claim for claim in claims if chapter in (None, claim.chapter))
 
 
-def _problem(detail: Any) -> str:
-    field = ".".join(str(part) for part in detail["loc"])
+def _problem(detail: Any, entries: list[dict[str, Any]]) -> str:
+    """One of pydantic's findings, with the claim and the field that it is about."""
+    position, *path = detail["loc"]
+    field = ".".join(str(part) for part in path)
+    name = entries[position].get("id")
+    where = f"claim number {position + 1}" if name is None else f"claim '{name}'"
     if detail["type"] == "extra_forbidden":
-        return f"unknown field '{field}'; known: {', '.join(Claim.model_fields)}"
+        return f"{where}: unknown field '{field}'; known: {', '.join(Claim.model_fields)}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"field '{field}': {message}" if field else message
+    return f"{where}: field '{field}': {message}" if field else f"{where}: {message}"
 
 
-def evaluate(claims: Iterable[Claim], outcome: Outcome) -> list[ClaimResult]:
+def evaluate(claims: Iterable[Claim], outcome: Tables) -> list[dict[str, Any]]:
     """What the tables of a run say about each claim, alone (before Holm's correction).
 
-    A claim whose arm, measure or condition was not measured, or that asks for a share of a gap
-    that is not there, is "not applicable", with the reason. The same tables give the same numbers.
+    An entry of a chapter's JSON has the fields of the claim, its criterion, the fields of a
+    `stats.Interval` (its n as ``seeds``), verdict, reason, and the one-sided ``p_reproduced`` and
+    ``p_not_reproduced``; numbers that do not exist are None. Where there is no ratio, ``kind`` is
+    "difference", the numbers are those of the raw difference, and the claim's margin, which is a
+    share, is left out. A claim whose arm, measure or condition was not measured, or that asks for a
+    share of a gap that cannot be divided by, is "not applicable", with the reason. The same tables
+    give the same numbers.
     """
-    return [_evaluate(claim, outcome) for claim in claims]
+    return [_evaluated(claim, outcome) for claim in claims]
 
 
-def _evaluate(claim: Claim, outcome: Outcome) -> ClaimResult:
+def _evaluated(claim: Claim, outcome: Tables) -> dict[str, Any]:
+    from kdnotes import stats
+    from kdnotes.stats.intervals import NOTHING
+
     tables = (outcome.table, outcome.items, claim.measure, claim.condition)
     result: stats.Interval | stats.GapClosed
     try:
@@ -184,62 +170,35 @@ def _evaluate(claim: Claim, outcome: Outcome) -> ClaimResult:
         else:
             result = stats.contrast(*tables, claim.arm, claim.reference)
     except stats.NotMeasuredError as error:
-        return _result(claim, None, claim.kind, stats.Verdict("not applicable", str(error)))
+        return _entry(claim, NOTHING, stats.Verdict("not applicable", str(error)))
     if isinstance(result, stats.GapClosed) and result.ratio is None:
-        gap = f"{claim.ceiling} minus {claim.reference} is {result.gap.format()}"
-        label: stats.VerdictLabel = (
-            "not applicable" if result.reason == stats.NO_GAP else "inconclusive"
+        undivided = result.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP)
+        says = stats.Verdict(
+            "not applicable" if undivided else "inconclusive",
+            f"{result.reason}: {claim.ceiling} minus {claim.reference} is {result.gap.format()}",
         )
-        says = stats.Verdict(label, f"{result.reason}: {gap}")
-        return _result(claim, result.difference, "difference", says)
+        raw = {"kind": "difference", "margin": None, "equivalence_margin": None}
+        return _entry(claim, result.difference, says) | raw
     interval = result.ratio if isinstance(result, stats.GapClosed) else result
     assert interval is not None
     if interval.n == 0:
-        says = stats.Verdict("not applicable", "no seed has a finite value in every arm compared")
-        return _result(claim, None, claim.kind, says)
-    says = stats.verdict(interval, claim.direction, claim.margin, claim.equivalence_margin)
-    p_values = stats.claim_p_values(result, claim.direction, claim.margin, claim.equivalence_margin)
-    return _result(claim, interval, claim.kind, says, p_values)
+        why = "no seed has a finite value in every arm compared"
+        return _entry(claim, NOTHING, stats.Verdict("not applicable", why))
+    margin = claim.equivalence_margin or claim.margin
+    p_values = stats.claim_p_values(result, claim.direction, margin)
+    return _entry(claim, interval, stats.verdict(interval, claim.direction, margin), p_values)
 
 
-def _result(
+def _entry(
     claim: Claim,
-    interval: stats.Interval | None,
-    kind: str,
+    interval: stats.Interval,
     says: stats.Verdict,
     p_values: tuple[float, float] = (math.nan, math.nan),
-) -> ClaimResult:
-    def number(name: str) -> float | None:
-        value = math.nan if interval is None else float(getattr(interval, name))
-        return value if math.isfinite(value) else None
-
-    in_units = kind == claim.kind
-    p_reproduced, p_not_reproduced = (None if math.isnan(p) else p for p in p_values)
-    return ClaimResult(
-        id=claim.id,
-        chapter=claim.chapter,
-        section=claim.section,
-        statement=claim.statement,
-        measure=claim.measure,
-        condition=claim.condition,
-        arm=claim.arm,
-        reference=claim.reference,
-        kind=kind,
-        direction=claim.direction,
-        margin=claim.margin if in_units else None,
-        equivalence_margin=claim.equivalence_margin if in_units else None,
-        estimate=number("estimate"),
-        low=number("low"),
-        high=number("high"),
-        criterion=claim.criterion,
-        verdict=says.label,
-        reason=says.reason,
-        paper=claim.paper.model_dump(),
-        seeds=interval.n if interval is not None else 0,
-        standard_error=number("standard_error"),
-        degrees_of_freedom=number("degrees_of_freedom"),
-        seed_sd=number("seed_sd"),
-        item_standard_error=number("item_standard_error"),
-        p_reproduced=p_reproduced,
-        p_not_reproduced=p_not_reproduced,
+) -> dict[str, Any]:
+    numbers = asdict(interval) | dict(
+        zip(("p_reproduced", "p_not_reproduced"), p_values, strict=True)
     )
+    found = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    found["seeds"] = found.pop("n")
+    words = {"criterion": claim.criterion, "verdict": says.label, "reason": says.reason}
+    return claim.model_dump() | words | found

@@ -16,7 +16,7 @@ from kdnotes.methods import Method
 from kdnotes.methods.crd import CRD
 from kdnotes.methods.hint import Hint
 from kdnotes.methods.kl import KL
-from kdnotes.networks.models import TRAINED_HERE
+from kdnotes.networks import TRAINED_HERE
 from kdnotes.study import paper, presets
 from kdnotes.study.presets import Settings
 from kdnotes.training.cache import Planned

@@ -147,12 +147,12 @@ class Study:
         return _loaded(spec.model_dump_json(), self.data_dir)
 
     def _member(self, item: Planned) -> Member:
-        from kdnotes.networks import models
+        from kdnotes import networks
 
-        network = models.freeze(cache.load(item.spec))
+        network = networks.freeze(cache.load(item.spec))
         if self.settings.device.startswith("cuda"):
             network = network.to("cuda")
-        return Member(item.arm, item.spec.seed, network, models.taps(network))
+        return Member(item.arm, item.spec.seed, network, networks.taps(network))
 
     @cached_property
     def casting(self) -> Casting:

@@ -147,7 +147,7 @@ def resolve(
     """
     if preset not in names():
         raise RequestError(f"unknown preset {preset!r}; known: {', '.join(names())}")
-    from kdnotes.networks import models
+    from kdnotes import networks
 
     dataset = dataset or (paper.default_dataset() if preset == PAPER else "scenes")
     data_sets.check_name(dataset)
@@ -164,7 +164,7 @@ def resolve(
         chosen = PRESETS[preset]
     for name in (teacher, student):
         if name:
-            models.check_name(name)
+            networks.check_name(name)
     temperature = chosen.tau if tau is None else tau
     if not temperature > 0:
         raise RequestError(f"tau must be above 0, not {temperature}")

@@ -97,21 +97,23 @@ def keys_behind(spec: NetworkSpec) -> list[str]:
 
 
 def load(spec: NetworkSpec) -> Any:
-    """The network (`models.Normalized` or `Composite`), weights checked on reading.
+    """The network (`networks.Normalized` or `Composite`), weights checked on reading.
 
     Raises FileNotFoundError when it was never trained, and DamagedError when the files do not
     match their manifest.
     """
     from safetensors.torch import load as load_bytes
 
-    from kdnotes.networks import models
+    from kdnotes import networks
 
     if spec.parts:
-        return models.Composite([load(part) for part in spec.parts], spec.shares, spec.mirrored)
+        return networks.Composite([load(part) for part in spec.parts], spec.shares, spec.mirrored)
     folder = folder_of(spec)
     manifest = _manifest(folder)
     content = _checked_weights(folder, manifest)
-    network = models.build(spec.model, spec.num_classes, seed=0, small_images=not spec.large_images)
+    network = networks.build(
+        spec.model, spec.num_classes, seed=0, small_images=not spec.large_images
+    )
     network.load_state_dict(load_bytes(content))
     return network.eval()
 
@@ -260,10 +262,10 @@ def train_one(item: Planned, device: str, data_dir: Path | None, report: Any = N
 
 def _fetch(item: Planned) -> None:
     """Save published weights as the network that they are."""
-    from kdnotes.networks import models
+    from kdnotes import networks
 
     spec, started = item.spec, time.perf_counter()
-    network = models.load_published(spec.model, spec.pretrained, spec.num_classes)
+    network = networks.load_published(spec.model, spec.pretrained, spec.num_classes)
     save(item, network, [], time.perf_counter() - started)
 
 
@@ -292,9 +294,9 @@ def _trained(
 
 def _fresh(spec: NetworkSpec) -> Any:
     """The network before training."""
-    from kdnotes.networks import models
+    from kdnotes import networks
 
-    return models.build(
+    return networks.build(
         spec.model,
         spec.num_classes,
         spec.initialisation_seed,
@@ -323,13 +325,13 @@ def _table_folder(spec: NetworkSpec, device: str) -> Path:
 def _teacher_for(spec: NetworkSpec, data: Any, device: str) -> Any:
     import torch
 
-    from kdnotes.networks import models
+    from kdnotes import networks
     from kdnotes.training import loop as training
     from kdnotes.training.teacher_table import TeacherTable
 
     assert spec.teacher is not None
     place = torch.device("cuda" if device.startswith("cuda") else "cpu")
-    network = models.freeze(load(spec.teacher)).to(place)
+    network = networks.freeze(load(spec.teacher)).to(place)
     if training.needs_layer(spec):
         return training.Teacher(network, maps=_maps_for(spec, data, network, place))
     if _is_live(spec, data):

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdnotes import networks
 from kdnotes.data import ImageData
 from kdnotes.data.views import ColorJitter, crop, to_float
 from kdnotes.errors import RequestError
 from kdnotes.methods import Batch, Outputs, controls
 from kdnotes.methods.base import at_least_single
-from kdnotes.networks import models
-from kdnotes.networks.models import (
+from kdnotes.networks import (
     Composite,
     Normalized,
     features_at,
@@ -74,7 +74,7 @@ class Learner(nn.Module):
         self.confidence = 1.0
         self._forward: Forward = forward_with_features
         layers = None if spec.method is None else spec.method.layers()
-        self._layer = None if layers is None else models.hint_layer(network, layers[0])
+        self._layer = None if layers is None else networks.hint_layer(network, layers[0])
 
     def prepare(self, images: Tensor, teacher: Outputs, labels: Tensor, seed: int) -> None:
         """Make what is trained beside the student, from a few images and all labels (M,)."""
@@ -165,7 +165,7 @@ def _with_layer(network: Normalized | Composite, images: Tensor, layer: str) -> 
         return Outputs(logits, features, logits)
     with tapped(network, (layer,)) as outputs:
         logits, features = forward_with_features(network, images)
-    return Outputs(logits, features, models.as_map(network, outputs[layer]))
+    return Outputs(logits, features, networks.as_map(network, outputs[layer]))
 
 
 def train(
@@ -446,7 +446,7 @@ def teacher_layer(spec: NetworkSpec, teacher: Teacher | None) -> str | None:
     layers = None if spec.method is None else spec.method.layers()
     if layers is None or teacher is None:
         return None
-    return models.hint_layer(teacher.network, layers[1])
+    return networks.hint_layer(teacher.network, layers[1])
 
 
 def needs_layer(spec: NetworkSpec) -> bool:
@@ -459,7 +459,7 @@ def _live(teacher: Normalized | Composite, images: Tensor, layer: str | None) ->
     with torch.no_grad():
         if layer is not None and layer != "logits":
             found = features_at(teacher, images, layer)
-            return Outputs(layer=models.as_map(teacher, found))
+            return Outputs(layer=networks.as_map(teacher, found))
         logits, features = forward_with_features(teacher, images)
         return Outputs(logits, features, logits)
 
@@ -473,7 +473,7 @@ def feature_maps(teacher: Normalized, data: ImageData, layer: str, device: torch
     with torch.no_grad():
         for indices in torch.arange(len(data)).split(CHUNK):
             images = to_float(data.batch(indices).to(device))
-            maps.append(models.as_map(teacher, features_at(teacher, images, layer)))
+            maps.append(networks.as_map(teacher, features_at(teacher, images, layer)))
     return torch.cat(maps).contiguous(memory_format=torch.channels_last)
 
 

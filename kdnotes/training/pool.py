@@ -218,7 +218,7 @@ def progress(to_train: list[Planned], quiet: bool | None) -> Iterator[Any]:
 
 def cost(item: Planned) -> float:
     """Rough seconds of training on one core, from the multiply-adds of the networks involved."""
-    from kdnotes.networks import models
+    from kdnotes import networks
 
     spec = item.spec
     if spec.pretrained:
@@ -229,11 +229,11 @@ def cost(item: Planned) -> float:
     # A folder of photos says how many it has only when it is read: ImageNet's number is meant.
     many = 1_281_167 if spec.large_images else 50_000
     images = (spec.data.count or many) * spec.recipe.epochs
-    work = 6 * models.multiply_adds(spec.model, size, not spec.large_images)
+    work = 6 * networks.multiply_adds(spec.model, size, not spec.large_images)
     live = (
         spec.method is not None and spec.method.layers() is not None
     ) or spec.recipe.resized is not None
     if spec.teacher is not None and live and not spec.teacher.parts:
-        work += 2 * models.multiply_adds(spec.teacher.model, size, not spec.large_images)
+        work += 2 * networks.multiply_adds(spec.teacher.model, size, not spec.large_images)
     overhead = 2.5 / spec.recipe.batch * 4e-3
     return 2 + images * (work / 40e9 + overhead)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdnotes.data import ImageData
 from kdnotes.data.views import Views, to_float
-from kdnotes.networks.models import Normalized, forward_with_features
+from kdnotes.networks import Normalized, forward_with_features
 
 CHUNK = 256  # every forward pass has this size, so that a row does not depend on its company
 
@@ -28,7 +28,7 @@ class TableError(RuntimeError):
 class TeacherTable:
     """Logits (classes) and penultimate features (D) of one teacher for each (image, view).
 
-    ``teacher`` must be frozen (`models.freeze`). ``folder`` holds the files; it is made on
+    ``teacher`` must be frozen (`networks.freeze`). ``folder`` holds the files; it is made on
     first use.
     """
 

@@ -1,0 +1,127 @@
+"""Architectures by name: the book's own, declared here, and timm's; networks built from them.
+
+Names and multiply-adds of the book's own are known without torch, since planning asks for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdnotes.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdnotes.networks.wrapping import Normalized
+
+TRAINED_HERE = "none"  # value of KDNOTES_WEIGHTS: use no published weights at all
+
+
+@dataclass(frozen=True)
+class PresetNet:
+    """One of the book's own: widths and blocks of its stages, multiply-adds at 32 pixels."""
+
+    family: Literal["vgg", "vgg-blur", "resnet", "vit", "paper-mnist"]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    multiply_adds: int
+
+
+PRESET_NETS: dict[str, PresetNet] = {
+    "vgg-small": PresetNet("vgg", (16, 32, 64), (1, 1, 1), 701_056),
+    "vgg-medium": PresetNet("vgg", (16, 64, 128), (1, 1, 2), 4_240_640),
+    "vgg-large": PresetNet("vgg", (16, 64, 128), (1, 2, 2), 6_599_936),
+    "vgg-small-blur": PresetNet("vgg-blur", (16, 32, 64), (1, 1, 1), 2_866_816),
+    "vgg-large-blur": PresetNet("vgg-blur", (16, 48, 96), (1, 1, 1), 4_945_344),
+    "resnet-small": PresetNet("resnet", (16, 32, 64, 64), (1, 1, 1, 1), 6_795_904),
+    "vit-tiny": PresetNet("vit", (64,), (2,), 3_695_232),
+    "vit-small": PresetNet("vit", (96,), (4,), 9_708_480),
+    "paper-mnist": PresetNet("paper-mnist", (32, 64), (1, 1), 16_409_216),
+    "paper-mnist-half": PresetNet("paper-mnist", (16, 32), (1, 1), 4_297_024),
+}
+
+
+def check_name(name: str) -> None:
+    """Raise RequestError unless the name is a preset net or one of timm's models."""
+    if name in PRESET_NETS:
+        return
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        hint = f"; timm has {', '.join(near)}" if near else ""
+        raise RequestError(
+            f"unknown model {name!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
+        )
+
+
+def build(
+    name: str,
+    num_classes: int,
+    seed: int,
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: tuple[float, ...] = (0.25, 0.25, 0.25),
+    small_images: bool = True,
+) -> Normalized:
+    """An initialised network; the same name, classes and seed give the same weights.
+
+    ``small_images``: for timm's ResNets, a stride-1 stem without pooling, as is usual at 32 pixels.
+    Raises RequestError for an unknown name.
+    """
+    import torch
+
+    from kdnotes.networks.wrapping import Normalized
+
+    check_name(name)
+    # Layers draw their first weights from the global generator: lend it, seeded, and restore it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = _body(name, num_classes, small_images)
+    return Normalized(body, mean, std)
+
+
+def _body(name: str, num_classes: int, small_images: bool) -> nn.Module:
+    from kdnotes.networks import architectures
+
+    if name not in PRESET_NETS:
+        return _timm_body(name, num_classes, small_images)
+    net = PRESET_NETS[name]
+    if net.family == "resnet":
+        return architectures.small_resnet(net.widths, net.depths, num_classes)
+    if net.family == "vit":
+        return architectures.small_vit(net.widths[0], net.depths[0], num_classes)
+    if net.family == "paper-mnist":
+        return architectures.PaperMNIST(net.widths, num_classes)
+    return architectures.SmallVGG(net.widths, net.depths, num_classes, net.family == "vgg-blur")
+
+
+def _timm_body(name: str, num_classes: int, small_images: bool) -> nn.Module:
+    import timm
+    from torch import nn
+
+    body: Any = timm.create_model(name, num_classes=num_classes)
+    if small_images and hasattr(body, "maxpool"):
+        body.maxpool = nn.Identity()
+        stem = body.conv1
+        if isinstance(stem, nn.Conv2d) and stem.kernel_size == (7, 7):  # not a deep one
+            body.conv1 = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=False)
+    return body
+
+
+@lru_cache(maxsize=64)
+def multiply_adds(name: str, size: int, small_images: bool = True) -> int:
+    """Multiply-adds of one forward pass of one (3, size, size) image through a named model.
+
+    Those of the book's own grow with the area of the image; timm's are counted by their shapes.
+    """
+    if name in PRESET_NETS:
+        return round(PRESET_NETS[name].multiply_adds * (size / 32) ** 2)
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = build(name, 10, seed=0, small_images=small_images).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() // 2

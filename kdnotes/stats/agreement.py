@@ -1,0 +1,70 @@
+"""Agreement of two networks, beyond chance, and where nothing was transferred."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+class Spread(NamedTuple):
+    """Mean and central 95% range of ``n`` values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def cohen_kappa(predictions_a: ArrayLike, predictions_b: ArrayLike) -> float:
+    """Agreement of two raters beyond chance: 1 is always, 0 as often as by chance.
+
+    Both inputs have shape (items,). NaN where chance agreement is complete (both always give the
+    same single answer). Raises ValueError for empty or unequal inputs. Source: Cohen (1960).
+    """
+    a, b = np.asarray(predictions_a), np.asarray(predictions_b)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
+        raise ValueError(f"need two equally long lists of answers, not {a.shape} and {b.shape}")
+    names, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
+    share_a = np.bincount(codes[: a.size], minlength=len(names)) / a.size
+    share_b = np.bincount(codes[a.size :], minlength=len(names)) / a.size
+    by_chance = float(share_a @ share_b)
+    if by_chance >= 1:
+        return float("nan")
+    return (float((a == b).mean()) - by_chance) / (1 - by_chance)
+
+
+def error_consistency(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
+    """Kappa of being right or wrong on the same items, whatever the answers.
+
+    Both inputs are boolean of shape (items,). NaN where both are right (or wrong) on every item.
+    Source: Geirhos, Meding and Wichmann (2020).
+    """
+    return cohen_kappa(np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool))
+
+
+def agreement_on_wrong_items(
+    student_predictions: ArrayLike, teacher_predictions: ArrayLike, labels: ArrayLike
+) -> float:
+    """Share of the teacher's wrong answers that the student gives as well.
+
+    All inputs have shape (items,). NaN where the teacher makes no mistake.
+    """
+    student, teacher = np.asarray(student_predictions), np.asarray(teacher_predictions)
+    wrong = teacher != np.asarray(labels)
+    return float((student[wrong] == teacher[wrong]).mean()) if wrong.any() else float("nan")
+
+
+def null_spread(values_of_pairs_of_independents: ArrayLike) -> Spread:
+    """What a pairwise measure looks like when nothing was transferred.
+
+    Mean and 2.5 to 97.5% range over pairs of independent students, shape (pairs,). Raises
+    ValueError without a finite value.
+    """
+    values = np.asarray(values_of_pairs_of_independents, dtype=np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        raise ValueError("no pair of independent students was measured")
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Spread(float(values.mean()), float(low), float(high), int(values.size))
