@@ -70,14 +70,14 @@ def reference(images: int, epochs: int, seeds: int, device: str) -> dict[str, fl
 
     from benchmarks import repdistiller
     from benchmarks.setting import scenes
-    from kdnotes import networks
-    from kdnotes.study.casting import CRD_NEGATIVES, CRD_WEIGHT, HINT_WEIGHT
+    from kdnotes import methods, networks
     from kdnotes.study.presets import PRESETS
 
     torch.set_num_threads(CORES)
     preset = PRESETS["laptop"]
     train, test = scenes("train", images), scenes("test", images // 2)
-    weights = {"hint": HINT_WEIGHT, "crd": CRD_WEIGHT}
+    taught: dict[str, Any] = {name: methods.get(name)() for name in ("hint", "crd")}
+    weights = {name: method.weight for name, method in taught.items()}
 
     def trained(model: str, seed: int, method: str = "none", teacher: Any = None) -> Any:
         torch.manual_seed(seed)
@@ -85,7 +85,14 @@ def reference(images: int, epochs: int, seeds: int, device: str) -> dict[str, fl
         batches = repdistiller.loader(train.images, train.labels, augment=False, seed=seed)
         more = 1 if teacher is None and model == preset.teacher else 0
         repdistiller.train(
-            body, batches, epochs + more, method, teacher, weights, CRD_NEGATIVES, device
+            body,
+            batches,
+            epochs + more,
+            method,
+            teacher,
+            weights,
+            taught["crd"].negatives,
+            device,
         )
         return body
 
@@ -108,22 +115,22 @@ def ours(images: int, epochs: int, seeds: int, device: str) -> dict[str, float]:
     from benchmarks.setting import scenes
     from kdnotes import networks
     from kdnotes.probes.forward import all_logits
-    from kdnotes.study import presets
-    from kdnotes.study.casting import Casting
+    from kdnotes.study import Study
+    from kdnotes.study.arms import INDEPENDENT
     from kdnotes.training import cache
-    from kdnotes.training.cache import Planned
 
     torch.set_num_threads(1)
-    settings = presets.resolve("laptop", seeds=seeds, train_count=images, device=device)
-    settings = settings.model_copy(update={"teacher_epochs": epochs + 1, "student_epochs": epochs})
-    casting = Casting("fidelity", settings, None)
-    teacher = casting.teacher("plain")
-    planned = [Planned("teacher", teacher)]
+    sizes = {"seeds": seeds, "train_count": images, "epochs": epochs}
+    study = Study("benchmark", {"preset": "laptop", "device": device} | sizes)
+    study.settings = study.settings.model_copy(update={"teacher_epochs": epochs + 1})
+    plan = study.plan("plain", study.world("one-cue"))
+    teacher = plan.teacher()
     for arm in ARMS:
-        taught_by = None if arm == "independent" else teacher
-        for seed in settings.seeds:
-            objective = casting.objective(arm, "plain")
-            planned.append(Planned(arm, casting.student("plain", seed, objective, taught_by)))
+        if arm == "independent":
+            plan.students(INDEPENDENT)
+        else:
+            plan.students(plan.method(arm), of=teacher)
+    planned = plan.planned
     cache.ensure(planned, jobs=CORES, device=device)
     test = scenes("test", images // 2)
     means: dict[str, list[float]] = {}

@@ -143,14 +143,13 @@ def _by_kdnotes(
 
 def _spec(role: str, seed: int, count: int, epochs: int) -> Any:
     """A network of the laptop preset on plain scenes, with other numbers of images and epochs."""
-    from kdnotes.study import presets
-    from kdnotes.study.casting import Casting
+    from kdnotes.study import Study
 
-    settings = presets.resolve("laptop", device="cpu")
-    casting = Casting("fidelity", settings, None)
-    teacher = casting.teacher("plain")
-    spec = teacher
+    study = Study("benchmark", {"preset": "laptop", "device": "cpu"})
+    plan = study.plan("plain", study.world("one-cue"))
+    spec = plan.teacher()
     if role == "student":
-        spec = casting.student("plain", seed, casting.objective("kl", "plain"), teacher)
+        plan.students(plan.method("kl"), of=spec, seeds=[seed])
+        spec = plan.planned[-1].spec
     recipe = spec.recipe.model_copy(update={"epochs": epochs})
     return spec.model_copy(update={"recipe": recipe, "data": scenes_spec("train", count)})

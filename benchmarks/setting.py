@@ -95,10 +95,11 @@ def trained_resnet(device: str, quick: bool) -> Any:
 def scenes_spec(split: str, count: int) -> Any:
     """The plain scenes of the book: a digit whose hue tells the class half of the time."""
     from kdnotes.data import DataSpec, with_fingerprint
-    from kdnotes.study.casting import ONE_CUE
+    from kdnotes.study.worlds import SCENES
 
+    _, one_cue = SCENES["one-cue"]
     spec = DataSpec.model_validate(
-        {"name": "scenes", "split": split, "count": count, "options": ONE_CUE}
+        {"name": "scenes", "split": split, "count": count, "options": one_cue}
     )
     return with_fingerprint(spec, None)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from asked import study_of
 
-from kdnotes import study
 from kdnotes.book import report, results
 from kdnotes.errors import RequestError
 from kdnotes.probes.outcome import ITEM_COLUMNS, Outcome
@@ -33,10 +33,10 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_published_run_stands_beside_this_one(book: Path) -> None:
-    full = study.chapter("distillation", preset="full", seeds=3, teacher="vgg-large", device="cpu")
+    full = study_of("distillation", preset="full", seeds=3, teacher="vgg-large")
     larger = outcome(independent=[0.9, 0.92], kl=[0.95, 0.97])
     results.save("distillation", larger, [], full.parameters(), 1.0, book / "results" / "full")
-    smoke = study.chapter("distillation", preset="smoke", device="cpu")
+    smoke = study_of("distillation", preset="smoke")
     said = report.beside_published(smoke, outcome(independent=[0.5, 0.7], hint=[0.8]), "accuracy")
     lines = said.splitlines()
     assert [line.split(" | ")[0][2:] for line in lines[2:5]] == [
@@ -55,10 +55,10 @@ def test_a_published_run_stands_beside_this_one(book: Path) -> None:
 
 
 def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
-    smoke = study.chapter("distillation", preset="smoke", device="cpu")
+    smoke = study_of("distillation", preset="smoke")
     said = report.beside_published(smoke, outcome(kl=[0.5]), "accuracy")
     assert said.startswith("No run of the preset `full`")
-    full = study.chapter("distillation", preset="full", device="cpu")
+    full = study_of("distillation", preset="full")
     said = report.beside_published(full, outcome(kl=[0.5]), "accuracy")
     assert said.startswith("This is a run of the preset `full`")
 

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from asked import NOTEBOOKS, study_of
 
-from kdnotes import stats, study
+from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.probes.outcome import Outcome
 from kdnotes.stats import claims
@@ -82,12 +83,12 @@ def outcome_of(
 def test_the_books_claims_name_known_arms_and_chapters() -> None:
     found = claims.load()
     chapters = {claim.chapter for claim in found}
-    assert chapters == set(study.known_chapters()) - {"scorecard"}
+    assert chapters == set(NOTEBOOKS)
     for chapter in chapters:
-        asked = study.chapter(chapter)
+        asked = study_of(chapter)
         seeds: dict[str, set[int]] = {}
-        for cast in asked.cast_names:
-            for item in asked.casting.plan(cast):
+        for plan in asked.plans.values():
+            for item in plan.planned:
                 seeds.setdefault(item.arm, set()).add(item.spec.seed)
         for each in found:
             if each.chapter != chapter:

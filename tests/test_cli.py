@@ -16,10 +16,12 @@ from typing import Any
 import psutil
 import pytest
 import tiny_book
+from asked import study_of
 from tiny_book import SAVE_TAU, chapter, code, files_under, kdnotes
 
 from kdnotes.book import results, running
 
+CAST_CELL = code(tiny_book.CAST, tags=["cast"])
 FAILING = "value = 1\nraise ValueError(f'value was {value}')"
 SLEEPING = "import time\ntime.sleep(120)"
 
@@ -60,7 +62,7 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = kdnotes("list")
     assert shown.exit_code == 0
     shared, *each = shown.stdout.strip().split("\n\n")
-    assert re.search(r"seeds +int +0 +students per method", shared)
+    assert re.search(r"seeds +int \| None +None +students of each kind", shared)
     assert len(shared.splitlines()) == 1 + len(tiny_book.PARAMETERS.splitlines())
     assert each[0] == "a: Does the student a?"
     title, methods, own = each[2].splitlines()
@@ -81,9 +83,9 @@ def test_list_for_machines(make_book: Any) -> None:
     by_name = {each["name"]: each for each in described["parameters"]}
     assert by_name["tau"] == {
         "name": "tau",
-        "type": "float",
+        "type": "float | None",
         "default": 4.0,
-        "meaning": "temperature of the soft labels",
+        "meaning": "temperature of the soft labels (above 0)",
     }
 
 
@@ -127,7 +129,7 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkeypatch: Any) -> None:
-    root = tiny_book.make(tmp_path / "book", {"02-fidelity": chapter("fidelity")})
+    root = tiny_book.make(tmp_path / "book", {"02-fidelity": chapter("fidelity", CAST_CELL)})
     monkeypatch.setenv("KDNOTES_BOOK", str(root))
     before = files_under(tmp_path)
     shown = kdnotes("run", "fidelity", "-p", "seeds=3", "--dry-run", "--out", tmp_path / "out")
@@ -149,22 +151,22 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("run scorecard --bogus", "No such option"),
         ("run scorecard -p seeds", "-p 'seeds' must be NAME=VALUE"),
         ("run scorecard -p seeds=abc", "parameter 'seeds' must be a whole number"),
-        ("run scorecard -p seeds=0", "seeds must be from 1"),
-        ("run scorecard -p tau=-1", "tau must be above 0"),
-        ("run scorecard -p size=10", "parameter 'size' must be a whole number from 1 to 9"),
+        ("run scorecard -p seeds=0", "parameter 'seeds' must be a whole number (1 to 1000)"),
+        ("run scorecard -p tau=-1", "parameter 'tau' must be a number (above 0)"),
+        ("run scorecard -p size=10", "parameter 'size' must be a whole number (1 to 9)"),
         ("run scorecard -p tua=1", "no parameter 'tua' (did you mean 'tau'?)"),
         ("run scorecard -p methods=kl,hnt", "unknown method 'hnt' (did you mean 'hint'?)"),
         ("run scorecard -p dataset=digit", "unknown data set 'digit'"),
         ("run scorecard -p dataset=imagefolder:none", "no folder 'none'"),
         ("run scorecard -p data_dir=none", "no folder 'none'"),
         ("run scorecard -p teacher=vgg-huge", "unknown model 'vgg-huge'"),
-        ("run scorecard -p device=tpu", "unknown device 'tpu'"),
-        ("run scorecard --preset tiny", "unknown preset 'tiny'"),
+        ("run scorecard -p device=tpu", "parameter 'device' must be cpu, cuda or cuda:all"),
+        ("run scorecard --preset tiny", "'preset' must be smoke, laptop, full or paper"),
         ("run scorecard --preset smoke -p preset=full", "two presets: "),
         ("run scorecard --out FILE", "cannot write to output folder"),
         ("run scorecard --out /proc/none", "cannot write to output folder"),
         ("build --only scorecard,nothing", "unknown chapter 'nothing'"),
-        ("build --preset tiny", "unknown preset 'tiny'"),
+        ("build --preset tiny", "'preset' must be smoke, laptop, full or paper"),
         ("build --edition teacher", "'teacher' is not one of"),
         ("build --jobs 0", "Invalid value for '--jobs'"),
         ("build --out FILE/x", "cannot write to output folder"),
@@ -173,7 +175,7 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("sweep scorecard --grid tau --out new", "--grid 'tau' must be NAME=VALUE"),
         ("sweep scorecard --grid tau=, --out new", "--grid tau has no value"),
         ("sweep scorecard --grid tau=1,1 --out new", "names a value twice"),
-        ("sweep scorecard --grid tau=1,-1 --out new", "tau must be above 0"),
+        ("sweep scorecard --grid tau=1,-1 --out new", "'tau' must be a number (above 0)"),
         ("sweep scorecard --grid tau=1 -p tau=2 --out new", "'tau' is both in --grid and in -p"),
         ("sweep scorecard --grid tau=1 --out new --scheduler nowhere", "'nowhere'"),
         ("show none", "no folder 'none'"),
@@ -222,6 +224,16 @@ def test_a_typo_is_answered_at_once(make_book: Any, arguments: str, said: str) -
     assert said in done.stderr
     heavy = {"torch", "torchvision", "timm", "pandas", "papermill", "matplotlib", "rich"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_a_cell_that_cannot_declare_its_casts_is_named(make_book: Any, tmp_path: Path) -> None:
+    make_book(code("plan = study.plan('a')", tags=["cast"]))
+    done = kdnotes("run", "scorecard", "--dry-run")
+    assert done.exit_code == 2
+    said = done.stderr.replace("\n", " ")
+    assert "chapter 'scorecard', cell 3, which declares its casts, failed" in said
+    assert "(plan = study.plan('a')): TypeError" in said
+    assert kdnotes("list").exit_code == 0  # which executes nothing
 
 
 def test_without_a_book_the_way_out_is_named(tmp_path: Path, monkeypatch: Any) -> None:
@@ -338,12 +350,10 @@ def test_the_key_changes_with_everything_that_matters(make_book: Any, tmp_path: 
 
 
 def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdnotes import networks, study
+    from kdnotes import networks
     from kdnotes.training import cache
 
-    item = study.chapter("fidelity", preset="smoke", seeds=1, methods="kl", device="cpu").networks[
-        0
-    ]
+    item = study_of("fidelity", preset="smoke", seeds=1, methods="kl").networks[0]
     network = networks.build(item.spec.model, item.spec.num_classes, seed=0)
     cache.save(item, network, [], 3.0)
     listed = kdnotes("cache", "list")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from kdnotes.methods.objectives import HintProjection
+from asked import by_arm, study_of
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdnotes import networks, study
+from kdnotes import methods, networks
 from kdnotes.data import DataSpec, load
 from kdnotes.data.views import ResizedCrops, Views, to_float
 from kdnotes.errors import RequestError
-from kdnotes.study import paper
+from kdnotes.methods.hint import projection
+from kdnotes.study import Study, paper
 from kdnotes.training import cache, loop
 from kdnotes.training.cache import Planned
 from kdnotes.training.specification import NetworkSpec, Recipe
@@ -35,13 +35,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def chapter(name: str, folder: Path, **parameters: object) -> study.Study:
-    given = {"preset": "paper", "dataset": f"imagefolder:{folder}", "device": "cpu"}
-    return study.chapter(name, **(given | parameters))
-
-
-def by_arm(planned: list[Planned]) -> dict[str, NetworkSpec]:
-    return {item.arm: item.spec for item in reversed(planned)}
+def chapter(name: str, folder: Path, **values: object) -> Study:
+    given = {"preset": "paper", "dataset": f"imagefolder:{folder}"}
+    return study_of(name, **(given | values))
 
 
 # From section 3 and the appendix of the paper: gamma and weight of KL, Hint and CRD.
@@ -64,12 +60,13 @@ def test_pairs_are_trained_as_printed(names: tuple[str, str], folder: Path) -> N
     specs = by_arm(chapter("fidelity", folder, teacher=teacher, student=student).networks)
     for method, (gamma, weight) in zip(("kl", "hint", "crd"), PRINTED[names], strict=True):
         spec = specs[method]
-        assert (spec.objective.gamma, spec.objective.weight) == (gamma, weight)
+        assert (spec.method.gamma, spec.method.weight) == (gamma, weight)
         assert (spec.model, spec.teacher.model) == (student, teacher)
         assert (spec.recipe.epochs, spec.recipe.batch) == (100, 256)
     assert specs["independent"].recipe.epochs == 90
-    assert specs["kl"].objective.tau == 4
-    assert (specs["crd"].objective.crd_tau, specs["crd"].objective.crd_negatives) == (0.07, 16384)
+    assert specs["kl"].method.tau == 4
+    crd = specs["crd"].method
+    assert (crd.contrast_temperature, crd.negatives, crd.momentum) == (0.07, 16384, 0.5)
     if not student.startswith("swin"):
         recipe = specs["kl"].recipe
         rate = 0.01 if student.startswith("vgg") else 0.1
@@ -86,7 +83,8 @@ def test_layers_and_weights_exist_in_timm(name: str) -> None:
     """Shapes only (nothing is computed): maps of the printed sizes, which Hint can match."""
     pair = paper.settings().imagenet.pairs[name]
     maps = []
-    for model, layer in ((pair.teacher, pair.hint.teacher), (pair.student, pair.hint.student)):
+    hint = methods.get("hint").model_validate(paper.settings().imagenet.settings_of("hint", pair))
+    for model, layer in zip((pair.student, pair.teacher), hint.layers(), strict=True):
         with torch.device("meta"):
             network = networks.Normalized(timm.create_model(model), (0.5,) * 3, (0.2,) * 3).eval()
             seen = torch.zeros(2, 3, 224, 224)
@@ -98,8 +96,8 @@ def test_layers_and_weights_exist_in_timm(name: str) -> None:
         side = 56 if model.startswith("vgg") else 7 if name == "vit-resnet18" else 28
         assert found.shape[2:] == (side, side)
     with torch.device("meta"):
-        projected = HintProjection(maps[1].shape[1:], maps[0].shape[1:])(maps[1])
-    assert projected.shape == maps[0].shape
+        projected = projection(maps[0].shape[1:], maps[1].shape[1:])(maps[0])
+    assert projected.shape == maps[1].shape
     if pair.published and pair.published != "resnet50-stylised":
         assert timm.is_model_pretrained(pair.published)
     if pair.antialiased_student:
@@ -110,13 +108,13 @@ def test_first_pair_is_the_default_and_unknown_ones_are_named(folder: Path) -> N
     assert chapter("fidelity", folder).settings.student == "resnet18"
     assert chapter("fidelity", folder, teacher="vgg19").settings.student == "vgg11"
     high = by_arm(chapter("fidelity", folder, teacher="stylised-high").networks)
-    assert high["hint"].objective.weight == 100
+    assert high["hint"].method.weight == 100
     with pytest.raises(RequestError, match=r"no pair with teacher 'vgg16'; it has resnet50-"):
         chapter("fidelity", folder, teacher="vgg16")
     with pytest.raises(RequestError, match="needs a folder in ImageNet's layout"):
-        study.chapter("fidelity", preset="paper", device="cpu")
+        study_of("fidelity", preset="paper")
     with pytest.raises(RequestError, match="needs a folder in ImageNet's layout"):
-        study.chapter("fidelity", preset="paper", dataset="mnist", device="cpu")
+        study_of("fidelity", preset="paper", dataset="digits")
 
 
 def test_views_are_those_of_the_question(folder: Path) -> None:
@@ -126,11 +124,11 @@ def test_views_are_those_of_the_question(folder: Path) -> None:
     colour = by_arm(chapter("color-invariance", folder).networks)
     assert (colour["teacher"].recipe.jitter is None, colour["kl"].recipe.jitter) == (False, None)
     invariance = chapter("crop-and-shift-invariance", folder)
-    crops = by_arm(invariance._plan("crops"))
+    crops = by_arm(invariance.plans["crops"].planned)
     assert crops["teacher"].recipe.resized == usual
     assert crops["kl"].recipe.resized == ResizedCrops(smallest=1, aspect=1, size=224)
-    assert crops["hint"].objective.weight == 0.2
-    shifts = by_arm(invariance._plan("shifts"))
+    assert crops["hint"].method.weight == 0.2
+    shifts = by_arm(invariance.plans["shifts"].planned)
     assert shifts["teacher"].model == "resnetblur50"
     assert shifts["independent-blur"].model == "resnetblur18"
 
@@ -138,15 +136,34 @@ def test_views_are_those_of_the_question(folder: Path) -> None:
 def test_published_teachers_need_their_thousand_classes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = chapter("fidelity", folder)
-    assert by_arm(chosen.networks)["teacher"].pretrained == ""
-    thousand = replace(chosen.casting, num_classes=1000)
-    specs = by_arm(thousand.plan("plain"))
+    assert by_arm(chapter("fidelity", folder).networks)["teacher"].pretrained == ""
+    monkeypatch.setattr(Study, "classes", lambda self, world: tuple(map(str, range(1000))))
+    specs = by_arm(chapter("fidelity", folder).networks)
     assert specs["teacher"].pretrained == "resnet50.tv_in1k"
     assert specs["second-teacher"].pretrained == ""
-    assert thousand.plain_fixed_teacher().pretrained == ""
+    colour = by_arm(chapter("color-invariance", folder).networks)
+    assert colour["teacher"].pretrained == ""  # it sees jittered images
+    assert colour["plain-teacher"] == specs["teacher"]
+    plans = chapter("crop-and-shift-invariance", folder).plans
+    invariance = {name: by_arm(plan.planned) for name, plan in plans.items()}
+    assert invariance["crops"]["teacher"].pretrained == "resnet50.tv_in1k"
+    assert invariance["crops"]["plain-teacher"].pretrained == ""
+    assert invariance["shifts"]["teacher"].pretrained == "resnetblur50.bt_in1k"
+    assert invariance["flips"]["teacher"].pretrained == ""
     monkeypatch.setenv("KDNOTES_WEIGHTS", "none")
-    assert thousand.teacher("plain").pretrained == ""
+    assert by_arm(chapter("fidelity", folder).networks)["teacher"].pretrained == ""
+
+
+def test_a_method_that_the_paper_does_not_have_uses_its_own_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = paper.settings().imagenet.pairs["resnet50-resnet18"]
+    assert paper.settings().imagenet.settings_of("other", pair) == {}
+    text = Path(paper.__file__).with_name("paper.yml").read_text()
+    (folder / "mine.yml").write_text(text.replace("        kl: {gamma: 0.5, weight: 0.5}\n", ""))
+    monkeypatch.setenv("KDNOTES_PAPER", str(folder / "mine.yml"))
+    specs = by_arm(chapter("fidelity", folder, tau=3.0).networks)
+    assert specs["kl"].method == methods.get("kl")(tau=3)
 
 
 def test_published_weights_come_from_a_file_or_are_asked_for(
@@ -182,14 +199,14 @@ def test_published_weights_come_from_a_file_or_are_asked_for(
 
 
 def test_digits_are_trained_as_printed() -> None:
-    chosen = study.chapter("domain-adaptation", preset="paper", dataset="digits", device="cpu")
-    specs = by_arm(chosen.networks)
+    specs = by_arm(study_of("domain-adaptation", preset="paper", dataset="digits").networks)
     for method, (gamma, weight) in {"kl": (0.1, 0.9), "hint": (1, 2), "crd": (1, 0.1)}.items():
-        objective = specs[method].objective
-        assert (objective.gamma, objective.weight) == (gamma, weight)
-    assert specs["kl"].objective.tau == 8
-    assert (specs["crd"].objective.crd_tau, specs["crd"].objective.crd_negatives) == (0.1, 32)
-    assert specs["hint"].objective.hint_student == "body.stages.1"
+        assert (specs[method].method.gamma, specs[method].method.weight) == (gamma, weight)
+    assert specs["kl"].method.tau == 8
+    crd = specs["crd"].method
+    assert (crd.contrast_temperature, crd.negatives) == (0.1, 32)
+    network = networks.build(specs["hint"].model, 10, seed=0)
+    assert networks.hint_layer(network, specs["hint"].method.student_layer) == "body.stages.1"
     recipe = specs["kl"].recipe
     assert (recipe.epochs, recipe.batch, recipe.optimizer) == (14, 64, "adadelta")
 
@@ -203,12 +220,17 @@ def test_own_settings_file_is_read_and_checked(
     with pytest.raises(RequestError, match="cannot read"):
         paper.settings()
     copy.write_text(text.replace("batch: 256", "batch: 64"))
-    assert paper.settings().imagenet.batch == 64
+    assert paper.settings().imagenet.preset.batch == 64
     copy.write_text(text.replace("batch: 256", "batch: none"))
-    with pytest.raises(RequestError, match=r"mine\.yml: imagenet\.batch: Input should be a valid"):
+    with pytest.raises(
+        RequestError, match=r"mine\.yml: imagenet\.preset\.batch: Input should be a valid"
+    ):
         paper.settings()
     copy.write_text("imagenet: [")
     with pytest.raises(RequestError, match=r"mine\.yml: while parsing"):
+        paper.settings()
+    copy.write_text(text.replace("kl: {gamma: 0.1, weight: 0.9}", "kl: {gama: 0.1}"))
+    with pytest.raises(RequestError, match=r"methods\.gama: Extra"):
         paper.settings()
 
 
@@ -242,8 +264,7 @@ def test_resized_crops_are_drawn_within_their_bounds() -> None:
 def test_live_teacher_sees_what_its_student_sees(method: str) -> None:
     spec = DataSpec(name="scenes", split="train", count=32)
     recipe = Recipe(epochs=2, batch=16, views=Views(pad=0), resized=ResizedCrops(smallest=0.3))
-    pair = paper.settings().mnist.model_copy(update={"network": "vgg-small"})
-    objective = paper.objective(method, pair, 4, pair)
+    taught = methods.get(method)()  # with the default settings, which name layers by depth
     student, teacher = (networks.build("vgg-small", 10, seed) for seed in (0, 1))
     teacher.eval().requires_grad_(False)
     seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
@@ -251,14 +272,9 @@ def test_live_teacher_sees_what_its_student_sees(method: str) -> None:
         network.body.stages.register_forward_pre_hook(
             lambda module, inputs, name=name: seen[name].append(inputs[0].detach().clone())
         )
-    network_spec = NetworkSpec(
-        role="student",
-        model="vgg-small",
-        num_classes=10,
-        data=spec,
-        recipe=recipe,
-        objective=objective,
-    )
+    alone = NetworkSpec(role="teacher", model="vgg-small", num_classes=10, data=spec, recipe=recipe)
+    distilled = {"role": "student", "method": taught, "teacher": alone}
+    network_spec = alone.model_copy(update=distilled)
     loop.train(network_spec, student, load(spec), loop.Teacher(teacher))
     asked = [[images for images in shown if len(images) == 16] for shown in seen.values()]
     assert len(asked[0]) == 4

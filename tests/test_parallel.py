@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from asked import study_of
 from kdnotes.methods.objectives import CRD, ObjectiveSpec
 from PIL import Image
 from torch import nn
 
-from kdnotes import networks, study
-from kdnotes.data import DataSpec, ImageData
+from kdnotes import networks
+from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.errors import RequestError
-from kdnotes.study import paper
+from kdnotes.study import Study, paper
 from kdnotes.training import checkpoints, distributed, loop
 from kdnotes.training.checkpoints import Checkpoints
 from kdnotes.training.specification import NetworkSpec, Recipe
@@ -125,12 +126,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels.astype(np.uint8)).save(place / f"{index}.png")
     content = paper.settings().model_dump()
     imagenet = content["imagenet"]
-    imagenet |= {"image_size": 32, "stored_size": 40, "batch": 8, "crd_negatives": 8}
-    imagenet |= {"teacher_epochs": TEACHER_EPOCHS, "independent_epochs": 1, "distilled_epochs": 2}
-    imagenet |= {"students_per_method": 1, "control_students": 1}
+    imagenet |= {"image_size": 32, "stored_size": 40}
+    imagenet["preset"] |= {"teacher_epochs": TEACHER_EPOCHS, "student_epochs": 2}
+    imagenet["preset"] |= {"independent_epochs": 1, "batch": 8, "students": 1, "controls": 1}
+    imagenet["methods"]["crd"]["negatives"] = 8
     pair = imagenet["pairs"]["resnet50-resnet18"] | {"published": ""}
     pair |= {"teacher": "vgg-small", "student": "vgg-small"}
-    pair["hint"] |= {"teacher": "body.stages.1", "student": "body.stages.1"}
+    layers = ("teacher_layer", "student_layer")
+    pair["methods"]["hint"] |= dict.fromkeys(layers, "body.stages.1")
     imagenet["pairs"] = {"tiny": pair}
     imagenet["recipes"]["vgg"]["learning_rate"] = 0.05
     (root / "tiny.yml").write_text(yaml.safe_dump(content))
@@ -179,13 +182,11 @@ def workers(launcher: int) -> list[int]:
     return [int(line) for line in listed.stdout.split()]
 
 
-def teacher_of(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> tuple[study.Study, str]:
+def teacher_of(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> tuple[Study, str]:
     """The chapter that the launcher trains for, and the key of its first teacher."""
     for name, value in environment(folder, cache).items():
         patch.setenv(name, value)
-    chosen = study.chapter(
-        "fidelity", preset="paper", dataset=f"imagefolder:{folder}", methods="kl", device="cpu"
-    )
+    chosen = study_of("fidelity", preset="paper", dataset=f"imagefolder:{folder}", methods="kl")
     return chosen, chosen.networks[0].spec.key
 
 
@@ -221,14 +222,13 @@ sys.path.insert(0, {tests!r})
 import torch
 import test_parallel as shared
 from kdnotes.training import distributed
-from kdnotes import study
+from asked import study_of
 from kdnotes.book import train_networks
 from kdnotes.training import cache as networks_cache
 torch.set_num_threads(1)
 train_networks.app({arguments!r}, standalone_mode=False)
 os.environ["KDNOTES_CACHE"] = "{out}/cache"
-chapter = study.chapter("fidelity", preset="paper", dataset="imagefolder:{folder}", methods="kl",
-                        device="cpu")
+chapter = study_of("fidelity", preset="paper", dataset="imagefolder:{folder}", methods="kl")
 for item in chapter.networks:
     if item.arm in ("teacher", "kl"):
         networks_cache.train_one(item, "cpu", None)
@@ -281,6 +281,8 @@ def test_killed_group_goes_on_to_the_same_networks(
     printed = (together / "printed.txt").read_text()
     epochs = re.findall(r"^teacher, .*: epoch (\d+) of", printed, re.MULTILINE)
     assert [int(epoch) for epoch in epochs] == [*range(kept + 1, TEACHER_EPOCHS + 1)]
+    from kdnotes.training import cache as networks_cache
+
     assert networks_cache.missing(chosen.networks) == []
     assert networks_cache.verify() == []
     assert not list((cache / "checkpoints").iterdir())

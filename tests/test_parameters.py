@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import BOOK
 from tiny_book import code, markdown, write
 
 from kdnotes.book import parameters
@@ -60,12 +61,12 @@ def test_agrees_with_papermill_where_papermill_can_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("a: int = 1", "line 1: a has no comment"),
+        ("a: int = 1", "line 1 is not of the form 'name: type = default  # meaning'"),
         ("a = 1  # what", "line 1 is not of the form"),
-        ("a: int = 1  # ok\nb: int = a + 1  # derived", "malformed"),
-        ("a: list = []  # many", "type 'list' is not one of str, int, float, bool"),
-        ("a: int  # what", "a has no default"),
-        ("a: int = = 1", "invalid syntax"),
+        ("a: int = 1  # ok\n\nb: int = a + 1  # derived", "line 3 is not of the form"),
+        ("a: list = []  # many", "the type str, int, float, bool, with or without '| None'"),
+        ("a: int  # what", "line 1 is not of the form"),
+        ("a: int = = 1  # what", "line 1 is not of the form"),
     ],
 )
 def test_refuses_a_cell_that_is_not_in_the_agreed_form(
@@ -145,27 +146,58 @@ def test_the_example_in_a_message_is_itself_accepted() -> None:
 @pytest.mark.parametrize(
     ("kind", "meaning", "right", "wrong", "message"),
     [
-        ("int", "size (1 to 255)", ["1", "255"], ["0", "256"], "a whole number from 1 to 255"),
-        ("float", "share (-0.5 to 1)", ["-0.5", "0.2"], ["-0.6", "1.1"], "a number from -0.5 to 1"),
+        ("int", "size (1 to 255)", ["1", "255"], ["0", "256"], "a whole number (1 to 255)"),
+        ("int", "many (1 or more)", ["1", "1e6"], ["0", "-1"], "a whole number (1 or more)"),
+        ("float", "share (-0.5 to 1)", ["-0.5", "0.2"], ["-0.6", "1.1"], "a number (-0.5 to 1)"),
+        ("float", "heat (above 0)", ["0.1", "9"], ["0", "-1"], "a number (above 0)"),
         (
             "str",
             "sizes (each 1 to 9)",
             ["1", "2, 4,9"],
             ["0,4", "4,x", "", "4,"],
-            "numbers separated by commas, each from 1 to 9",
+            "numbers separated by commas (each 1 to 9)",
         ),
+        ("str", "way (a-b, c or d:e)", ["a-b", "c", "d:e"], ["", "x", "a-b, c"], "a-b, c or d:e"),
     ],
 )
-def test_a_stated_range_is_enforced(
+def test_what_a_meaning_allows_is_enforced(
     kind: str, meaning: str, right: list[str], wrong: list[str], message: str
 ) -> None:
     each = one(kind, meaning=meaning)
     for text in right:
         each.parse(text)
     for text in wrong:
-        with pytest.raises(RequestError, match=f"must be {message}, not {text!r}"):
+        with pytest.raises(RequestError, match=re.escape(f"must be {message}, not {text!r}")):
             each.parse(text)
     assert one(kind, optional=True, meaning=meaning).parse("none") is None
+
+
+def test_values_of_a_notebook_are_checked_as_texts_are() -> None:
+    assert one("float", meaning="heat (above 0)").accept(4) == 4.0
+    assert one("int", optional=True).accept("") is None
+    for kind, wrong in (("int", 2.5), ("int", True), ("float", "4"), ("str", 3), ("bool", 1)):
+        with pytest.raises(RequestError, match="parameter 'it' must be"):
+            one(kind).accept(wrong)
+
+
+# --- the parameters of every chapter --------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_chapter_has_the_shared_parameters_as_they_are_declared(path: Path) -> None:
+    found = parameters.cell(path, parameters.TAG)
+    assert found is not None
+    assert found[1].startswith(parameters.SHARED.rstrip("\n"))
+    own = [each for name, each in parameters.read(path).items() if name not in parameters.shared()]
+    for each in own:
+        assert each.default is None or each.accept(each.default) == each.default
+
+
+@pytest.mark.parametrize("text", ["", "None", "none"])
+def test_an_empty_shared_parameter_is_what_the_preset_says(text: str) -> None:
+    given = dict.fromkeys(("tau", "seeds", "methods", "dataset", "epochs", "device"), text)
+    checked = parameters.check("any", parameters.shared(), given)
+    assert checked == dict.fromkeys(given)
 
 
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from asked import NOTEBOOKS, study_of
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from scipy import stats as scipy_stats
 
-from kdnotes import stats, study
+from kdnotes import stats
 from kdnotes.figures import plots
 
 SEEN_TOGETHER = [
@@ -196,16 +197,13 @@ def test_every_arm_differs_in_more_than_colour() -> None:
 
 
 def test_all_arms_of_a_cast_have_looks_of_their_own() -> None:
-    for chapter in study.known_chapters():
-        asked = study.chapter(chapter)
-        for cast in asked.cast_names:
-            arms = {item.arm for item in asked.casting.plan(cast)}
-            assert arms <= set(plots.ARMS), cast
-            looks = [plots.ARMS[arm] for arm in arms]
-            assert len({look.label for look in looks}) == len(looks), cast
-            assert len({look.short for look in looks}) == len(looks), cast
+    for chapter in NOTEBOOKS:
+        for name, plan in study_of(chapter).plans.items():
+            looks = list(plan.arms.values())
+            assert len({look.label for look in looks}) == len(looks), name
+            assert len({look.short for look in looks}) == len(looks), name
             seen = {(look.colour, look.marker, look.hollow) for look in looks}
-            assert len(seen) == len(looks), cast
+            assert len(seen) == len(looks), name
 
 
 def test_unknown_arm_has_a_fixed_look_and_a_readable_name() -> None:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from asked import NOTEBOOKS, by_arm, main_plan, study_of
 
-from kdnotes import study
+from kdnotes import methods
+from kdnotes.book import parameters, planning
 from kdnotes.errors import RequestError
+from kdnotes.study import Study, arms
 from kdnotes.training import cache
 
 CHAPTERS = ("distillation", "fidelity", "localization", "adversarial", "color-invariance")
 
 
-def plan(name: str, **parameters: object) -> list[cache.Planned]:
-    return study.chapter(name, device="cpu", **parameters).networks
+def plan(name: str, **values: object) -> list[cache.Planned]:
+    return study_of(name, **values).networks
+
+
+# --- who is in a cast -----------------------------------------------------------------------
 
 
 def test_a_cast_has_all_arms_and_their_seeds() -> None:
-    arms = Counter(item.arm for item in plan("localization"))
-    assert arms == {
+    assert Counter(item.arm for item in plan("localization")) == {
         "teacher": 1,
         "second-teacher": 1,
         "independent": 5,
@@ -45,17 +54,14 @@ def test_students_are_paired_by_seed() -> None:
 
 
 def test_controls_are_taught_by_whom_they_say() -> None:
-    by_arm: dict[str, cache.Planned] = {}
-    for item in plan("localization"):
-        by_arm.setdefault(item.arm, item)
-    second = by_arm["second-teacher"].spec
-    assert by_arm["control-second-teacher"].spec.teacher == second
-    assert by_arm["kl"].spec.teacher == by_arm["teacher"].spec
-    assert by_arm["control-permuted"].spec.objective.labels == "permuted"
-    assert by_arm["control-smoothed"].spec.objective.labels == "smoothed"
-    assert by_arm["independent"].spec.teacher is None
-    tau = {by_arm[arm].spec.objective.tau for arm in by_arm if arm.startswith("control")}
-    assert tau == {by_arm["kl"].spec.objective.tau}
+    specs = by_arm(plan("localization"))
+    assert specs["control-second-teacher"].teacher == specs["second-teacher"]
+    assert specs["kl"].teacher == specs["teacher"]
+    assert specs["control-permuted"].labels == "permuted"
+    assert specs["control-smoothed"].labels == "smoothed"
+    assert specs["independent"].teacher is None
+    controls = {spec.method for arm, spec in specs.items() if arm.startswith("control")}
+    assert controls == {specs["kl"].method}
 
 
 def test_only_the_teacher_sees_jitter_and_only_its_marker_is_random() -> None:
@@ -69,15 +75,15 @@ def test_only_the_teacher_sees_jitter_and_only_its_marker_is_random() -> None:
 
 def test_hint_depths_look_at_deeper_and_deeper_layers() -> None:
     # Not `networks`: there, hint-2 is the same network as hint and appears once.
-    planned = study.chapter("color-invariance", device="cpu")._plan("jitter")
-    layers = {item.arm: item.spec.objective.hint_teacher for item in planned}
-    assert [layers[arm] for arm in study.HINT_DEPTHS] == [
-        "body.stages.0",
-        "body.stages.1",
-        "body.stages.2",
-        "logits",
-    ]
-    assert layers["hint"] == "body.stages.1"
+    specs = by_arm(main_plan(study_of("color-invariance")).planned)
+    layers = {arm: spec.method.layers() for arm, spec in specs.items() if arm.startswith("hint-")}
+    assert {arm: both for arm, both in layers.items() if arm != "hint-plain"} == {
+        "hint-1": ("1/3", "1/3"),
+        "hint-2": ("2/3", "2/3"),
+        "hint-3": ("3/3", "3/3"),
+        "hint-logits": ("logits", "logits"),
+    }
+    assert specs["hint"].method.layers() == ("2/3", "2/3")
 
 
 def test_chapters_share_their_networks() -> None:
@@ -86,6 +92,11 @@ def test_chapters_share_their_networks() -> None:
     assert len(shared) <= 110  # the laptop budget: about 12 teachers and 100 students
     assert len([i for i in shared if i.spec.role == "teacher"]) == 6
     assert {i.spec.key for i in plan("fidelity")} == {i.spec.key for i in plan("distillation")}
+
+
+def test_the_whole_book_has_142_networks_at_smoke() -> None:
+    planned = [item for name in NOTEBOOKS for item in plan(name, preset="smoke")]
+    assert len(cache.with_teachers(planned)) == 142
 
 
 def test_development_seeds_have_teachers_and_renderings_of_their_own() -> None:
@@ -98,50 +109,199 @@ def test_development_seeds_have_teachers_and_renderings_of_their_own() -> None:
 def test_parameters_reach_the_networks() -> None:
     networks = plan("fidelity", methods="KL", tau=2.0, seeds=1, student="resnet-small", epochs=3)
     assert {item.arm for item in networks} & {"kl", "hint", "crd"} == {"kl"}
-    student = next(item.spec for item in networks if item.arm == "kl")
-    assert student.objective.tau == 2
+    student = by_arm(networks)["kl"]
+    assert student.method.tau == 2
     assert student.model == "resnet-small"
     assert student.recipe.epochs == 3
 
 
+# --- methods --------------------------------------------------------------------------------
+
+
+ABOUT_KL = ("architectures", "dose")
+
+
+class Answers(methods.Method):
+    """A method that nobody has written chapters for."""
+
+    name = "answers"
+    label, short, colour, marker = "Answers", "Answers", "#123456", "x"
+    source = "made up"
+    tau: float = 1.0
+    width: int = 3
+
+
+@pytest.fixture
+def with_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict(methods.known()) | {"answers": Answers}
+    monkeypatch.setattr(methods, "known", lambda: known)
+
+
+@pytest.mark.usefixtures("with_answers")
+@pytest.mark.parametrize("chapter", NOTEBOOKS)
+def test_any_method_can_be_planned_in_any_chapter(chapter: str) -> None:
+    study = study_of(chapter, methods="kl,answers", tau=5.0, preset="smoke")
+    found = [item.spec.method for item in study.networks if item.arm == "answers"]
+    assert set(found) == ({Answers(tau=5.0)} if chapter not in ABOUT_KL else set())
+    looks = [plan.arms["answers"] for plan in study.plans.values() if "answers" in plan.arms]
+    assert {look.label for look in looks} <= {"Answers"}
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("values", "message"),
     [
-        ({"preset": "laptob"}, r"unknown preset 'laptob'; known: smoke, laptop, full"),
-        ({"dataset": "minst"}, r"unknown data set 'minst'; known: digits, .*mnist"),
+        (
+            {"preset": "laptob"},
+            r"'preset' must be smoke, laptop, full or paper, not 'laptob' \(did",
+        ),
+        ({"dataset": "minst"}, r"unknown data set 'minst'; known: .*scenes"),
         ({"dataset": "imagefolder:/none/here"}, r"no folder '/none/here'"),
         ({"data_dir": "/none/here"}, r"no folder '/none/here' \(data_dir\)"),
         ({"teacher": "resnett"}, r"unknown model 'resnett'"),
         ({"methods": "kl,hnt"}, r"unknown method 'hnt' \(did you mean 'hint'\?\); known: kl, hint"),
-        ({"tau": -1.0}, r"tau must be above 0, not -1"),
-        ({"seeds": 0}, r"seeds must be from 1 to 1000, not 0"),
-        ({"first_seed": -1}, r"first_seed must be 0 or more"),
-        ({"device": "tpu"}, r"unknown device 'tpu'; known: cpu, cuda"),
-        ({"train_count": 0}, r"train_count must be 1 or more"),
+        ({"tau": -1.0}, r"'tau' must be a number \(above 0\), or nothing, not -1"),
+        ({"seeds": 0}, r"'seeds' must be a whole number \(1 to 1000\), or nothing, not 0"),
+        ({"first_seed": -1}, r"'first_seed' must be a whole number \(0 or more\), not -1"),
+        ({"device": "tpu"}, r"'device' must be cpu, cuda or cuda:all, or nothing, not 'tpu'"),
+        ({"train_count": 0}, r"'train_count' must be a whole number \(1 or more\)"),
+        ({"skip_damaged": True}, r"skip_damaged is for folders of images .* not 'scenes'"),
     ],
 )
 def test_wrong_requests_are_answered_with_right_ones(
-    parameters: dict[str, object], message: str
+    values: dict[str, object], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        study.chapter("fidelity", **parameters)
-
-
-def test_unknown_chapter_names_the_known_ones() -> None:
-    with pytest.raises(RequestError, match=r"'fidelty' \(did you mean 'fidelity'\?\)"):
-        study.chapter("fidelty")
+        study_of("fidelity", **values)
 
 
 def test_missing_files_are_told_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="MNIST"):
-        study.chapter("fidelity", dataset="mnist", data_dir=str(tmp_path))
+        study_of("fidelity", dataset="mnist", data_dir=str(tmp_path))
+
+
+def test_a_chapter_about_digits_refuses_other_images() -> None:
+    with pytest.raises(RequestError, match="dataset must be digits or mnist, not 'scenes'"):
+        study_of("domain-adaptation", dataset="scenes")
+
+
+def test_two_arms_or_plans_of_one_name_are_refused() -> None:
+    study = Study("any", {})
+    plan = study.plan("one", study.world())
+    with pytest.raises(RequestError, match="two plans are called 'one'"):
+        study.plan("one", study.world())
+    first = plan.teacher()
+    plan.students(plan.method("kl"), of=first)
+    with pytest.raises(RequestError, match="two different arms called 'kl'"):
+        plan.students(arms.taught_by(methods.get("kl")(tau=2)), of=first)
+    with pytest.raises(RequestError, match="unknown world 'moon'; known: one-cue, fixed"):
+        study.world("moon")
+
+
+# --- the cell that declares casts -----------------------------------------------------------
+
+
+def notebook(path: Path, source: str) -> Path:
+    cells = [
+        {"cell_type": "code", "metadata": {"tags": [tag]}, "source": text}
+        for tag, text in (
+            ("parameters", parameters.SHARED + 'word: str = "a"  # own\n'),
+            ("cast", source),
+        )
+    ]
+    path = path / "03-mine.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    return path
+
+
+def planned(path: Path, **values: object) -> Study:
+    return planning.planned("mine", path, parameters.read(path), values)
+
+
+@pytest.mark.parametrize("chapter", NOTEBOOKS)
+def test_every_chapter_declares_its_casts_in_a_cell_that_runs_alone(chapter: str) -> None:
+    study = study_of(chapter, preset="smoke")
+    assert study.plans
+    for plan in study.plans.values():
+        assert plan.planned[0].arm == "teacher"
+    _, source = parameters.cell(NOTEBOOKS[chapter], planning.CAST) or (0, "")
+    assert "import" not in source
+
+
+def test_the_cell_sees_parameters_and_nothing_else(tmp_path: Path) -> None:
+    source = """\
+plan = study.plan(word, study.world("one-cue"))
+first = plan.teacher()
+plan.students(kd.independent, seeds="all" if tau is None else "few")
+"""
+    study = planned(notebook(tmp_path, source), word="mine", seeds=4)
+    assert list(study.plans) == ["mine"]
+    assert [item.arm for item in study.networks] == ["teacher", *["independent"] * 4]
+    assert study.parameters()["word"] == "mine"
+    assert "word" not in planned(notebook(tmp_path, source)).parameters()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "x = 1\nplan = stdy.plan('a')",
+            r"chapter 'mine', cell 2, .* failed \(plan = stdy.plan\('a'\)\): NameError: .*'stdy'",
+        ),
+        ("1 +", r"chapter 'mine', cell 2, .* failed.*: SyntaxError"),
+        ("study.needs(word == 'b', 'word must be b')", "^word must be b$"),
+        ("study.train()", "declares networks; it cannot train"),
+        ("study.plan('a', study.world()).training_images()", "it cannot train or load"),
+        ("study.plan('a', study.world()).test_images()", "it cannot train or load"),
+    ],
+)
+def test_what_goes_wrong_in_the_cell_is_a_wrong_request(
+    tmp_path: Path, source: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        planned(notebook(tmp_path, source))
+
+
+def test_planning_the_whole_book_is_quick_and_needs_no_torch() -> None:
+    """In a process of its own; 3 s are for an idle machine, so only the modules are checked."""
+    script = """
+import sys
+from kdnotes.book import running
+for chapter in running.chapters():
+    running.networks([running.request(chapter, {})])
+print([name for name in ("torch", "torchvision", "timm", "pandas") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_a_notebook_begins_with_what_its_parameters_say() -> None:
+    namespace = {"preset": "smoke", "tau": 8, "seeds": None, "strength": 0.5, "unrelated": object()}
+    study = planning.begin("color-invariance", namespace)
+    assert study.settings.tau == 8
+    assert study.settings.seeds == (0, 1)
+    assert study.parameters()["strength"] == 0.5
+    with pytest.raises(RequestError, match=r"'strength' must be a number \(0 to 1\), not 2"):
+        planning.begin("color-invariance", namespace | {"strength": 2})
+    with pytest.raises(RequestError, match="'tau' must be a number"):
+        planning.begin("bias", {"tau": "hot"})
 
 
 def test_smoke_cast_is_trained_and_measured_end_to_end() -> None:
-    chosen = study.chapter("fidelity", preset="smoke", methods="kl", seeds=1, device="cpu")
-    cast = chosen.cast()
+    study = Study("mine", {"preset": "smoke", "methods": "kl", "seeds": 1, "device": "cpu"})
+    plan = study.plan("plain", study.world("one-cue"))
+    first = plan.teacher()
+    plan.second_teacher(first)
+    plan.students(arms.INDEPENDENT)
+    for method in plan.methods:
+        plan.students(method, of=first)
+    cast = planning.trained(plan)
     assert cast.second_teacher is not None
     assert [len(cast.arm(arm)) for arm in ("independent", "kl")] == [1, 1]
-    assert len(chosen.test()) == 240
-    assert set(chosen.history()["arm"]) >= {"teacher", "kl"}
-    assert "temperature 4" in chosen.table().set_index("arm").loc["kl", "objective"]
+    assert len(plan.test_images()) == 240
+    assert set(plan.history()["arm"]) >= {"teacher", "kl"}
+    assert "temperature 4" in plan.table().set_index("arm").loc["kl", "objective"]

@@ -10,21 +10,23 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
+from kdnotes.book.parameters import SHARED
 from kdnotes.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PARAMETERS = """\
-preset: str = "smoke"  # how large
-dataset: str = ""  # which images; empty: what the preset says
-data_dir: str = ""  # folder of data sets
-teacher: str = ""  # architecture of the teacher
-student: str = ""  # architecture of the students
-methods: str = "kl"  # comma-separated: kl, hint, crd
-tau: float = 4.0  # temperature of the soft labels
-seeds: int = 0  # students per method; 0: what the preset says
-first_seed: int = 0  # seed of the first student
-device: str = "cpu"  # where to train
-size: int = 3  # the chapter's own (1 to 9)
+PARAMETERS = (
+    SHARED.replace('"laptop"', '"smoke"', 1)
+    .replace("methods: str | None = None", 'methods: str | None = "kl"')
+    .replace("tau: float | None = None", "tau: float | None = 4.0")
+    .replace("device: str | None = None", 'device: str | None = "cpu"')
+    + "size: int = 3  # the chapter's own (1 to 9)\n"
+)
+CAST = """\
+plan = study.plan("plain", study.world())
+first = plan.teacher()
+plan.students(kd.independent)
+for method in plan.methods:
+    plan.students(method, of=first)
 """
 SAVE_NOTHING = """\
 import kdnotes as kd

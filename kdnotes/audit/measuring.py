@@ -135,10 +135,10 @@ def measured(name: str, cast: Cast, images: ImageData) -> Outcome:
 def _member(arm: str, text: str, classes: int) -> Member:
     from kdnotes import networks
     from kdnotes.probes.cast import Member
-    from kdnotes.study.presets import check_device
+    from kdnotes.study.resolving import resolve_device
 
     try:
-        network = networks.freeze(networks.load_user_model(text, classes)).to(check_device(None))
+        network = networks.freeze(networks.load_user_model(text, classes)).to(resolve_device(""))
     except RequestError as error:
         raise RequestError(f"--{arm}: {error}") from error
     try:

@@ -3,19 +3,17 @@
 papermill hands unknown names on with a warning, types arrive as text (`1e-3` from YAML is a
 string), and its own inspection overlooks annotations such as ``int | None``. So the cell is read
 here: every parameter is one line ``name: type = default  # meaning``, where a default of None makes
-the parameter optional. A meaning that ends in ``(1 to 255)`` states the range of a number, one that
-ends in ``(each 1 to 255)`` that of the numbers in a comma-separated text; both are enforced.
+the parameter optional. A meaning may end in what is allowed: ``(1 to 255)``, ``(1 or more)`` or
+``(above 0)``, of comma-separated numbers ``(each 1 to 255)``, of texts ``(light, dark or both)``.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import io
 import json
 import math
 import re
-import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,28 +22,27 @@ from typing import Any
 from kdnotes.errors import RequestError
 
 TAG = "parameters"
-REQUIRED = (
-    "preset",
-    "dataset",
-    "data_dir",
-    "teacher",
-    "student",
-    "methods",
-    "tau",
-    "seeds",
-    "first_seed",
-    "device",
-)
-# What decides the networks besides, where a chapter offers it.
-SIZES = ("train_count", "epochs")
-FOLDERS = ("groups", "unseen")
-_RANGE = re.compile(r"\((each )?(-?[\d.]+) to (-?[\d.]+)\)$")
-_KINDS = {
-    "str": "text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-}
+# What every chapter takes, in the form of its cell. None: what the chapter and the preset say.
+SHARED = """\
+preset: str = "laptop"  # how large and how long (smoke, laptop, full or paper)
+dataset: str | None = None  # which images, such as scenes, digits, cifar10 or imagefolder:PATH
+data_dir: str | None = None  # folder in which downloaded data sets lie
+teacher: str | None = None  # network of the teachers
+student: str | None = None  # network of the students
+methods: str | None = None  # ways of teaching, such as "kl,hint"
+tau: float | None = None  # temperature of the soft labels (above 0)
+seeds: int | None = None  # students of each kind (1 to 1000)
+first_seed: int = 0  # seeds count from here; 100 and up are for trying things out (0 or more)
+device: str | None = None  # where to train and measure (cpu, cuda or cuda:all)
+train_count: int | None = None  # training images (1 or more)
+epochs: int | None = None  # passes over the training images (1 or more)
+skip_damaged: bool = False  # leave damaged files of an image folder out, counted and named
+"""
+_LINE = re.compile(r"(\w+): (str|int|float|bool)( \| None)? = (.+?)\s+#\s*(\S.*)")
+_NUMBER = r"(-?[\d.]+)"
+_LIMITS = re.compile(rf"\((each )?(?:above {_NUMBER}|{_NUMBER} (?:to {_NUMBER}|or more))\)$")
+_CHOICES = re.compile(r"\(([\w:-]+(?:, [\w:-]+)*) or ([\w:-]+)\)$")
+_KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 _EXAMPLES = {"str": "text", "int": "5", "float": "0.5", "bool": "true"}
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -65,40 +62,84 @@ class Parameter:
         """The annotation as written in a notebook."""
         return f"{self.kind} | None" if self.optional else self.kind
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that are allowed, none if all are."""
+        listed = _CHOICES.search(self.meaning) if self.kind == "str" else None
+        return (*listed[1].split(", "), listed[2]) if listed else ()
+
     def parse(self, text: str) -> Any:
         """The value that a text stands for. Raises RequestError naming what would be right."""
         stripped = text.strip()
         if self.optional and stripped.lower() in ("", "none", "null"):
             return None
         try:
-            value = _parse(self.kind, stripped)
-            self._check_range(value)
-            return value
+            return self.accept(_parse(self.kind, stripped))
         except ValueError as error:
-            what = self._expected + (" (or nothing)" if self.optional else "")
-            raise RequestError(
-                f"parameter {self.name!r} must be {what}, not {text!r}; for example "
-                f"{self.name}={_example(self)}"
-            ) from error
+            raise self._wrong(text) from error
 
-    @property
-    def _expected(self) -> str:
-        """What would be right, in words."""
-        stated = _RANGE.search(self.meaning)
-        if stated is None:
-            return _KINDS[self.kind]
-        each, low, high = stated.groups()
-        what = "numbers separated by commas, each" if each else _KINDS[self.kind]
-        return f"{what} from {low} to {high}"
+    def accept(self, value: Any) -> Any:
+        """A value of a notebook, if it may stand there; whole numbers become fractional ones.
 
-    def _check_range(self, value: Any) -> None:
-        stated = _RANGE.search(self.meaning)
-        if stated is None:
-            return
-        each, low, high = stated.groups()
-        numbers = [float(part) for part in value.split(",")] if each else [value]
-        if not all(float(low) <= number <= float(high) for number in numbers):
-            raise ValueError(value)
+        Raises RequestError naming what would be right.
+        """
+        if self.optional and value in (None, ""):
+            return None
+        kinds = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}[self.kind]
+        right_kind = isinstance(value, kinds) and isinstance(value, bool) == (self.kind == "bool")
+        if not right_kind or not self._allows(value):
+            raise self._wrong(value)
+        return float(value) if self.kind == "float" else value
+
+    def _allows(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        if not (limits := _LIMITS.search(self.meaning)):
+            return True
+        each, above, low, high = limits.groups()
+        try:
+            numbers = [float(part) for part in value.split(",")] if each else [value]
+        except ValueError:
+            return False
+        if above:
+            return all(number > float(above) for number in numbers)
+        return all(float(low) <= number <= float(high or "inf") for number in numbers)
+
+    def _wrong(self, value: Any) -> RequestError:
+        what, example = _KINDS[self.kind], self.default or _EXAMPLES[self.kind]
+        if self.choices:
+            what, example = f"{', '.join(self.choices[:-1])} or {self.choices[-1]}", self.choices[0]
+        elif limits := _LIMITS.search(self.meaning):
+            what = f"{'numbers separated by commas' if limits[1] else what} {limits[0]}"
+        near = did_you_mean(str(value), self.choices)
+        return RequestError(
+            f"parameter {self.name!r} must be {what}{', or nothing' if self.optional else ''}, not "
+            f"{value!r}{near}; for example {self.name}={example}"
+        )
+
+
+def shared() -> dict[str, Parameter]:
+    """The parameters of every chapter, by name."""
+    return {item.name: item for item in _cell_parameters(SHARED)}
+
+
+def cell(path: Path, tag: str) -> tuple[int, str] | None:
+    """Number, counted from 1, and source of the one code cell of a notebook with a tag, if any.
+
+    Raises RequestError when the notebook is unreadable or several cells have the tag.
+    """
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [
+            (number, "".join(each["source"]))
+            for number, each in enumerate(cells, start=1)
+            if tag in each.get("metadata", {}).get("tags", ())
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{path.name} cannot be read as a notebook: {error!r}") from error
+    if len(tagged) > 1:
+        raise RequestError(f"{path.name} needs one cell tagged {tag!r}; it has {len(tagged)}")
+    return tagged[0] if tagged else None
 
 
 def read(path: Path) -> dict[str, Parameter]:
@@ -107,16 +148,12 @@ def read(path: Path) -> dict[str, Parameter]:
     Raises RequestError when the notebook is unreadable or the cell is missing or not in the form
     that the module's text describes.
     """
+    found = cell(path, TAG)
+    if found is None:
+        raise RequestError(f"{path.name} needs one cell tagged {TAG!r}; it has 0")
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{path.name} cannot be read as a notebook: {error!r}") from error
-    tagged = [cell for cell in cells if TAG in cell.get("metadata", {}).get("tags", ())]
-    if len(tagged) != 1:
-        raise RequestError(f"{path.name} needs one cell tagged {TAG!r}; it has {len(tagged)}")
-    try:
-        return {item.name: item for item in _cell_parameters("".join(tagged[0]["source"]))}
-    except (ValueError, SyntaxError) as error:
+        return {item.name: item for item in _cell_parameters(found[1])}
+    except ValueError as error:
         raise RequestError(f"parameters cell of {path.name}: {error}") from error
 
 
@@ -156,31 +193,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _cell_parameters(source: str) -> Iterable[Parameter]:
-    comments = {
-        token.start[0]: token.string.lstrip("#").strip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    for statement in ast.parse(source).body:
-        where = f"line {statement.lineno}"
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-            raise ValueError(f"{where} is not of the form 'name: type = default  # meaning'")
-        kind, optional = _annotation(ast.unparse(statement.annotation), where)
-        if statement.value is None:
-            raise ValueError(f"{where}: {statement.target.id} has no default")
-        default = ast.literal_eval(statement.value)
-        meaning = comments.get(statement.end_lineno or statement.lineno, "")
-        if not meaning:
-            raise ValueError(f"{where}: {statement.target.id} has no comment saying what it means")
-        yield Parameter(statement.target.id, kind, optional or default is None, default, meaning)
-
-
-def _annotation(text: str, where: str) -> tuple[str, bool]:
-    kind = text.removesuffix("| None").strip()
-    if kind not in _KINDS:
-        known = ", ".join(_KINDS)
-        raise ValueError(f"{where}: type {text!r} is not one of {known}, with or without '| None'")
-    return kind, kind != text
+    for number, line in enumerate(source.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = _LINE.fullmatch(line.rstrip())
+        try:
+            name, kind, optional, text, meaning = found.groups() if found else ("",) * 5
+            default = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found = None
+        if found is None:
+            raise ValueError(
+                f"line {number} is not of the form 'name: type = default  # meaning', the type "
+                f"{', '.join(_KINDS)}, with or without '| None'"
+            )
+        yield Parameter(name, kind, bool(optional) or default is None, default, meaning)
 
 
 def _parse(kind: str, text: str) -> Any:
@@ -194,9 +221,3 @@ def _parse(kind: str, text: str) -> Any:
     if not math.isfinite(number) or (kind == "int" and not number.is_integer()):
         raise ValueError(text)
     return number if kind == "float" else int(number)  # 1e3 is a whole number too
-
-
-def _example(parameter: Parameter) -> Any:
-    if parameter.default:  # an empty one, 0 included, leaves the choice to the preset
-        return parameter.default
-    return _EXAMPLES[parameter.kind]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import paths
-from kdnotes.book import parameters, results
+from kdnotes.book import parameters, planning, results
 from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError, RunFailedError
 
@@ -130,18 +130,11 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     """
     # Relative before anything else, so that checks and notebook see the same value.
     values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
-    from kdnotes import study  # late: a wrong name is answered without it
-
-    defaults = {name: item.default for name, item in which.parameters.items()}
-    # Empty defaults leave the choice to the preset; an empty value that was given is checked.
-    chosen = {name: value for name, value in defaults.items() if value} | values
-    about = {
-        name: value
-        for name, value in chosen.items()
-        if name in parameters.REQUIRED + parameters.SIZES + parameters.FOLDERS
+    different = {
+        name: value for name, value in values.items() if value != which.parameters[name].default
     }
-    different = {name: value for name, value in values.items() if value != defaults[name]}
-    return Request(which, different, study.chapter(which.name, **about))
+    study = planning.planned(which.name, which.path, which.parameters, different)
+    return Request(which, different, study)
 
 
 def with_preset(given: Mapping[str, str], preset: str | None) -> dict[str, str]:
@@ -181,7 +174,7 @@ def train(requests: Sequence[Request], jobs: int | None = None) -> int:
 
     groups: dict[tuple[str, Path | None], list[Request]] = {}
     for each in requests:
-        groups.setdefault((each.study.settings.device, each.study.data_dir), []).append(each)
+        groups.setdefault((each.study.device, each.study.data_dir), []).append(each)
     trained = 0
     for (device, data_dir), members in groups.items():
         try:

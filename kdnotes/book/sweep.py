@@ -156,7 +156,7 @@ def _train_there(client: Any, wanted: Sequence[Run]) -> None:
             if item.spec.key not in futures:
                 behind = [futures[key] for key in keys_behind(item.spec)]
                 futures[item.spec.key] = client.submit(
-                    _train_one, item, study.settings.device, data_dir, folder, behind
+                    _train_one, item, study.device, data_dir, folder, behind
                 )
     try:
         client.gather(list(futures.values()))

@@ -114,7 +114,7 @@ def _wanted(
     assert chapter is not None
     request = running.request(running.chapter(chapter), values)
     study = request.study
-    return cache.with_teachers(study.networks), study.settings.device, study.data_dir
+    return cache.with_teachers(study.networks), study.device, study.data_dir
 
 
 def _listed(file: Path) -> list[Planned]:

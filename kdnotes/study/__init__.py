@@ -1,5 +1,9 @@
-"""Which networks a chapter compares, as data: worlds, arms, casts, presets."""
+"""Which networks a chapter compares, as data: worlds, arms, plans of casts, presets."""
 
-from kdnotes.study.chapters import HINT_DEPTHS, UNSEEN_GROUP, Study, chapter, known_chapters
+from kdnotes.study import arms
+from kdnotes.study.arms import Arm
+from kdnotes.study.plans import Plan
+from kdnotes.study.study import Study
+from kdnotes.study.worlds import ALL_SCENES, World
 
-__all__ = ["HINT_DEPTHS", "UNSEEN_GROUP", "Study", "chapter", "known_chapters"]
+__all__ = ["ALL_SCENES", "Arm", "Plan", "Study", "World", "arms"]

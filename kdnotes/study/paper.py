@@ -7,13 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kdnotes import methods
 from kdnotes.data import FOLDER_PREFIX
 from kdnotes.data.views import ColorJitter, ResizedCrops, Views
 from kdnotes.errors import RequestError
-from kdnotes.methods import Method
+from kdnotes.study.presets import Preset
 from kdnotes.training.specification import Recipe
 
 NEEDS_FOLDER = (
@@ -26,25 +27,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Weights(_Strict):
-    """Factors of the cross-entropy and of a method's own term."""
-
-    gamma: float = Field(ge=0)
-    weight: float = Field(gt=0)
+Ways = dict[str, dict[str, Any]]  # settings of methods by their names
 
 
-class HintWeights(Weights):
-    """Hint's factors, and the dotted paths of the layers it matches."""
-
-    teacher: str
-    student: str
+def _checked(ways: Ways) -> Ways:
+    for name, values in ways.items():
+        methods.get(name).model_validate(values)
+    return ways
 
 
 class Pair(_Strict):
     """A teacher, a student, and how the one teaches the other; names are timm's.
 
-    ``published``: the teacher's weights, empty meaning that it is trained. ``for_cast``: a pair
-    that a chapter's cast uses instead of the picked one, or of the one named ``in_place_of``.
+    ``published``: the teacher's weights, empty meaning that it is trained. ``methods``: settings of
+    methods by name; one that is not named has its own defaults. ``for_cast``: a pair that the cast
+    of this name uses instead of the picked one, or of the one named ``in_place_of``.
     """
 
     teacher: str
@@ -53,9 +50,9 @@ class Pair(_Strict):
     antialiased_student: str = ""
     for_cast: str = ""
     in_place_of: str = ""
-    kl: Weights
-    hint: HintWeights
-    crd: Weights
+    methods: Ways = {}
+
+    _check = field_validator("methods")(_checked)
 
 
 class Optimisation(_Strict):
@@ -73,18 +70,9 @@ class ImageNet(_Strict):
     image_size: int = Field(ge=8)
     stored_size: int = Field(ge=8)
     crops: ResizedCrops
-    batch: int = Field(ge=1)
-    independent_epochs: int = Field(ge=1)
-    distilled_epochs: int = Field(ge=1)
-    teacher_epochs: int = Field(ge=1)
-    tau: float = Field(gt=0)
-    crd_tau: float = Field(gt=0)
-    crd_negatives: int = Field(ge=1)
-    crd_momentum: float = Field(ge=0, lt=1)
-    students_per_method: int = Field(ge=1)
-    control_students: int = Field(ge=1)
-    test_images: int = Field(ge=1)
+    preset: Preset
     published_classes: int = Field(ge=2)
+    methods: Ways = {}
     recipes: dict[str, Optimisation]
     pairs: dict[str, Pair]
 
@@ -101,11 +89,8 @@ class ImageNet(_Strict):
             f"{name} (teacher={pair.teacher}, student={pair.student})"
             for name, pair in named.items()
         )
-        wanted = " and ".join(
-            f"{role} {name!r}"
-            for role, name in (("teacher", teacher), ("student", student))
-            if name
-        )
+        asked = {"teacher": teacher, "student": student}
+        wanted = " and ".join(f"{role} {name!r}" for role, name in asked.items() if name)
         raise RequestError(
             f"the preset 'paper' has no pair with {wanted}; it has {listed}. For another one, set "
             "KDNOTES_PAPER to an edited copy of kdnotes/study/paper.yml"
@@ -119,45 +104,47 @@ class ImageNet(_Strict):
                 return pair
         return picked
 
-    def recipe(self, cast: str, role: str, model: str, epochs: int, batch: int) -> Recipe:
-        """How a network of a cast is trained.
+    def recipe(
+        self,
+        model: str,
+        epochs: int,
+        batch: int,
+        whole: bool,
+        flip: bool,
+        jitter: ColorJitter | None,
+    ) -> Recipe:
+        """How a network is trained: cropped and mirrored at random, or on the ``whole`` image.
 
-        Cropped at random except where crops, shifts or mirror images are what is asked about: there
-        the whole image is seen, mirrored where mirroring is not the question.
+        ``flip``: whole images are mirrored at random.
         """
         family = next((name for name in self.recipes if model.startswith(name)), None)
         if family is None:
             raise RequestError(f"paper settings have no recipe for {model!r} (imagenet.recipes)")
-        views = self.crops.model_copy(update={"size": self.image_size})
-        mirrored_only = cast == "crops" and role == "student"
-        if mirrored_only or cast in ("flips", "exact-flips"):
-            flip = mirrored_only or (cast == "flips" and role == "teacher")
-            views = ResizedCrops(smallest=1, largest=1, aspect=1, flip=flip, size=self.image_size)
+        seen = {"size": self.image_size}
+        if whole:
+            seen |= {"smallest": 1, "largest": 1, "aspect": 1, "flip": flip}
         return Recipe(
             epochs=epochs,
             batch=batch,
             views=Views(pad=0),
-            resized=views,
-            jitter=ColorJitter() if cast == "jitter" and role == "teacher" else None,
+            resized=self.crops.model_copy(update=seen),
+            jitter=jitter,
             **self.recipes[family].model_dump(),
         )
+
+    def settings_of(self, method: str, pair: Pair) -> dict[str, Any]:
+        """The paper's settings of a method for a pair; those it leaves open are not there."""
+        return self.methods.get(method, {}) | pair.methods.get(method, {})
 
 
 class MNIST(_Strict):
     """The experiment on digits in three domains."""
 
-    network: str
-    batch: int = Field(ge=1)
-    epochs: int = Field(ge=1)
+    preset: Preset
     learning_rate: float = Field(gt=0)
-    tau: float = Field(gt=0)
-    crd_tau: float = Field(gt=0)
-    crd_negatives: int = Field(ge=1)
-    students_per_method: int = Field(ge=1)
-    control_students: int = Field(ge=1)
-    kl: Weights
-    hint: HintWeights
-    crd: Weights
+    methods: Ways = {}
+
+    _check = field_validator("methods")(_checked)
 
 
 class Paper(_Strict):
@@ -180,51 +167,41 @@ def settings() -> Paper:
         raise RequestError(
             f"cannot read {str(path)!r} (KDNOTES_PAPER): {error.strerror}"
         ) from error
-    except ValueError as error:  # pydantic's and yaml's, in one line
-        raise RequestError(f"{path.name}: {_reason(error)}") from error
-
-
-def default_dataset() -> str:
-    """The data set of the environment (KDNOTES_IMAGENET); raises RequestError if there is none."""
-    folder = os.environ.get("KDNOTES_IMAGENET", "")
-    if not folder:
-        raise RequestError(NEEDS_FOLDER)
-    return f"{FOLDER_PREFIX}{folder}"
+    except yaml.YAMLError as error:
+        raise RequestError(f"{path.name}: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise RequestError(f"{path.name}: {'; '.join(wrong)}") from error
 
 
 @lru_cache(maxsize=4)
 def _parsed(text: str) -> Paper:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    return Paper.model_validate(content)
+    return Paper.model_validate(yaml.safe_load(text))
 
 
-def _reason(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+def preset(dataset: str, teacher: str, student: str) -> Preset:
+    """The paper's sizes for a data set and a pair, its first if none is named.
+
+    Raises RequestError for a pair, or images, that it does not have.
+    """
+    both = settings()
+    if dataset in ("mnist", "digits"):
+        network = both.mnist.preset.teacher
+        if unlike := {teacher, student} - {"", network}:
+            raise RequestError(
+                f"the preset 'paper' has {network!r} for digits, not {unlike.pop()!r}; use the "
+                "preset 'full' for other networks"
+            )
+        return both.mnist.preset
+    if not dataset.startswith(FOLDER_PREFIX):
+        raise RequestError(NEEDS_FOLDER)
+    name, pair = both.imagenet.pick(teacher, student)
+    chosen = {"teacher": name if teacher == name else pair.teacher, "student": pair.student}
+    return both.imagenet.preset.model_copy(update=chosen)
 
 
-def method(
-    name: str,
-    of: Pair | MNIST,
-    tau: float,
-    crd: ImageNet | MNIST,
-    **changes: Any,
-) -> Method:
-    """How a student of a pair is taught; ``changes`` replace settings."""
-    weights = {"kl": of.kl, "hint": of.hint, "crd": of.crd}[name]
-    values: dict[str, Any] = {"gamma": weights.gamma, "weight": weights.weight}
-    if name == "kl":
-        values["tau"] = tau
-    elif name == "hint":
-        values |= {"student_layer": of.hint.student, "teacher_layer": of.hint.teacher}
-    else:
-        values |= {"contrast_temperature": crd.crd_tau, "negatives": crd.crd_negatives}
-        if isinstance(crd, ImageNet):
-            values["momentum"] = crd.crd_momentum
-    return methods.get(name)(**(values | changes))
+def default_dataset() -> str:
+    """The data set of the environment (KDNOTES_IMAGENET); raises RequestError if there is none."""
+    if folder := os.environ.get("KDNOTES_IMAGENET"):
+        return f"{FOLDER_PREFIX}{folder}"
+    raise RequestError(NEEDS_FOLDER)

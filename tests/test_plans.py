@@ -7,38 +7,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asked import NOTEBOOKS, by_arm, main_plan, study_of
 from PIL import Image
 from torch.nn import functional as F
 
-from kdnotes import networks, study
-from kdnotes.data import load
+from kdnotes import networks
+from kdnotes.data import DataSpec, ImageData, load
+from kdnotes.data.sources import scenes
 from kdnotes.data.views import Crops, crop
 from kdnotes.errors import RequestError
+from kdnotes.methods.crd import CRD
 from kdnotes.probes import domain_accuracy
-from kdnotes.study import Study, casting
+from kdnotes.study import Study
 from kdnotes.training import cache
 from kdnotes.training.specification import NetworkSpec
 
-ROLES = ("teacher", "student")
-CHAPTERS = [name for name in study.known_chapters() if name != "scorecard"]
+
+def of(chapter: str, **values: object) -> Study:
+    return study_of(chapter, **({"preset": "smoke"} | values))
 
 
-def of(chapter: str, **parameters: object) -> Study:
-    return study.chapter(chapter, preset="smoke", **parameters)
+def arms(chapter: str, plan: str = "", **values: object) -> dict[str, NetworkSpec]:
+    """The first network of each arm of a plan, the chapter's first unless one is named."""
+    study = of(chapter, **values)
+    return by_arm((study.plans[plan] if plan else main_plan(study)).planned)
 
 
-def arms(chapter: str, cast: str, **parameters: object) -> dict[str, list[NetworkSpec]]:
-    found: dict[str, list[NetworkSpec]] = {}
-    for item in of(chapter, **parameters).casting.plan(cast):
-        found.setdefault(item.arm, []).append(item.spec)
-    return found
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("chapter", NOTEBOOKS)
 def test_students_of_one_seed_are_paired_and_teachers_apart(chapter: str) -> None:
-    asked = of(chapter)
-    for cast in asked.cast_names:
-        planned = asked.casting.plan(cast)
+    for plan in of(chapter).plans.values():
+        planned = plan.planned
         assert len({(item.arm, item.spec.seed) for item in planned}) == len(planned)
         assert sum(item.arm == "teacher" for item in planned) == 1
         by_seed: dict[tuple[str, int], set[int]] = {}
@@ -48,64 +46,68 @@ def test_students_of_one_seed_are_paired_and_teachers_apart(chapter: str) -> Non
                 by_seed.setdefault(name, set()).add(item.spec.initialisation_seed)
         assert all(len(starts) == 1 for starts in by_seed.values())
         starts = {item.spec.initialisation_seed for item in planned if item.spec.role == "teacher"}
-        assert starts.isdisjoint(set.union(*by_seed.values()))
+        assert starts.isdisjoint(set().union(*by_seed.values()))
 
 
 def test_casts_that_differ_in_students_alone_share_a_teacher() -> None:
-    teacher = arms("localization", "cues")["teacher"]
-    for chapter, cast in (
-        ("shape-and-cue-bias", "weights"),
+    teacher = arms("localization")["teacher"]
+    for chapter, plan in (
+        ("shape-and-cue-bias", "cues"),
         ("dose", "dose"),
         ("architectures", "cnn-cnn"),
         ("architectures", "cnn-vit"),
     ):
-        assert arms(chapter, cast)["teacher"] == teacher
-    assert arms("bias", "temperature")["teacher"] == arms("bias", "groups")["teacher"]
+        assert arms(chapter, plan)["teacher"] == teacher
     plain = arms("crop-and-shift-invariance", "crops")["plain-teacher"]
-    (exact,) = arms("crop-and-shift-invariance", "exact-flips")["teacher"]
-    assert list(exact.parts) == plain
+    exact = arms("crop-and-shift-invariance", "exact-flips")["teacher"]
+    assert exact.parts == (plain,)
+    assert exact.mirrored
 
 
-def test_objectives_are_read_from_the_names_of_arms() -> None:
-    found = of("dose").casting
+def test_doses_are_what_their_names_say() -> None:
+    found = {arm: spec.method for arm, spec in arms("dose").items()}
     for weight in (0.1, 0.5):
-        spec = found.objective(f"kl-weight-{weight}", "dose")
-        assert (spec.method, spec.weight, spec.gamma) == ("kl", weight, 1 - weight)
-    assert found.objective("kl-tau-16", "dose").tau == 16
-    assert found.objective("mixture-0.25", "dose") == found.objective("kl", "dose")
-    assert found.objective("kl-tau-4", "dose") == found.objective("kl", "dose")
-    domains = of("domain-adaptation").casting
-    hint = domains.objective("hint", "domains")
-    assert (hint.hint_student, hint.weight) == ("body.stages.1", 2.0)
-    assert domains.objective("kl", "domains").tau == 8
-    crd = domains.objective("crd", "domains")
-    assert (crd.weight, crd.crd_tau, crd.crd_negatives) == (0.1, 0.1, 32)
+        method = found[f"kl-weight-{weight}"]
+        assert (method.name, method.weight, method.gamma) == ("kl", weight, 1 - weight)
+    assert found["kl-tau-16"].tau == 16
+    assert found["mixture-0.25"] == found["kl"]
+    mixed = arms("dose")["mixture-0.25"].teacher
+    assert mixed.shares == (0.75, 0.25)
+    assert [part.data.options for part in mixed.parts] == [
+        {"marker": True, "marker_contrast": 0.5, "marker_agreement": 0.0},
+        {"marker": True, "marker_contrast": 0.5, "shape_agreement": 0.0},
+    ]
+
+
+def test_digits_are_taught_as_the_study_did() -> None:
+    domains = {arm: spec.method for arm, spec in arms("domain-adaptation").items()}
+    assert (domains["hint"].layers(), domains["hint"].weight) == (("3/3", "3/3"), 2.0)
+    assert domains["kl"].tau == 8
+    assert domains["crd"] == CRD(weight=0.1, contrast_temperature=0.1, negatives=32)
+    assert arms("domain-adaptation")["kl"].model == "paper-mnist-half"
+    assert arms("domain-adaptation", preset="full")["kl"].model == "paper-mnist"
+    assert arms("domain-adaptation", tau=3.0)["kl"].method.tau == 3
 
 
 def test_the_biased_teacher_never_saw_one_group_and_the_fair_one_all() -> None:
-    asked = of("bias").casting
+    def groups(plan: str, arm: str, count: int = 300) -> torch.Tensor:
+        spec = arms("bias", plan)[arm].data.model_copy(update={"count": count})
+        return load(spec).factors["group"]
 
-    def groups(cast: str, role: str) -> set[int]:
-        spec = asked.data(cast, role)
-        images = load(spec.model_copy(update={"count": 300}))
-        return set(images.factors["group"].tolist())
-
-    everything = {group for group, weight in enumerate(casting.ALL_GROUPS) if weight}
-    assert groups("groups", "teacher") == everything - {casting.UNSEEN_GROUP}
-    assert groups("groups", "student") == everything
-    assert groups("fair", "teacher") == everything
-    few = load(asked.data("fair", "student").model_copy(update={"count": 2000}))
-    share = (few.factors["group"] == casting.RARE_GROUP).float().mean()
-    assert 0 < share < 0.1
+    outline, dark = scenes.STYLES.index("outline"), scenes.STYLES.index("dark")
+    everything = set(groups("groups", "kl").tolist())
+    assert {scenes.STYLES[group] for group in everything} == {"bright", "dark", "outline"}
+    assert set(groups("groups", "teacher").tolist()) == everything - {outline}
+    assert set(groups("fair", "teacher").tolist()) == everything
+    assert 0 < (groups("fair", "kl", 2000) == dark).float().mean() < 0.1
 
 
 def test_a_student_can_start_where_its_teacher_started() -> None:
-    found = arms("domain-adaptation", "domains")
-    (teacher,) = found["teacher"]
-    (student,) = found["kl-same-start"]
+    found = arms("domain-adaptation")
+    teacher, student = found["teacher"], found["kl-same-start"]
     first = [
         networks.build(spec.model, 10, spec.initialisation_seed).state_dict()
-        for spec in (teacher, student, found["kl"][0])
+        for spec in (teacher, student, found["kl"])
     ]
     assert all(torch.equal(first[0][name], first[1][name]) for name in first[0])
     assert not torch.equal(first[0]["body.head.weight"], first[2]["body.head.weight"])
@@ -154,9 +156,8 @@ def test_students_of_composites_wait_for_the_parts_and_are_trained(
 ) -> None:
     monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path))
     asked = of("shape-and-cue-bias", seeds=1, train_count=64, epochs=1)
-    planned = [
-        item for item in asked.casting.plan("mixture") if item.arm in ("teacher-0.5", "mixture-0.5")
-    ]
+    plan = main_plan(asked).planned
+    planned = [item for item in plan if item.arm in ("teacher-0.5", "mixture-0.5")]
     mixed, student = planned
     trained = cache.with_teachers(planned)
     assert [item.spec.role for item in trained] == ["teacher", "teacher", "student"]
@@ -217,46 +218,46 @@ def faces(tmp_path: Path) -> Path:
 def test_the_teacher_never_sees_the_group_that_is_named(faces: Path) -> None:
     how = {"dataset": f"imagefolder:{faces}", "groups": "t.csv:race"}
     asked = of("bias", unseen="2", **how)
-    assert asked.cast_names == ("groups", "temperature")
+    assert list(asked.plans) == ["groups"]
+    assert "kl-tau-16" in asked.plans["groups"].arms
     assert asked.parameters() | {"groups": "t.csv:race", "unseen": "2"} == asked.parameters()
-    teacher, student = (asked.casting.data("groups", role) for role in ROLES)
+    specs = by_arm(asked.networks)
+    teacher, student = specs["teacher"].data, specs["kl"].data
     assert load(teacher).factors["group"].unique().tolist() == [0, 1]
     assert load(student).factors["group"].unique().tolist() == [0, 1, 2]
     assert load(teacher).names == load(student).names == {"group": ("0", "1", "2")}
-    plans = [asked.casting.plan(cast) for cast in asked.cast_names]
-    assert plans[0][0].spec.key == plans[1][0].spec.key
     blind = of("bias", **how)
-    assert blind.casting.data("groups", "teacher") == blind.casting.data("groups", "student")
+    specs = by_arm(blind.networks)
+    assert specs["teacher"].data == specs["kl"].data
     assert "unseen" not in blind.parameters()
 
 
 def test_without_a_table_a_folder_is_cast_as_before(faces: Path) -> None:
     asked = of("bias", dataset=f"imagefolder:{faces}")
-    assert asked.cast_names == ("plain",)
-    assert asked.casting.data("plain", "student").options == {}
+    assert "kl-tau-16" not in main_plan(asked).arms
+    assert by_arm(asked.networks)["kl"].data.options == {}
     assert {"groups", "unseen"}.isdisjoint(asked.parameters())
 
 
 def test_one_domain_is_seen_by_teachers_only(tmp_path: Path) -> None:
     for domain in ("art", "photo", "sketch"):
         photos(tmp_path / "pacs", domain)
-    asked = of("unseen-domains", dataset=f"imagefolder:{tmp_path}/pacs", unseen="photo")
-    assert asked.cast_names == ("folder-domains",)
-    assert asked.casting.domains == ("photo", "art", "sketch")
-    for item in asked.casting.plan("folder-domains"):
+    domains = ("photo", "art", "sketch")
+    dataset = f"imagefolder:{tmp_path}/pacs"
+    plan = main_plan(of("unseen-domains", dataset=dataset, unseen="photo"))
+    for item in plan.planned:
         seen = load(item.spec.data).names["domain"]
         assert ("photo" in seen) == (item.spec.role == "teacher"), item.arm
         assert item.spec.num_classes == 2
-    arms = {item.arm for item in asked.casting.plan("folder-domains")}
-    assert arms >= {"second-teacher", "independent", "kl", "hint", "crd", "control-smoothed"}
-    assert asked.test().names["domain"] == ("art", "sketch")
-    parts = domain_accuracy.by_folder(
-        asked.test(domains=asked.casting.domains), asked.casting.domains
+    assert set(plan.arms) >= {"second-teacher", "independent", "kl", "hint", "crd"}
+    study = Study("mine", {"preset": "smoke", "dataset": dataset})
+    assert study.domains("photo") == domains
+    plan = study.plan(
+        "any", study.world(teacher={"domains": domains}, students={"domains": domains[1:]})
     )
-    assert {name: len(part) for name, part in parts.items()} == dict.fromkeys(
-        asked.casting.domains, 2
-    )
-    assert list(parts) == ["photo", "art", "sketch"]
+    assert plan.test_images().names["domain"] == ("art", "sketch")
+    parts = domain_accuracy.by_folder(plan.test_images(domains=domains), domains)
+    assert [(name, len(part)) for name, part in parts.items()] == [(name, 2) for name in domains]
 
 
 def test_teachers_and_students_see_domains_in_one_size(tmp_path: Path) -> None:
@@ -265,11 +266,20 @@ def test_teachers_and_students_see_domains_in_one_size(tmp_path: Path) -> None:
     for path in (tmp_path / "pacs" / "art").rglob("*.png"):
         Image.open(path).resize((40, 40)).save(path)
     asked = of("unseen-domains", dataset=f"imagefolder:{tmp_path}/pacs", unseen="photo")
-    assert {asked.casting.data("folder-domains", role).options["size"] for role in ROLES} == {16}
+    assert {item.spec.data.options["size"] for item in asked.networks} == {16}
+
+
+def test_damaged_files_are_left_out_where_it_is_asked_for(faces: Path) -> None:
+    study = Study(
+        "mine", {"preset": "smoke", "dataset": f"imagefolder:{faces}", "skip_damaged": True}
+    )
+    assert study.world().options("student") == {"skip_damaged": True}
+    assert study.parameters()["skip_damaged"]
+    assert "skip_damaged" not in Study("mine", {"device": "cpu"}).parameters()
 
 
 @pytest.mark.parametrize(
-    ("chapter", "parameters", "words"),
+    ("chapter", "values", "words"),
     [
         (
             "bias",
@@ -279,14 +289,12 @@ def test_teachers_and_students_see_domains_in_one_size(tmp_path: Path) -> None:
         ("bias", {"unseen": "2"}, "name the CSV"),
         ("bias", {"groups": "t.csv"}, "no column 'group'; it has: file, race"),
         ("unseen-domains", {"unseen": "photo"}, "one of two or more domain folders .*has: none"),
-        ("unseen-domains", {"groups": "t.csv"}, "no use for 'groups'; it is for: bias"),
-        ("fidelity", {"unseen": "2"}, "no use for 'unseen'"),
     ],
 )
 def test_what_groups_and_domains_cannot_be(
-    faces: Path, chapter: str, parameters: dict[str, str], words: str
+    faces: Path, chapter: str, values: dict[str, str], words: str
 ) -> None:
     with pytest.raises(RequestError, match=words):
-        of(chapter, dataset=f"imagefolder:{faces}", **parameters)
-    with pytest.raises(RequestError, match=r"is for a folder of images|name the CSV|no use"):
-        of(chapter, **parameters)
+        of(chapter, dataset=f"imagefolder:{faces}", **values)
+    with pytest.raises(RequestError, match="for a folder of images"):
+        of(chapter, **values)

@@ -1,0 +1,327 @@
+"""Plans: which networks a chapter compares, declared arm by arm before any is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdnotes import methods, networks
+from kdnotes.data import DataSpec, ImageData, load, with_fingerprint
+from kdnotes.data.views import ColorJitter, Crops
+from kdnotes.errors import RequestError
+from kdnotes.study import arms, paper
+from kdnotes.study.arms import Arm
+from kdnotes.study.worlds import World
+from kdnotes.training import cache
+from kdnotes.training.cache import Planned
+from kdnotes.training.specification import NetworkSpec, Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdnotes.study.study import Study
+
+Seeds = Literal["all", "few"] | Sequence[int]
+Role = Literal["teacher", "student"]
+# Networks that learn more slowly get so many times the epochs.
+SLOW = {"vgg-small-blur": 2}
+FOREIGN_SEED = 9_000  # a seed that no student of a cast ever has
+
+
+class Plan:
+    """The networks of one cast, in a world: it grows by what is declared, teachers first.
+
+    Each method that declares networks returns what later ones refer to: a teacher its network, the
+    students their arm. Nothing is trained before `Study.train` is called.
+    """
+
+    def __init__(self, study: Study, name: str, world: World, teacher: str, student: str) -> None:
+        self.study, self.name, self.world = study, name, world
+        settings = study.settings
+        self.pair: paper.Pair | None = None
+        self.teacher_model = teacher or settings.teacher
+        self.student_model = student or settings.student
+        if settings.is_imagenet:  # the paper's pairs say which networks are compared
+            self.pair = paper.settings().imagenet.pair(settings.teacher, settings.student, name)
+            self.teacher_model, self.student_model = self.pair.teacher, self.pair.student
+        self.planned: list[Planned] = []
+        self.arms: dict[str, Arm] = {}
+
+    # --- what is declared -------------------------------------------------------------------
+
+    def teacher(
+        self,
+        arm: Arm = arms.TEACHER,
+        *,
+        jitter: ColorJitter | None = None,
+        crops: Crops | None = None,
+        flip: bool = False,
+        longer: int = 1,
+    ) -> NetworkSpec:
+        """A teacher; ``jitter``, ``crops`` or ``flip``: it saw every image changed in this way.
+
+        ``longer``: so many times the usual epochs, where it learns more slowly.
+        """
+        model = self.teacher_model
+        recipe = self._recipe("teacher", model, None, longer, jitter, crops, flip)
+        spec = self._network("teacher", model, recipe, seed=self.study.first_teacher)
+        published = {"pretrained": self._published(spec)}
+        return self._enrol(arm, spec.model_copy(update=published))
+
+    def second_teacher(self, first: NetworkSpec) -> NetworkSpec:
+        """A teacher like the first, from another seed; it is always trained here."""
+        other = {"seed": first.seed + 1, "pretrained": ""}
+        return self._enrol(arms.SECOND_TEACHER, first.model_copy(update=other))
+
+    def plain_teacher(self, **seen: Any) -> NetworkSpec:
+        """A teacher that was not given the property; ``seen`` as in `teacher`."""
+        return self.teacher(arms.PLAIN_TEACHER, **seen)
+
+    def mixed_teacher(self, first: NetworkSpec, second: NetworkSpec, share: float) -> NetworkSpec:
+        """The mean of the logits of two teachers, with this share of the second."""
+        return self._composite(
+            arms.mixed_teacher(share), parts=(first, second), shares=(1 - share, share)
+        )
+
+    def mirrored_teacher(self, plain: NetworkSpec) -> NetworkSpec:
+        """A teacher averaged over each image and its mirror image: exactly invariant."""
+        return self._composite(arms.TEACHER, parts=(plain,), mirrored=True)
+
+    def _composite(self, arm: Arm, **how: Any) -> NetworkSpec:
+        spec = self._network("teacher", "composite", Recipe(epochs=1), data="student", **how)
+        return self._enrol(arm, spec)
+
+    def students(
+        self,
+        arm: Arm,
+        of: NetworkSpec | None = None,
+        *,
+        seeds: Seeds = "all",
+        model: str | None = None,
+        epochs: int | None = None,
+        count: int | None = None,
+        start_seed: int | None = None,
+    ) -> Arm:
+        """Students of a teacher, or of none; those of one seed share first weights and data order.
+
+        ``seeds``: all, the few of secondary arms, or these. ``count``: training images.
+        ``start_seed``: of first weights in place of the students' own.
+        """
+        settings, model = self.study.settings, model or self.student_model
+        if of is None:
+            epochs = epochs or settings.independent_epochs
+        spec = self._network(
+            "student",
+            model,
+            self._recipe("student", model, epochs, SLOW.get(model, 1)),
+            count,
+            method=arm.method,
+            labels=arm.labels,
+            teacher=of,
+            start_seed=start_seed,
+        )
+        named = {"all": settings.seeds, "few": settings.control_seeds}
+        for seed in named[seeds] if isinstance(seeds, str) else seeds:
+            self._enrol(arm, spec.model_copy(update={"seed": seed}))
+        return arm
+
+    def controls(
+        self, teacher: NetworkSpec, second: NetworkSpec | None = None, *, smoothed: Seeds = "few"
+    ) -> None:
+        """Students of a second teacher, of labels smoothed as the teacher's are, and permuted.
+
+        ``smoothed``: the seeds of the second kind, all where a claim rests on them.
+        """
+        kl = self.method("kl")
+        if second is not None:
+            self.students(arms.control("second-teacher", kl), second, seeds="few")
+        self.students(arms.control("smoothed", kl), teacher, seeds=smoothed)
+        self.students(arms.control("permuted", kl), teacher, seeds="few")
+
+    def foreign(self) -> None:
+        """An independent network of a seed that nobody else has."""
+        self.students(arms.FOREIGN, seeds=[FOREIGN_SEED + self.study.first_teacher])
+
+    # --- who can be declared ----------------------------------------------------------------
+
+    def method(self, name: str) -> Arm:
+        """The students of a method, with the settings that it has here. Raises RequestError."""
+        kind = methods.get(name)
+        if self.pair is not None:
+            values = paper.settings().imagenet.settings_of(name, self.pair)
+        else:
+            values = dict(self.world.methods.get(name, {}))
+        if "tau" in kind.model_fields:
+            values["tau"] = self.study.settings.tau
+        return arms.taught_by(kind.model_validate(values))
+
+    @property
+    def methods(self) -> tuple[Arm, ...]:
+        """The students of each method that was asked for."""
+        return tuple(self.method(name) for name in self.study.settings.methods)
+
+    @property
+    def blurred_student(self) -> str:
+        """The student's architecture with blur before its strides; empty where there is none."""
+        return self.pair.antialiased_student if self.pair else "vgg-small-blur"
+
+    # --- what comes of it -------------------------------------------------------------------
+
+    def training_images(self) -> ImageData:
+        """The images that the students are trained on."""
+        self.study.check_not_planning()
+        return _loaded(
+            self.study.data(self.world, "student").model_dump_json(), self.study.data_dir
+        )
+
+    def test_images(self, **options: Any) -> ImageData:
+        """Test images like the students' training images; ``options`` change how they are made."""
+        self.study.check_not_planning()
+        settings, spec = self.study.settings, self.study.data(self.world, "student")
+        if settings.is_imagenet:
+            options = {"size": paper.settings().imagenet.image_size} | options
+        asked = spec.model_copy(
+            update={
+                "split": "test",
+                "count": settings.test_count,
+                "seed": self.study.rendering_seed,
+                "options": spec.options | options,
+            }
+        )
+        found = with_fingerprint(asked, self.study.data_dir)
+        return _loaded(found.model_dump_json(), self.study.data_dir)
+
+    def table(self) -> pd.DataFrame:
+        """How each arm was trained: one row per arm."""
+        import pandas as pd
+
+        rows: dict[str, dict[str, Any]] = {}
+        for item in self.planned:
+            spec = item.spec
+            row = rows.setdefault(
+                item.arm,
+                {
+                    "arm": item.arm,
+                    "network": spec.model,
+                    "images": spec.data.count or "all",
+                    "epochs": spec.recipe.epochs,
+                    "objective": describe(spec),
+                    "networks trained": 0,
+                },
+            )
+            if spec.parts:
+                row |= {"images": "-", "epochs": "-", "objective": "mean of others' logits"}
+            else:
+                row["networks trained"] += 1
+        return pd.DataFrame(rows.values())
+
+    def history(self) -> pd.DataFrame:
+        """Loss terms by arm, seed and epoch."""
+        import pandas as pd
+
+        rows = []
+        for item in self.planned:
+            if item.spec.parts:
+                continue
+            for epoch, means in enumerate(cache.history(item.spec), start=1):
+                rows.append({"arm": item.arm, "seed": item.spec.seed, "epoch": epoch} | means)
+        return pd.DataFrame(rows)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.study.classes(self.world)
+
+    # --- how they are trained ---------------------------------------------------------------
+
+    def _enrol(self, arm: Arm, spec: NetworkSpec) -> NetworkSpec:
+        if self.arms.setdefault(arm.name, arm) != arm:
+            raise RequestError(f"plan {self.name!r} has two different arms called {arm.name!r}")
+        self.planned.append(Planned(arm.name, spec))
+        return spec
+
+    def _network(
+        self,
+        role: Role,
+        model: str,
+        recipe: Recipe,
+        count: int | None = None,
+        data: Role | None = None,
+        **how: Any,
+    ) -> NetworkSpec:
+        return NetworkSpec(
+            role=role,
+            model=model,
+            num_classes=len(self.classes),
+            data=self.study.data(self.world, data or role, count),
+            recipe=recipe,
+            large_images=self.study.settings.is_imagenet and not how.get("parts"),
+            **how,
+        )
+
+    def _recipe(
+        self,
+        role: Role,
+        model: str,
+        epochs: int | None,
+        longer: int,
+        jitter: ColorJitter | None = None,
+        crops: Crops | None = None,
+        flip: bool = False,
+    ) -> Recipe:
+        """How a network is trained, for ``epochs``, or else as long as the preset says."""
+        settings = self.study.settings
+        if (fixed := self.world.recipe) is not None:
+            return fixed.model_copy(update={"epochs": epochs or fixed.epochs})
+        taught = role == "student"
+        flip = flip or (taught and self.world.mirrored)
+        epochs = epochs or (settings.student_epochs if taught else settings.teacher_epochs)
+        if settings.is_imagenet:
+            whole = self.world.still and crops is None
+            imagenet = paper.settings().imagenet
+            return imagenet.recipe(model, epochs, settings.batch, whole, flip, jitter)
+        views = self.world.views
+        recipe = Recipe(
+            epochs=longer * epochs,
+            batch=settings.batch,
+            learning_rate=settings.student_rate if taught else settings.teacher_rate,
+            views=views.model_copy(update={"flip": True}) if flip else views,
+            jitter=jitter,
+            crops=crops,
+        )
+        if model.startswith("vit"):
+            slower = {"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
+            return recipe.model_copy(update=slower)
+        return recipe
+
+    def _published(self, spec: NetworkSpec) -> str:
+        """Name of the published weights that a teacher has, empty where it is trained here.
+
+        So it is where it has to see other images or views than usual.
+        """
+        if self.pair is None or os.environ.get("KDNOTES_WEIGHTS") == networks.TRAINED_HERE:
+            return ""
+        imagenet = paper.settings().imagenet
+        usual = imagenet.recipe(
+            spec.model, spec.recipe.epochs, spec.recipe.batch, False, False, None
+        )
+        unusual = spec.recipe != usual or not spec.data.options.keys() <= {"size", "skip_damaged"}
+        if unusual or spec.num_classes != imagenet.published_classes:
+            return ""
+        return self.pair.published
+
+
+def describe(spec: NetworkSpec) -> str:
+    """What a network is trained on in a line, for tables."""
+    if spec.method is None:
+        return "labels only"
+    kind = {"teacher": "", "smoothed": ", no teacher", "permuted": ", permuted in class"}
+    return spec.method.describe().removesuffix(")") + kind[spec.labels] + ")"
+
+
+@lru_cache(maxsize=6)
+def _loaded(text: str, data_dir: Path | None) -> ImageData:
+    return load(DataSpec.model_validate_json(text), data_dir)

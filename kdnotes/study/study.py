@@ -1,0 +1,175 @@
+"""What a chapter asks for: its parameters, the worlds and plans that it declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+from kdnotes.data import DataSpec, folders, source, with_fingerprint
+from kdnotes.errors import RequestError
+from kdnotes.study import worlds
+from kdnotes.study.plans import Plan
+from kdnotes.study.resolving import Settings, resolve, resolve_data_dir, resolve_device
+from kdnotes.study.worlds import World
+from kdnotes.training import cache
+from kdnotes.training.cache import Planned
+
+
+class Study:
+    """A chapter's parameters, resolved, and the plans of casts that its cell declares.
+
+    ``given``: the shared parameters, None meaning what chapter and preset say; ``own``: those of
+    the chapter alone that are noted with its results. While it is ``planning``, nothing is trained
+    and no image is read.
+    """
+
+    def __init__(
+        self,
+        chapter: str,
+        given: Mapping[str, Any],
+        own: Mapping[str, Any] | None = None,
+        planning: bool = False,
+    ) -> None:
+        self.chapter = chapter
+        self.data_dir = resolve_data_dir(given.get("data_dir"))
+        self.plans: dict[str, Plan] = {}
+        self._given = {name: value for name, value in given.items() if name != "data_dir"}
+        self._own = dict(own or {})
+        self._planning = planning
+        self._preferred: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}
+
+    # --- for the cell that declares casts ---------------------------------------------------
+
+    def prefer(self, **parameters: Any) -> None:
+        """Say what parameters are in this chapter where they were not given; before all else."""
+        assert "settings" not in vars(self), "prefer comes before what depends on it"
+        self._preferred |= parameters
+
+    def needs(self, fulfilled: object, what: str) -> None:
+        """Refuse the request with a message unless it fulfils a condition. Raises RequestError."""
+        if not fulfilled:
+            raise RequestError(what)
+
+    def world(
+        self,
+        name: str = "one-cue",
+        *,
+        teacher: Mapping[str, Any] | None = None,
+        students: Mapping[str, Any] | None = None,
+        mirrored: bool = False,
+        **both: Any,
+    ) -> World:
+        """Images to train on: drawn scenes of this kind, or the images that were asked for.
+
+        ``teacher``, ``students`` and ``both``: options of the images that they see. ``mirrored``:
+        where nothing moves, students see images mirrored at random. Raises RequestError for what
+        the data set does not have.
+        """
+        return worlds.make(self.settings, name, teacher or {}, students or {}, both, mirrored)
+
+    def plan(self, name: str, world: World, *, teacher: str = "", student: str = "") -> Plan:
+        """A cast to be filled; ``teacher`` and ``student``: architectures other than asked for."""
+        if name in self.plans:
+            raise RequestError(f"two plans are called {name!r}")
+        self.plans[name] = Plan(self, name, world, teacher, student)
+        return self.plans[name]
+
+    def domains(self, first: str) -> tuple[str, ...]:
+        """Domain folders of the data set, this one first. Raises RequestError where it is none."""
+        dataset = self.settings.dataset
+        self.needs(
+            self.settings.is_folder,
+            f"unseen is for a folder of images (dataset=imagefolder:PATH), not for {dataset!r}",
+        )
+        there = folders.domain_names(dataset)
+        others = tuple(name for name in there if name != first)
+        if first not in there or not others:
+            raise RequestError(
+                f"unseen={first!r} must be one of two or more domain folders of {dataset!r}, each "
+                f"with class folders; it has: {', '.join(there) or 'none'}"
+            )
+        return (first, *others)
+
+    def epochs(self, share: float) -> int:
+        """A share of the students' epochs, at least one."""
+        return max(1, round(share * self.settings.student_epochs))
+
+    # --- what follows from it ---------------------------------------------------------------
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Everything that the networks depend on. Raises RequestError for what is not known."""
+        given = {name: value for name, value in self._given.items() if value is not None}
+        return resolve(**(self._preferred | given))
+
+    @cached_property
+    def device(self) -> str:
+        """Where networks are trained and run."""
+        return resolve_device(self.settings.device)
+
+    @property
+    def networks(self) -> list[Planned]:
+        """All networks of all plans, teachers included, each once."""
+        return cache.with_teachers(item for plan in self.plans.values() for item in plan.planned)
+
+    def train(self) -> None:
+        """Train all networks that are not there yet, with progress shown."""
+        self.check_not_planning()
+        cache.ensure(self.networks, device=self.device, data_dir=self.data_dir)
+
+    def check_not_planning(self) -> None:
+        """Raise RequestError where networks are only being declared."""
+        if self._planning:
+            raise RequestError("a cell tagged 'cast' declares networks; it cannot train or load")
+
+    @property
+    def rendering_seed(self) -> int:
+        """Development seeds see other renderings than the published ones."""
+        return 1 if self.settings.seeds[0] >= 100 else 0
+
+    @property
+    def first_teacher(self) -> int:
+        """Seed of the teacher; development seeds have another one."""
+        return 100 if self.settings.seeds[0] >= 100 else 0
+
+    def data(self, world: World, role: str, count: int | None = None) -> DataSpec:
+        """The images that teachers or students are trained on. Raises RequestError."""
+        spec = DataSpec(
+            name=world.dataset,
+            split="train",
+            count=count or world.count,
+            seed=self.rendering_seed,
+            options=world.options(role),
+        )
+        # A large folder takes seconds to survey: once is enough for all networks of a chapter.
+        make = partial(with_fingerprint, spec, self.data_dir)
+        return self._once(spec.model_dump_json(), make)
+
+    def classes(self, world: World) -> tuple[str, ...]:
+        """Names of the classes of a world, as its students know them. Raises RequestError."""
+        if (known := source(world.dataset).classes) is not None:
+            return known
+        options = folders.FolderOptions(**world.options("student"))
+        make = partial(folders.survey, world.dataset, options)
+        return self._once(options.model_dump_json(), make).classes
+
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def parameters(self) -> dict[str, Any]:
+        """What goes into a chapter's results: settings, and what was changed of its own."""
+        settings = self.settings
+        values = settings.model_dump(exclude={"students", "controls"}) | {
+            "methods": ",".join(settings.methods),
+            "seeds": settings.students,
+            "control_seeds": len(settings.control_seeds),
+            "device": self.device,
+        }
+        for name in ("independent_epochs", "skip_damaged"):
+            if not values[name]:
+                del values[name]
+        return values | self._own
