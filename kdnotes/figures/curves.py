@@ -17,9 +17,8 @@ from pandas import DataFrame, Series, concat
 
 from kdnotes import stats
 from kdnotes.figures import drawing, looks
-from kdnotes.figures.tables import choose, number, select, teachers_in
+from kdnotes.figures.tables import Which, choose, number, select, teachers_in
 
-Which = tuple[str, str]  # a measure and its condition
 # Doses: how much, the arm that got it, the arm that it is compared with, and its teacher.
 Ladder = Sequence[tuple[float | str, str, str, str]]
 
@@ -114,7 +113,7 @@ def paired(
         drawing.name_axes(axis, "")
         axis.set(xlim=(-0.35, 1.35), xlabel=f"difference {difference}".replace(" [", "\n["))
         names = [textwrap.fill(looks.of(name).short, 14) for name in pairs]
-        axis.set_xticks([0, 1], names, size="small")
+        axis.set_xticks([0, 1], names, size=drawing.SMALL_FONT_SIZE)
         axis.grid(visible=False, axis="x")
     figure.supylabel(ylabel, size="medium")
     drawing.legend(figure)

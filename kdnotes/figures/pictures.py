@@ -46,7 +46,7 @@ def image_grid(
     figure, axes = drawing.subplots(foot, each, count=len(pictures), columns=wide)
     for place, axis in enumerate(axes):
         axis.set_axis_off()
-        axis.set_title("\n".join(texts[place]), size="small", pad=3)
+        axis.set_title("\n".join(texts[place]), size=drawing.SMALL_FONT_SIZE, pad=3)
         if maps is None:
             axis.imshow(pictures[place], interpolation="nearest")
             continue
@@ -94,12 +94,11 @@ def heatmap(
             axis.text(column + 0.5, row + 0.5, NOTHING, ha="center", va="center")
         axis.set(title=name, xlabel=xlabel, ylabel="" if place % 2 else ylabel)
         short = [looks.of(each).short if each in looks.order() else each for each in frame]
-        turned: dict[str, Any] = (
-            {} if alone else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-        )
-        axis.set_xticks(axis.get_xticks(), [textwrap.fill(each, 10) for each in short], **turned)
-        axis.set_yticks(axis.get_yticks(), [textwrap.fill(each, 16) for each in frame.index])
-        axis.tick_params(axis="y", rotation=0)
+        angle, end = (0, "center") if alone else (30, "right")
+        names = [textwrap.fill(each, 10) for each in short]
+        axis.set_xticks(axis.get_xticks(), names, rotation=angle, ha=end, rotation_mode="anchor")
+        names = [textwrap.fill(each, 16) for each in frame.index]
+        axis.set_yticks(axis.get_yticks(), names, rotation=0)
     _colour_bar(figure, axes, axes[0].collections[0], colour_label)
     return figure
 

@@ -18,7 +18,7 @@ from pandas import DataFrame
 
 from kdnotes.figures import drawing, looks
 from kdnotes.figures.looks import VERDICTS, Look
-from kdnotes.figures.tables import choose, number, select, teachers_in
+from kdnotes.figures.tables import Which, choose, number, select, teachers_in
 from kdnotes.stats import GapClosed, Interval
 
 
@@ -50,10 +50,7 @@ def points(
 
 @drawing.styled
 def panels(
-    table: DataFrame,
-    shown: Mapping[str, tuple[str, str]],
-    arms: Sequence[str],
-    same_scale: bool = True,
+    table: DataFrame, shown: Mapping[str, Which], arms: Sequence[str], same_scale: bool = True
 ) -> Figure:
     """Panels side by side, in each a row per arm of a tidy table, drawn as in `points`.
 
@@ -111,7 +108,8 @@ def closed(
             drawing.marks(axis, looks.of(arm), row, ratio, gid=f"{arm}:mean")
         else:
             words = number(result).replace(" (", "\n(")
-            axis.text(0.02, row, words, va="center", size="small", gid=f"{arm}:words")
+            size = drawing.SMALL_FONT_SIZE
+            axis.text(0.02, row, words, va="center", size=size, gid=f"{arm}:words")
     for value, line in ((0.0, "-"), (1.0, ":")):
         axis.axvline(value, color=drawing.GREY, linewidth=1.4, linestyle=line)
     low, high = axis.get_xlim()

@@ -19,6 +19,8 @@ from kdnotes.stats import GapClosed, Interval
 NOTHING = "\N{EN DASH}"
 TEACHERS = ("teacher", "second-teacher")
 
+Which = tuple[str, str]  # a measure and its condition
+
 
 def select(table: pd.DataFrame, measure: str, condition: str = "") -> pd.DataFrame:
     """One measure of a tidy table under one condition: a row per seed, a column per arm.
