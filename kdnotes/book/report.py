@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdnotes import paths, stats
 from kdnotes.book import results
 from kdnotes.errors import RequestError
+from kdnotes.figures import looks
 from kdnotes.training import cache
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def beside_published(
     """
     import pandas as pd
 
-    from kdnotes.figures import plots
+    from kdnotes.figures import tables
 
     if study.settings.preset == preset:
         return f"This is a run of the preset `{preset}`: there is no larger one to set beside it."
@@ -141,14 +142,14 @@ def beside_published(
     for name, table in ((here, outcome.table), (f"published ({preset})", other)):
         rows = table[(table["measure"] == measure) & (table["condition"] == condition)]
         columns[name] = rows.groupby("arm", sort=False)["value"].mean()
-    place = {arm: number for number, arm in enumerate(plots.ARMS)}
+    place = {arm: number for number, arm in enumerate(looks.order())}
     beside = pd.DataFrame(columns).sort_index(key=lambda arms: arms.map(place), kind="stable")
     beside = beside.rename_axis("arm").reset_index()
     larger = results.load(study.chapter, paths.root() / "results" / preset)
     made, spent = larger.parameters, larger.training_seconds
     trained = "" if spent is None else f", where training took {spent / 60:.0f} minutes of one core"
     return (
-        f"{plots.markdown_table(beside)}\n\nMean over seeds. The published run used "
+        f"{tables.markdown_table(beside)}\n\nMean over seeds. The published run used "
         f"{made['train_count'] or 'all'} training images of `{made['dataset']}`, the teacher "
         f"`{made['teacher']}` and the student `{made['student']}`, {made['seeds']} seeds, on "
         f"{larger.hardware}{trained}."

@@ -1,3 +1,36 @@
-"""The book's figures: one style, one palette."""
+"""The book's figures: one style, one palette, and one look for each arm in all of them.
 
-from kdnotes.figures.plots import *  # noqa: F403
+Every drawing function takes a tidy table (columns arm, seed, condition, measure, value), or what
+its docstring says instead, and returns a `matplotlib.figure.Figure`. Figures carry axis labels but
+no title: the caption under a figure says what it shows.
+"""
+
+import importlib
+from typing import Any
+
+from kdnotes.figures import known_arms as known_arms
+from kdnotes.figures import looks as looks
+from kdnotes.figures.looks import VERDICTS as VERDICTS
+from kdnotes.figures.looks import colour as colour
+from kdnotes.figures.looks import label as label
+
+# Arms are declared where nothing is drawn: what needs pandas and matplotlib comes when it is used.
+_HOMES = {
+    "drawing": ["SMALL_FONT_SIZE", "WIDTH", "style"],
+    "tables": ["NOTHING", "markdown_table", "number"],
+    "rows": ["closed", "grouped", "panels", "points", "scorecard"],
+    "curves": ["curve", "doses", "gains", "paired", "plane"],
+    "pictures": ["heatmap", "image_grid", "views"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["VERDICTS", "colour", "label", "looks", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

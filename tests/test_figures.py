@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
-from typing import Any
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,8 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from scipy import stats as scipy_stats
 
+from kdnotes import figures as draw
 from kdnotes import stats
-from kdnotes.figures import plots
+from kdnotes.figures import looks
+from kdnotes.figures.tables import choose, select
 
 SEEN_TOGETHER = [
     "teacher",
@@ -73,21 +78,17 @@ def make_claims() -> pd.DataFrame:
     ]
     names = ["id", "chapter", "kind", "estimate", "low", "high", "direction", "margin"]
     words = ["reproduced", "inconclusive", "not reproduced", "not applicable"]
-    return pd.DataFrame(rows, columns=[*names, "equivalence_margin"]).assign(verdict=words)
+    frame = pd.DataFrame(rows, columns=[*names, "equivalence_margin"]).assign(verdict=words)
+    return frame.assign(arm=["kl", "control-smoothed", "crd", "hint"], reference="independent")
 
 
 _WITHIN = ("equivalent", 0.0, 0.05)
 
 
-def make_heatmap() -> tuple[pd.DataFrame, pd.DataFrame]:
-    values = pd.DataFrame(
+def make_shares() -> pd.DataFrame:
+    return pd.DataFrame(
         {"kl": [0.38, 0.70], "hint": [0.02, np.nan]}, index=["Where it looks", "What fools it"]
     )
-    verdicts = pd.DataFrame(
-        {"kl": ["reproduced", "not reproduced"], "hint": ["inconclusive", "not applicable"]},
-        index=values.index,
-    )
-    return values, verdicts
 
 
 def make_figures() -> dict[str, Figure]:
@@ -97,30 +98,38 @@ def make_figures() -> dict[str, Figure]:
     none = stats.gap_closed(table, None, "same_answer", "", "hint", "independent", "hint")
     pictures = np.linspace(0, 1, 3 * 3 * 8 * 8).reshape(3, 3, 8, 8)
     maps = np.arange(12.0).reshape(3, 2, 2)
+    same = "same_answer"
+    strengths = {"strength=0.3": 0.3, "strength=0.6": 0.6}
     return {
-        "points": plots.points(table, "same_answer", reference_lines={"chance": 0.5}),
-        "paired": plots.paired(table, "same_answer"),
-        "closed": plots.closed({"kl": ratio, "hint": none}),
-        "plane": plots.plane(
+        "points": draw.points(table, same, xlabel="Same answer", reference_lines={"chance": 0.5}),
+        "paired": draw.paired(table, same, ["kl", "hint", "control-smoothed"], None, "Same answer"),
+        "closed": draw.closed({"kl": ratio, "hint": none}),
+        "plane": draw.plane(
             make_table(("a", "b")),
-            ("same_answer", "a"),
-            ("same_answer", "b"),
+            (same, "a"),
+            (same, "b"),
+            list(VALUES),
+            "Before",
+            "After",
             vertical_lines={"chance": 0.5},
         ),
-        "panels": plots.panels(
+        "panels": draw.panels(
             sweep,
-            {
-                "mild jitter": ("same_answer", "strength=0.3"),
-                "strong jitter": ("same_answer", "strength=0.6"),
-            },
+            {"mild jitter": (same, "strength=0.3"), "strong jitter": (same, "strength=0.6")},
             ["teacher", "independent", "kl", "crd"],
         ),
-        "curve": plots.curve(sweep, "same_answer", "strength"),
-        "heatmap": plots.heatmap(*make_heatmap()),
-        "scorecard": plots.scorecard(make_claims()),
-        "image_grid": plots.image_grid(pictures, ["a", "b", "c"], maps),
-        "views": plots.views({"original": pictures, "changed": pictures}),
-        "training_curves": plots.training_curves(make_history()),
+        "grouped": draw.grouped(
+            sweep,
+            same,
+            {"mild": "strength=0.3", "strong": "strength=0.6"},
+            ["kl", "independent", "crd"],
+            "Same answer",
+        ),
+        "curve": draw.curve(sweep, same, strengths, list(VALUES), "Strength", "Same answer"),
+        "heatmap": draw.heatmap({"": make_shares()}, "Method", "Property", "Share", low=-1),
+        "scorecard": draw.scorecard(make_claims()),
+        "image_grid": draw.image_grid(pictures, ["a", "b", "c"], maps, overlay_label="Map"),
+        "views": draw.views({"original": pictures, "changed": pictures}),
     }
 
 
@@ -131,6 +140,12 @@ def figures() -> dict[str, Figure]:
 
 def lines_named(figure: Figure, name: str) -> list[Line2D]:
     return [line for line in figure.findobj(Line2D) if line.get_gid() == name]
+
+
+def bars_named(figure: Figure, name: str) -> list[np.ndarray]:
+    """From where to where the bars of the marks of that name reach, along the horizontal axis."""
+    all_bars = [bar for axis in figure.axes for bar in axis.containers]
+    return [bar[2][0].get_segments()[0][:, 0] for bar in all_bars if bar[0].get_gid() == name]
 
 
 def shown_texts(figure: Figure) -> list[Text]:
@@ -180,7 +195,7 @@ def test_lab_of_known_colours() -> None:
 
 @pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
 def test_arms_seen_together_stay_apart(deficiency: str) -> None:
-    labs = {arm: as_lab(plots.colour(arm), deficiency) for arm in SEEN_TOGETHER}
+    labs = {arm: as_lab(draw.colour(arm), deficiency) for arm in SEEN_TOGETHER}
     closest = min(
         float(np.linalg.norm(labs[a] - labs[b])) for a, b in itertools.combinations(labs, 2)
     )
@@ -189,38 +204,71 @@ def test_arms_seen_together_stay_apart(deficiency: str) -> None:
 
 
 def test_every_arm_differs_in_more_than_colour() -> None:
-    assert set(ARM_NAMES) <= set(plots.ARMS)
-    looks = [plots.arm_style(arm) for arm in ARM_NAMES]
-    assert len({look.colour for look in looks}) == len(looks)
-    assert len({look.label for look in looks}) == len(looks)
-    assert len({(look.marker, look.hollow) for look in looks}) == len(looks)
+    assert set(ARM_NAMES) <= set(looks.order())
+    seen = [looks.of(arm) for arm in ARM_NAMES]
+    assert len({look.colour for look in seen}) == len(seen)
+    assert len({look.label for look in seen}) == len(seen)
+    assert len({(look.marker, look.hollow) for look in seen}) == len(seen)
 
 
 def test_all_arms_of_a_cast_have_looks_of_their_own() -> None:
     for chapter in NOTEBOOKS:
         for name, plan in study_of(chapter).plans.items():
-            looks = list(plan.arms.values())
-            assert len({look.label for look in looks}) == len(looks), name
-            assert len({look.short for look in looks}) == len(looks), name
-            seen = {(look.colour, look.marker, look.hollow) for look in looks}
-            assert len(seen) == len(looks), name
+            shown = list(plan.arms.values())
+            assert len({look.label for look in shown}) == len(shown), name
+            assert len({look.short for look in shown}) == len(shown), name
+            seen = {(look.colour, look.marker, look.hollow) for look in shown}
+            assert len(seen) == len(shown), name
 
 
 def test_unknown_arm_has_a_fixed_look_and_a_readable_name() -> None:
-    assert plots.arm_style("my-method") == plots.arm_style("my-method")
-    assert plots.label("my-method") == "My method"
+    assert looks.of("my-method") == looks.of("my-method")
+    assert draw.label("my-method") == "My method"
+    assert "my-method" not in looks.order()
+
+
+def test_an_arm_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "_declared", {})
+    mine = looks.Look("My method", "Mine", "#123456", "o", "-")
+    looks.declare("mine", mine)
+    looks.declare("another", replace(mine, label="Another"))
+    looks.declare("mine", mine)  # a module that is read again says nothing new
+    assert looks.order() == ("mine", "another")
+    assert (draw.label("mine"), draw.colour("mine")) == ("My method", "#123456")
+    with pytest.raises(ValueError, match="'mine' is declared with two looks"):
+        looks.declare("mine", replace(mine, colour="#654321"))
+    assert looks.of("mine") == mine
+
+
+def test_every_verdict_has_a_sign_and_a_colour() -> None:
+    assert set(looks.VERDICTS) == set(get_args(stats.VerdictLabel))
+    assert len({sign for sign, _ in looks.VERDICTS.values()}) == len(looks.VERDICTS)
+
+
+def test_looks_are_declared_without_anything_that_draws() -> None:
+    heavy = "{'torch', 'matplotlib', 'pandas', 'numpy', 'seaborn'}"
+    code = f"import sys, kdnotes.figures.looks as _; print({heavy} & set(sys.modules) or 'none')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "none"
+
+
+def test_public_names_are_there() -> None:
+    for name in draw.__all__:
+        assert getattr(draw, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'pie'"):
+        draw.pie  # noqa: B018
 
 
 def test_same_arm_same_colour_in_every_figure(figures: dict[str, Figure]) -> None:
-    blue = plots.colour("kl").lower()
+    blue = draw.colour("kl").lower()
     named = {
         "points": "kl:mean",
         "paired": "kl:0",
         "closed": "kl:mean",
         "plane": "kl",
         "panels": "kl:mean",
+        "grouped": "kl:mean",
         "curve": "kl",
-        "training_curves": "kl",
     }
     for figure, name in named.items():
         lines = lines_named(figures[figure], name)
@@ -229,12 +277,12 @@ def test_same_arm_same_colour_in_every_figure(figures: dict[str, Figure]) -> Non
 
 
 def test_axes_are_labelled(figures: dict[str, Figure]) -> None:
-    for name in ("points", "closed", "panels", "scorecard"):
+    for name in ("points", "closed", "panels", "grouped", "scorecard"):
         assert figures[name].axes[0].get_xlabel(), name
-    for name in ("curve", "heatmap", "plane", "training_curves"):
+    for name in ("curve", "heatmap", "plane"):
         assert figures[name].axes[0].get_xlabel(), name
         assert figures[name].axes[0].get_ylabel(), name
-    assert figures["paired"].axes[0].get_ylabel()
+    assert figures["paired"].get_supylabel()
     assert not any(axis.get_title() for axis in figures["points"].axes)
 
 
@@ -245,37 +293,48 @@ def test_points_draw_the_values_of_the_table(figures: dict[str, Figure]) -> None
         (seeds,) = lines_named(figure, arm)
         np.testing.assert_allclose(seeds.get_xdata(), values)
         (mean,) = lines_named(figure, f"{arm}:mean")
-        np.testing.assert_allclose(mean.get_xdata(), [values.mean()])
-        (interval,) = lines_named(figure, f"{arm}:interval")
+        np.testing.assert_allclose(mean.get_xdata(orig=False), [values.mean()])
+        (interval,) = bars_named(figure, f"{arm}:mean")
         expected = scipy_stats.t.interval(
             0.95, len(values) - 1, values.mean(), scipy_stats.sem(values)
         )
-        np.testing.assert_allclose(interval.get_xdata(), expected)
+        np.testing.assert_allclose(interval, expected)
     (teacher,) = lines_named(figure, "teacher")
     np.testing.assert_allclose(teacher.get_xdata(), [0.98, 0.98])
     (chance,) = lines_named(figure, "chance")
     np.testing.assert_allclose(chance.get_xdata(), [0.5, 0.5])
     ticks = [text.get_text().replace("\n", " ") for text in figure.axes[0].get_yticklabels()]
-    assert ticks == [plots.label(a) for a in ("independent", "kl", "hint", "control-smoothed")]
+    assert ticks == [draw.label(a) for a in ("independent", "kl", "hint", "control-smoothed")]
 
 
 def test_points_can_show_teachers_as_rows() -> None:
-    figure = plots.points(make_table(), "same_answer", teacher_line=False)
+    figure = draw.points(make_table(), "same_answer", teacher_line=False)
     (row,) = lines_named(figure, "teacher")
     np.testing.assert_allclose(row.get_xdata(), [0.98])
     assert len(figure.axes[0].get_yticks()) == len(VALUES)
 
 
-def test_points_names_what_is_not_there() -> None:
+def test_tables_name_what_is_not_there() -> None:
     table = make_table(("strength=0.3", "strength=0.6"))
-    with pytest.raises(stats.NotMeasuredError, match="same_answer"):
-        plots.points(table, "fooled")
-    with pytest.raises(ValueError, match=r"strength=0\.3; strength=0\.6"):
-        plots.points(table, "same_answer")
+    with pytest.raises(stats.NotMeasuredError, match=r"'fooled'.*measured: same_answer"):
+        draw.points(table, "fooled")
+    with pytest.raises(stats.NotMeasuredError, match=r"measured: strength=0\.3; strength=0\.6"):
+        draw.points(table, "same_answer")
     with pytest.raises(stats.NotMeasuredError, match="'crd'"):
-        plots.points(table, "same_answer", "strength=0.3", arms=["crd"])
-    with pytest.raises(stats.NotMeasuredError, match=r"strength=0\.9"):
-        plots.points(table, "same_answer", "strength=0.9")
+        draw.points(table, "same_answer", "strength=0.3", arms=["crd"])
+
+
+def test_selected_values_stand_by_seed_and_arm() -> None:
+    table = make_table()
+    table.loc[0, "value"] = np.inf
+    values = select(table, "same_answer")
+    np.testing.assert_array_equal(values["independent"], [np.nan, *VALUES["independent"][1:]])
+    np.testing.assert_array_equal(values["hint"], VALUES["hint"])
+    assert choose(values) == [
+        *("teacher", "second-teacher", "independent", "kl", "hint", "control-smoothed")
+    ]
+    assert choose(["mine", "kl", "teacher"]) == ["teacher", "kl", "mine"]
+    assert choose(["mine", "kl", "teacher"], ["kl", "teacher"]) == ["kl", "teacher"]
 
 
 def test_paired_joins_the_two_students_of_a_seed(figures: dict[str, Figure]) -> None:
@@ -294,9 +353,9 @@ def test_closed_draws_ratios_and_says_where_there_is_no_gap(figures: dict[str, F
     ratio = stats.gap_closed(make_table(), None, "same_answer", "", "kl").ratio
     assert ratio is not None
     (mean,) = lines_named(figures["closed"], "kl:mean")
-    np.testing.assert_allclose(mean.get_xdata(), [0.122 / 0.27])
-    (interval,) = lines_named(figures["closed"], "kl:interval")
-    np.testing.assert_allclose(interval.get_xdata(), [ratio.low, ratio.high])
+    np.testing.assert_allclose(mean.get_xdata(orig=False), [0.122 / 0.27])
+    (interval,) = bars_named(figures["closed"], "kl:mean")
+    np.testing.assert_allclose(interval, [ratio.low, ratio.high])
     words = [text for text in figures["closed"].findobj(Text) if text.get_gid() == "hint:words"]
     assert "no gap to close" in words[0].get_text()
     assert "difference .03" in words[0].get_text()
@@ -309,7 +368,9 @@ def test_plane_puts_two_measures_of_a_network_together(figures: dict[str, Figure
     np.testing.assert_allclose(seeds.get_xdata(), values)
     np.testing.assert_allclose(seeds.get_ydata(), values - 0.1)
     (mean,) = lines_named(figures["plane"], "kl:mean")
-    np.testing.assert_allclose([mean.get_xdata(), mean.get_ydata()], [[0.832], [0.732]])
+    np.testing.assert_allclose(
+        [mean.get_xdata(orig=False), mean.get_ydata(orig=False)], [[0.832], [0.732]]
+    )
     (chance,) = lines_named(figures["plane"], "chance")
     np.testing.assert_allclose(chance.get_xdata(), [0.5, 0.5])
 
@@ -318,19 +379,19 @@ def test_plane_needs_both_measures_of_a_network() -> None:
     table = make_table(("a", "b"))
     table.loc[(table["condition"] == "b") & (table["seed"] == 4), "value"] = np.nan
     pair = ("same_answer", "a"), ("same_answer", "b")
-    (seeds,) = lines_named(plots.plane(table, *pair, arms=["kl"]), "kl")
+    (seeds,) = lines_named(draw.plane(table, *pair, ["kl"], "a", "b"), "kl")
     assert len(seeds.get_xdata()) == 4
     with pytest.raises(stats.NotMeasuredError, match="'crd'"):
-        plots.plane(table, *pair, arms=["kl", "crd"])
+        draw.plane(table, *pair, ["kl", "crd"], "a", "b")
     with pytest.raises(stats.NotMeasuredError, match="fooled"):
-        plots.plane(table, pair[0], ("fooled", ""))
+        draw.plane(table, pair[0], ("fooled", ""), ["kl"], "a", "b")
 
 
 def test_panels_draw_each_measure_in_a_panel_of_its_own(figures: dict[str, Figure]) -> None:
     figure = figures["panels"]
     mild, strong = lines_named(figure, "kl:mean")
-    np.testing.assert_allclose(mild.get_xdata(), [np.mean(VALUES["kl"])])
-    np.testing.assert_allclose(strong.get_xdata(), [np.mean(VALUES["kl"]) - 0.1])
+    np.testing.assert_allclose(mild.get_xdata(orig=False), [np.mean(VALUES["kl"])])
+    np.testing.assert_allclose(strong.get_xdata(orig=False), [np.mean(VALUES["kl"]) - 0.1])
     assert [line.axes for line in (mild, strong)] == list(figure.axes)
     assert mild.axes.get_xlim() == strong.axes.get_xlim()
     assert mild.axes.get_xlabel() == "mild jitter"
@@ -342,70 +403,67 @@ def test_panels_draw_each_measure_in_a_panel_of_its_own(figures: dict[str, Figur
 def test_panels_of_different_measures_have_scales_of_their_own() -> None:
     table = pd.concat([make_table(), make_table().assign(measure="margin", value=5.0)])
     shown = {"same": ("same_answer", ""), "margin": ("margin", "")}
-    left, right = plots.panels(table, shown, ["kl"], same_scale=False).axes
+    left, right = draw.panels(table, shown, ["kl"], same_scale=False).axes
     assert left.get_xlim()[1] < 2 < right.get_xlim()[0]
     with pytest.raises(stats.NotMeasuredError, match="'fooled'"):
-        plots.panels(table, {"fooled": ("fooled", "")}, ["kl"])
+        draw.panels(table, {"fooled": ("fooled", "")}, ["kl"])
 
 
-@pytest.mark.parametrize(
-    ("condition", "name", "expected"),
-    [
-        ("strength=0.3", "strength", 0.3),
-        ("eps=4/255", "eps", 4 / 255),
-        ("tau=1e-1", "tau", 0.1),
-        ("layer=stages.2, strength=.5", "strength", 0.5),
-        ("layer=stages.2, strength=.5", "layer", "stages.2"),
-        ("strength=0.3", "eps", None),
-        ("", "eps", None),
-        ("eps=1/0", "eps", "1/0"),
-    ],
-)
-def test_factor_of_a_condition(condition: str, name: str, expected: float | str | None) -> None:
-    assert plots.factor(condition, name) == expected
-
-
-def test_curve_draws_means_over_the_factor_in_order() -> None:
+def test_curve_draws_means_and_networks_at_the_given_places() -> None:
     table = make_table(("eps=8/255", "eps=2/255", ""))
-    figure = plots.curve(table, "same_answer", "eps")
+    places = {"eps=8/255": 8, "eps=2/255": 2}
+    figure = draw.curve(table, "same_answer", places, ["kl", "teacher"], "Size", "Same")
     (line,) = lines_named(figure, "kl")
-    np.testing.assert_allclose(line.get_xdata(), [2 / 255, 8 / 255])
+    np.testing.assert_allclose(line.get_xdata(), [2, 8])
     mean = np.mean(VALUES["kl"])
     np.testing.assert_allclose(line.get_ydata(), [mean - 0.1, mean])
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["2/255", "8/255"]
+    (axis,) = figure.axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["8", "2"]
+    low, high = scipy_stats.t.interval(0.95, 4, mean, scipy_stats.sem(VALUES["kl"]))
+    band = axis.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(sorted(set(band[band[:, 0] == 8, 1])), [low, high])
+    (networks,) = [each for each in axis.lines if len(each.get_xdata()) == 10]
+    np.testing.assert_allclose(networks.get_ydata()[:5], VALUES["kl"])
+    with pytest.raises(stats.NotMeasuredError, match=r"eps=4/255"):
+        draw.curve(table, "same_answer", {"eps=4/255": 4}, ["kl"], "Size", "Same")
+    with pytest.raises(stats.NotMeasuredError, match="'crd'"):
+        draw.curve(table, "same_answer", places, ["crd"], "Size", "Same")
 
 
-def test_curve_takes_the_conditions_that_are_asked_for() -> None:
-    names = ("attack=teacher,eps=2/255", "attack=noise,eps=4/255", "attack=teacher,eps=primary")
-    table = make_table((*names, "attack=teacher,eps=4/255"))
-    figure = plots.curve(table, "same_answer", "eps", where="attack=teacher")
-    (line,) = lines_named(figure, "kl")
-    np.testing.assert_allclose(line.get_xdata(), [2 / 255, 4 / 255])
-    mean = np.mean(VALUES["kl"])
-    np.testing.assert_allclose(line.get_ydata(), [mean, mean - 0.3])
-
-
-def test_curve_sets_layers_side_by_side() -> None:
-    figure = plots.curve(make_table(("layer=stem", "layer=stages.2")), "same_answer", "layer")
+def test_curve_sets_names_side_by_side() -> None:
+    table = make_table(("layer=stem", "layer=stages.2"))
+    places = {"layer=stem": "stem", "layer=stages.2": "last"}
+    figure = draw.curve(table, "same_answer", places, ["kl"], "Layer", "Same")
     (line,) = lines_named(figure, "kl")
     np.testing.assert_allclose(line.get_xdata(), [0, 1])
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["stem", "last"]
 
 
-def test_curve_refuses_a_second_varying_factor() -> None:
-    table = make_table(("eps=1/255, steps=5", "eps=1/255, steps=10"))
-    with pytest.raises(ValueError, match="other factors"):
-        plots.curve(table, "same_answer", "eps")
-    with pytest.raises(stats.NotMeasuredError, match="'strength'"):
-        plots.curve(table, "same_answer", "strength")
-
-
-def test_heatmap_prints_numbers_and_verdicts(figures: dict[str, Figure]) -> None:
-    values, _ = make_heatmap()
+def test_heatmap_prints_numbers_and_a_dash_for_none(figures: dict[str, Figure]) -> None:
     axis = figures["heatmap"].axes[0]
-    drawn = np.ma.filled(axis.collections[0].get_array(), np.nan).reshape(values.shape)
-    np.testing.assert_allclose(drawn, values.to_numpy())
-    cells = {text.get_text() for text in axis.texts}
-    assert cells == {".38 ✓", ".02 ?", ".70 ✗", "no gap"}
+    cells = np.ma.filled(axis.collections[0].get_array(), np.nan).reshape(2, 2)
+    np.testing.assert_allclose(cells, make_shares().to_numpy())
+    assert axis.collections[0].get_clim() == (-1, 1)
+    assert {text.get_text() for text in axis.texts} == {".38", ".02", ".70", draw.NOTHING}
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["KL", "Hint"]
+
+
+def test_heatmaps_stand_side_by_side_on_one_scale() -> None:
+    layers = ["1", "features"]
+    frames = {
+        name: pd.DataFrame({"1": [0.1, 0.2], "2": [0.3, value], "logits": [0.5, 0.6]}, index=layers)
+        for name, value in (("KL", 0.4), ("Hint", 0.8), ("CRD", np.nan))
+    }
+    figure = draw.heatmap(frames, "Network's layer", "Teacher's layer", "CKA")
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in panels] == list(frames)
+    assert {axis.collections[0].get_clim() for axis in panels} == {(0, 1)}
+    numbers = [[text.get_text() for text in axis.texts] for axis in panels]
+    assert numbers[1] == [".10", ".30", ".50", ".20", ".80", ".60"]
+    assert numbers[2].count(draw.NOTHING) == 1
+    assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "2", "logits"]
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == layers
+    assert [axis.get_ylabel() for axis in panels] == ["Teacher's layer", "", "Teacher's layer"]
 
 
 def test_scorecard_says_every_claim_with_its_verdict(figures: dict[str, Figure]) -> None:
@@ -416,29 +474,38 @@ def test_scorecard_says_every_claim_with_its_verdict(figures: dict[str, Figure])
     for row in make_claims().itertuples():
         assert any(row.verdict in text for text in texts)
     assert texts.count("Looks") == 1
-    assert ".38 [.31, .45]" in texts
-    assert "-.10 [-.14, -.05]" in texts
-    (interval,) = lines_named(figure, "looks-gap-kl")
-    np.testing.assert_allclose(interval.get_xdata(), [0.31, 0.45])
+    assert "\N{CHECK MARK} reproduced .38 [.31, .45]" in texts
+    assert "\N{BALLOT X} not reproduced -.10 [-.14, -.05]" in texts
+    (interval,) = bars_named(figure, "looks-gap-kl")
+    np.testing.assert_allclose(interval, [0.31, 0.45])
     # A claim that is not applicable has no number: what it has is no answer to the claim.
     assert not lines_named(figure, "fooled-hint-weak")
     assert not any(".60" in text for text in texts)
 
 
-def test_scorecard_marks_the_side_that_a_claim_needs(figures: dict[str, Figure]) -> None:
-    flags = [
-        (line.get_marker(), float(line.get_xdata()[0]))
-        for line in figures["scorecard"].axes[0].lines
-        if line.get_marker() in ("<", ">")
-    ]
-    assert flags == [(">", 0.05), (">", -0.05), ("<", 0.05), (">", 0.04)]
+def test_scorecard_tints_where_a_claim_has_to_lie(figures: dict[str, Figure]) -> None:
+    axis = figures["scorecard"].axes[0]
+    left, right = axis.get_xlim()
+    grounds = [ground.get_datalim(axis.transData) for ground in axis.collections]
+    grounds = [ground for ground in grounds if ground.height == pytest.approx(0.8)]
+    tinted = [[max(ground.x0, left), min(ground.x1, right)] for ground in grounds]
+    np.testing.assert_allclose(tinted, [[0.05, right], [-0.05, 0.05], [0.04, right]])
+    assert left < -0.14
+    assert right > 0.45
+
+
+def test_scorecard_calls_arms_as_all_figures_do() -> None:
+    claims = make_claims().iloc[:1]
+    claims = claims.assign(id="looks-crd-plain-over-kl", arm="crd-plain", reference="kl")
+    ticks = draw.scorecard(claims).axes[0].get_yticklabels()
+    assert [tick.get_text().replace("\n", " ") for tick in ticks] == ["CRD plain over KL"]
 
 
 def test_image_grid_keeps_one_scale_for_all_maps() -> None:
     pictures = np.zeros((2, 3, 8, 8), dtype=np.uint8)
     pictures[1] = 255
     maps = np.array([[[0.0, 0.1], [0.2, 0.1]], [[0.0, 4.0], [2.0, 1.0]]])
-    figure = plots.image_grid(pictures, ["one", "two"], maps)
+    figure = draw.image_grid(pictures, ["one", "two"], maps)
     for place, axis in enumerate(figure.axes[:2]):
         grey, heat = axis.images
         np.testing.assert_allclose(grey.get_array(), pictures[place].mean(axis=0) / 255)
@@ -450,47 +517,20 @@ def test_image_grid_keeps_one_scale_for_all_maps() -> None:
 def test_image_grid_without_maps_keeps_colours_and_refuses_wrong_shapes() -> None:
     pictures = np.zeros((2, 3, 4, 4), dtype=np.uint8)
     pictures[:, 0] = 255
-    figure = plots.image_grid(pictures)
+    figure = draw.image_grid(pictures, ["a", "b"])
     np.testing.assert_allclose(figure.axes[0].images[0].get_array()[0, 0], [1, 0, 0])
     with pytest.raises(ValueError, match="3 titles for 2 images"):
-        plots.image_grid(pictures, ["a", "b", "c"])
+        draw.image_grid(pictures, ["a", "b", "c"])
     with pytest.raises(ValueError, match="shape"):
-        plots.image_grid(pictures[0])
+        draw.image_grid(pictures[0], ["a"])
 
 
 def test_views_puts_versions_side_by_side() -> None:
     original = np.zeros((2, 3, 4, 4))
-    figure = plots.views({"original": original, "white": original + 1})
+    figure = draw.views({"original": original, "white": original + 1})
     assert [axis.get_title() for axis in figure.axes] == ["original", "white", "", ""]
     shades = [float(axis.images[0].get_array().mean()) for axis in figure.axes]
     assert shades == [0, 1, 0, 1]
-
-
-def make_history() -> pd.DataFrame:
-    rows = [
-        ("kl", 0, 1, 2.0, 1.0),
-        ("kl", 0, 2, 1.0, 0.5),
-        ("kl", 1, 1, 4.0, 1.0),
-        ("kl", 1, 2, 2.0, 0.5),
-        ("independent", 0, 1, 2.5, np.nan),
-        ("independent", 0, 2, 1.5, np.nan),
-    ]
-    return pd.DataFrame(rows, columns=["arm", "seed", "epoch", "loss", "kl"])
-
-
-def test_training_curves_draw_the_mean_of_the_networks() -> None:
-    figure = plots.training_curves(make_history())
-    (line,) = lines_named(figure, "kl")
-    np.testing.assert_allclose(line.get_xdata(), [1, 2])
-    np.testing.assert_allclose(line.get_ydata(), [3, 1.5])
-    assert lines_named(figure, "independent")
-
-
-def test_training_curves_leave_out_arms_without_the_term() -> None:
-    figure = plots.training_curves(make_history(), "kl")
-    assert not lines_named(figure, "independent")
-    with pytest.raises(stats.NotMeasuredError, match="loss, kl"):
-        plots.training_curves(make_history(), "hint")
 
 
 def test_text_is_legible_on_a_phone_and_nothing_is_cut_off(figures: dict[str, Figure]) -> None:
@@ -532,24 +572,24 @@ def test_bytes_do_not_depend_on_settings_or_time() -> None:
 
 def test_figures_are_not_left_open_for_pyplot() -> None:
     before = plt.get_fignums()
-    plots.points(make_table(), "same_answer")
-    plots.scorecard(make_claims())
+    draw.points(make_table(), "same_answer")
+    draw.scorecard(make_claims())
     assert plt.get_fignums() == before
 
 
 def test_style_sets_the_look_of_ones_own_figures() -> None:
-    plots.style()
+    draw.style()
     assert plt.rcParams["figure.facecolor"] == "white"
-    assert plt.rcParams["figure.dpi"] == plots.DPI
+    assert plt.rcParams["figure.dpi"] * draw.WIDTH == 572  # as wide as a page's text
     assert plt.rcParams["font.size"] >= 11
 
 
 def test_numbers_as_the_book_prints_them() -> None:
-    assert plots.number(0.384) == ".38"
-    assert plots.number(-0.05) == "-.05"
-    assert plots.number(1.2) == "1.20"
-    assert plots.number(float("nan")) == "–"
-    assert plots.number(stats.t_interval([0.1, 0.1, 0.1])) == ".10 [.10, .10]"
+    assert draw.number(0.384) == ".38"
+    assert draw.number(-0.05) == "-.05"
+    assert draw.number(1.2) == "1.20"
+    assert draw.number(float("nan")) == "–"
+    assert draw.number(stats.t_interval([0.1, 0.1, 0.1])) == ".10 [.10, .10]"
 
 
 def test_markdown_table() -> None:
@@ -562,7 +602,7 @@ def test_markdown_table() -> None:
             "note": ["a|b", "c"],
         }
     )
-    assert plots.markdown_table(frame).split("\n") == [
+    assert draw.markdown_table(frame).split("\n") == [
         "|  | seeds | accuracy | gap | note |",
         "| :--- | ---: | ---: | :--- | :--- |",
         r"| KL (soft labels) | 5 | .95 | .40 [.40, .40] | a\|b |",
@@ -579,7 +619,7 @@ def test_gains_draw_every_student_against_zero() -> None:
         }
     )
     steady = fooled[fooled["arm"] == "kl"].assign(inheritance=[-0.1, -0.2])
-    figure = plots.gains({"fooled": fooled, "steady": steady, "like": fooled})
+    figure = draw.gains({"fooled": fooled, "steady": steady, "like": fooled})
     first, second, third, spare = figure.axes
     for axis, frame in ((first, fooled), (second, steady)):
         for arm in ("kl", "independent"):
@@ -587,14 +627,14 @@ def test_gains_draw_every_student_against_zero() -> None:
             rows = frame[frame["arm"] == arm]
             drawn = np.column_stack(line.get_data()).tolist()
             assert drawn == rows[["accuracy_gain", "inheritance"]].to_numpy().tolist()
-            assert to_hex(line.get_color()) == to_hex(plots.colour(arm))
+            assert to_hex(line.get_color()) == to_hex(draw.colour(arm))
         for low, high in (axis.get_xlim(), axis.get_ylim()):
             assert low < 0 < high
     assert [axis.get_title() for axis in (first, second, third)] == ["fooled", "steady", "like"]
     assert not spare.get_visible()
     assert {text.get_text() for text in figure.legends[0].texts} == {
-        plots.label("kl"),
-        plots.label("independent"),
+        draw.label("kl"),
+        draw.label("independent"),
     }
 
 
@@ -626,73 +666,43 @@ def test_doses_stand_side_by_side_beside_their_reference_and_teacher() -> None:
             ("logits", "hint-logits", "independent", "teacher"),
         ],
     }
-    figure = plots.doses(table, "shape_bias", "conflict", ladders, "Share")
+    figure = draw.doses(table, "shape_bias", "conflict", ladders, "Share")
     panels = [axis for axis in figure.axes if axis.get_visible()]
     assert [axis.get_xlabel() for axis in panels] == list(ladders)
 
-    def line(panel: int, arm: str) -> list[float]:
+    def line(panel: int, arm: str) -> np.ndarray:
         lines = {each.get_gid(): each for each in panels[panel].get_lines()}
-        return lines[f"{arm}:mean"].get_ydata()
+        return np.column_stack(lines[arm].get_data())
 
-    np.testing.assert_allclose(line(0, "kl"), [0.3, 0.62])
-    np.testing.assert_allclose(line(0, "independent"), [0.2, 0.11])
-    np.testing.assert_allclose(line(1, "teacher"), [0.9, 0.5])
-    np.testing.assert_allclose(line(1, "kl"), [0.62, np.nan])
-    np.testing.assert_allclose(line(2, "hint"), [0.2, 0.4])
+    np.testing.assert_allclose(line(0, "kl"), [[0, 0.3], [1, 0.62]])
+    np.testing.assert_allclose(line(0, "independent"), [[0, 0.2], [1, 0.11]])
+    np.testing.assert_allclose(line(1, "teacher"), [[0, 0.9], [1, 0.5]])
+    np.testing.assert_allclose(line(1, "kl"), [[0, 0.62]])
+    np.testing.assert_allclose(line(2, "hint"), [[0, 0.2], [1, 0.4]])
     ticks = [[text.get_text() for text in axis.get_xticklabels()] for axis in panels]
     assert ticks == [["1", "4"], ["0", ".25"], ["2", "logits"]]
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert len(names) == len(set(names)) == 4
+    missing = {"Temperature": [(16.0, "kl-tau-16", "independent", "teacher")]}
     with pytest.raises(stats.NotMeasuredError, match="kl-tau-16"):
-        plots.doses(
-            table,
-            "shape_bias",
-            "conflict",
-            {"Temperature": [(16.0, "kl-tau-16", "independent", "teacher")]},
-        )
-
-
-def test_matrices_show_the_mean_of_every_cell_per_arm() -> None:
-    rows = [
-        (arm, seed, f"pair=a,above={above},below={below}", "cka", 0.1 * seed + 0.2 * place)
-        for place, arm in enumerate(("independent", "kl", "hint"))
-        for seed in range(2)
-        for above in ("1", "logits")
-        for below in ("1", "2", "logits")
-    ]
-    rows.append(("kl", 0, "pair=b,above=1,below=1", "cka", 0.9))
-    rows.append(("kl", 0, "above=1,below=1", "cka", 0.9))
-    rows.append(("kl", 0, "pair=a,above=logits,below=9", "cka", np.nan))
-    table = pd.DataFrame(rows, columns=["arm", "seed", "condition", "measure", "value"])
-    arms = ["kl", "independent", "hint"]
-    figure = plots.matrices(table, "cka", "above", "below", arms, "pair=a", ("Up", "Across"))
-    panels = [axis for axis in figure.axes if axis.get_title()]
-    assert [axis.get_title() for axis in panels] == ["KL", "Independent", "Hint"]
-    texts = [[text.get_text() for text in axis.texts] for axis in panels]
-    assert texts[1:] == [[".05"] * 6, [".45"] * 6]
-    assert set(texts[0]) == {".25"}
-    assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "2", "logits"]
-    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["1", "logits"]
-    assert {axis.collections[0].get_clim() for axis in panels} == {(0, 1)}
-    assert panels[0].get_ylabel() == "Up"
-    assert len(plots.matrices(table, "cka", "above", "below", ["kl"], "pair=b").axes) == 2
-    with pytest.raises(stats.NotMeasuredError, match="no arm 'hint'"):
-        plots.matrices(table, "cka", "above", "below", ["hint"])
+        draw.doses(table, "shape_bias", "conflict", missing, "Share")
 
 
 def test_groups_hold_a_row_per_arm_in_the_given_order() -> None:
     table = make_table(("domain=seen", "domain=edge"))
     shown = {"seen": "domain=seen", "edges": "domain=edge"}
-    figure = plots.grouped(table, "same_answer", shown, ["kl", "independent", "crd"], "Same")
+    figure = draw.grouped(table, "same_answer", shown, ["kl", "independent", "crd"], "Same")
     first, second = lines_named(figure, "kl:mean")
-    np.testing.assert_allclose(first.get_xdata(), [np.mean(VALUES["kl"])])
-    np.testing.assert_allclose(second.get_xdata(), [np.mean(VALUES["kl"]) - 0.1])
-    np.testing.assert_allclose(first.get_ydata(), [-0.25])
-    np.testing.assert_allclose(second.get_ydata(), [0.75])
-    np.testing.assert_allclose(lines_named(figure, "independent:mean")[0].get_ydata(), [0])
+    np.testing.assert_allclose(first.get_xdata(orig=False), [np.mean(VALUES["kl"])])
+    np.testing.assert_allclose(second.get_xdata(orig=False), [np.mean(VALUES["kl"]) - 0.1])
+    np.testing.assert_allclose(first.get_ydata(orig=False), [-0.25])
+    np.testing.assert_allclose(second.get_ydata(orig=False), [0.75])
+    np.testing.assert_allclose(
+        lines_named(figure, "independent:mean")[0].get_ydata(orig=False), [0]
+    )
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["seen", "edges"]
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 2  # an arm that was not measured has no row
     with pytest.raises(stats.NotMeasuredError, match="domain=sketch"):
-        plots.grouped(table, "same_answer", {"sketch": "domain=sketch"}, ["kl"])
+        draw.grouped(table, "same_answer", {"sketch": "domain=sketch"}, ["kl"], "Same")

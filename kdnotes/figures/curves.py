@@ -1,0 +1,178 @@
+"""Figures with two axes: curves, doses, and one number of a network against another.
+
+Tables are tidy (see `kdnotes.figures.tables`). Small marks are single networks, large ones means
+over seeds, bars and bands their 95% t-intervals. NotMeasuredError is raised for whatever measure,
+condition or arm a table does not hold.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas import DataFrame, Series, concat
+
+from kdnotes import stats
+from kdnotes.figures import drawing, looks
+from kdnotes.figures.tables import Which, choose, number, select, teachers_in
+
+# Doses: how much, the arm that got it, the arm that it is compared with, and its teacher.
+Ladder = Sequence[tuple[float | str, str, str, str]]
+
+
+@drawing.styled
+def curve(
+    table: DataFrame,
+    measure: str,
+    positions: Mapping[str, float | str],
+    arms: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """A line per arm of a tidy table over several conditions, in a band: its interval.
+
+    ``positions`` maps each condition to its number on the axis, or to a name: names stand side by
+    side in the given order.
+    """
+    names = [at for at in positions.values() if isinstance(at, str)]
+    places: list[Any] = list(range(len(names)) if names else positions.values())
+    values = concat([select(table, measure, condition) for condition in positions], keys=places)
+    figure, (axis,) = drawing.subplots(3.3)
+    drawing.name_axes(axis, xlabel, ylabel)
+    for arm in choose(values, arms):
+        _line(axis, arm, values[arm])
+    if len(places) <= 8:
+        axis.set_xticks(places, names or None)
+    drawing.legend(figure)
+    return figure
+
+
+@drawing.styled
+def doses(
+    table: DataFrame, measure: str, condition: str, ladders: Mapping[str, Ladder], ylabel: str
+) -> Figure:
+    """A panel per factor: a measure of a tidy table at each dose, of students, reference, teacher.
+
+    ``ladders`` maps the name under each panel to its doses in order. They stand side by side, not
+    to scale; those of one kind look alike, as the one of their arms that was declared first.
+    """
+    values, wide = select(table, measure, condition), min(2, len(ladders))
+    figure, axes = drawing.subplots(0.6, 2.0, len(ladders), wide, sharey=True)
+    for axis, (name, steps) in zip(axes, ladders.items(), strict=True):
+        at, students, references, teachers = zip(*steps, strict=True)
+        drawing.name_axes(axis, name, share=1 / wide)
+        for arms in (teachers, references, students):
+            found = [values[arm] for arm in choose(values, arms)]
+            _line(axis, choose(arms)[0], concat(found, keys=range(len(at))))
+        texts = [dose if isinstance(dose, str) else f"{dose:.10g}" for dose in at]
+        axis.set_xticks(range(len(at)), [text.lstrip("0") or "0" for text in texts])
+        axis.set_xlim(-0.4, len(at) - 0.6)
+        axis.grid(visible=False, axis="x")
+    figure.supylabel(ylabel, size="medium")
+    drawing.legend(figure)
+    return figure
+
+
+def _line(axis: Axes, arm: str, values: Series) -> None:
+    """An arm's networks, by place and seed, and a line of their means in a band: the intervals."""
+    look, values = looks.of(arm), values.dropna()
+    places = values.index.get_level_values(0)
+    axis.plot(places, values, **drawing.ink(look, markersize=3, alpha=0.4, label=None))
+    means = {place: vars(stats.t_interval(seeds)) for place, seeds in values.groupby(places)}
+    found = DataFrame(means, index=["estimate", "low", "high"]).T
+    low, high = found["low"], found["high"]
+    axis.fill_between(found.index, low, high, color=look.colour, alpha=0.18, linewidth=0)
+    axis.plot(found["estimate"], lw=2, ms=7, **drawing.ink(look, linestyle=look.line, gid=arm))
+
+
+@drawing.styled
+def paired(
+    table: DataFrame, measure: str, arms: Sequence[str], items: DataFrame | None, ylabel: str
+) -> Figure:
+    """A panel per arm of a tidy table: each seed's line from its independent student to this one.
+
+    Under a panel stands the mean paired difference with its 95% interval; with the ``items`` of
+    the same probe it also covers the choice of test images. Teachers are lines through all panels.
+    """
+    values = select(table, measure)
+    choose(values, ["independent", *arms])
+    # Two long names do not fit under a third of the width.
+    wide = 3 if all(len(looks.of(arm).short) <= 6 for arm in arms) else 2
+    figure, axes = drawing.subplots(0.3, 2.9, len(arms), wide, sharey=True)
+    for axis, arm in zip(axes, arms, strict=True):
+        pairs = values[["independent", arm]].dropna()
+        for seed, pair in pairs.iterrows():
+            axis.plot([0, 1], pair, color=looks.colour(arm), alpha=0.8, gid=f"{arm}:{seed}")
+        for place, name in enumerate(pairs):
+            axis.plot([place] * len(pairs), pairs[name], **drawing.ink(looks.of(name), label=None))
+        drawing.lines_through(axis.axhline, teachers_in(values))
+        difference = number(stats.contrast(table, items, measure, "", arm, "independent"))
+        drawing.name_axes(axis, "")
+        axis.set(xlim=(-0.35, 1.35), xlabel=f"difference {difference}".replace(" [", "\n["))
+        names = [textwrap.fill(looks.of(name).short, 14) for name in pairs]
+        axis.set_xticks([0, 1], names, size=drawing.SMALL_FONT_SIZE)
+        axis.grid(visible=False, axis="x")
+    figure.supylabel(ylabel, size="medium")
+    drawing.legend(figure)
+    return figure
+
+
+@drawing.styled
+def plane(
+    table: DataFrame,
+    x: Which,
+    y: Which,
+    arms: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    vertical_lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Two measures of a tidy table: a small mark per network, a large one per arm's mean.
+
+    A network counts where it has both. ``vertical_lines`` are named values of ``x`` such as chance.
+    """
+    right, up = select(table, *x), select(table, *y)
+    figure, (axis,) = drawing.subplots(3.6)
+    drawing.name_axes(axis, xlabel, ylabel)
+    for place, arm in enumerate(choose(up, choose(right, arms))):
+        look, seeds = looks.of(arm), concat([right[arm], up[arm]], axis=1).dropna().to_numpy()
+        axis.plot(*seeds.T, ms=5, alpha=0.6, **drawing.ink(look, gid=arm, label=None))
+        # The first arms, the teachers, are few and lie on top.
+        large = drawing.ink(look, gid=f"{arm}:mean", zorder=4 - place / len(arms))
+        axis.plot(*seeds.mean(axis=0, keepdims=True).T, ms=10, markeredgecolor="black", **large)
+    drawing.lines_through(axis.axvline, vertical_lines or {})
+    drawing.legend(figure)
+    return figure
+
+
+@drawing.styled
+def gains(shown: Mapping[str, DataFrame]) -> Figure:
+    """A panel per property: each student's gain in accuracy, and how much more of it it has.
+
+    ``shown`` maps the name above each panel to a frame with columns arm, accuracy_gain and
+    inheritance, a row per student. Panels have scales of their own. Where a student is no more
+    accurate and yet has more, the ground is tinted.
+    """
+    arms = choose({arm for frame in shown.values() for arm in frame["arm"]})
+    wide = min(2, len(shown))
+    figure, axes = drawing.subplots(0.3, 2.5, len(shown), wide)
+    for axis, (name, frame) in zip(axes, shown.items(), strict=True):
+        drawing.name_axes(axis, "More accurate than alone", share=1 / wide)
+        axis.set_title(textwrap.fill(name, 44 // wide))
+        for arm in arms:  # the grey ones come first and lie below the others
+            mine = frame[frame["arm"] == arm]
+            look = drawing.ink(looks.of(arm), gid=arm, alpha=0.8)
+            axis.plot(mine["accuracy_gain"], mine["inheritance"], **look)
+        (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+        left, high = min(left, -0.01), max(high, 0.01)
+        axis.fill_between([left, 0], 0, high, color="#0072B2", alpha=0.08, linewidth=0, zorder=0)
+        for line in (axis.axvline, axis.axhline):
+            line(0, color=drawing.GREY, linewidth=1.2, zorder=1)
+        axis.set(xlim=(left, max(right, 0.01)), ylim=(min(low, -0.01), high))
+        axis.locator_params(nbins=4)
+    figure.supylabel("More of the property than alone", size="medium")
+    drawing.legend(figure)
+    return figure

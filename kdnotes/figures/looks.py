@@ -1,0 +1,74 @@
+"""How every arm and every verdict is named and drawn, wherever it is seen.
+
+Whoever makes an arm declares its look, once; whoever draws one asks here. Nothing that draws is
+imported, so that arms can be declared where nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Look:
+    """Names, colour (#RRGGBB), marker and line (as matplotlib writes them) of an arm.
+
+    An arm drawn hollow is the plain twin of a filled one.
+    """
+
+    label: str
+    short: str
+    colour: str
+    marker: str
+    line: Any
+    hollow: bool = False
+
+
+# Sign and colour of each verdict; the words are those of kdnotes.stats.VerdictLabel.
+VERDICTS: dict[str, tuple[str, str]] = {
+    "reproduced": ("\N{CHECK MARK}", "#007F5C"),
+    "not reproduced": ("\N{BALLOT X}", "#C04A00"),
+    "inconclusive": ("?", "#666666"),
+    "not applicable": ("\N{EN DASH}", "#666666"),
+}
+
+# The book's palette: the eight colours of Okabe and Ito (2008, "Color Universal Design"), with grey
+# for the students without a teacher; green and purple are darkened and yellow is replaced by brown,
+# so that all arms of one figure stay apart under red-green blindness and on white.
+# An arm that nobody declared draws from here by a checksum of its name: fixed, if not unique.
+_SPARE = (("#332288", "h"), ("#882255", "p"), ("#44AA99", "8"), ("#999933", "H"))
+
+_declared: dict[str, Look] = {}
+
+
+def declare(arm: str, look: Look) -> None:
+    """Give an arm its look; raises ValueError where it has another one already."""
+    known = _declared.setdefault(arm, look)
+    if known != look:
+        raise ValueError(f"arm {arm!r} is declared with two looks: {known} and {look}")
+
+
+def of(arm: str) -> Look:
+    """The look of an arm; one that nobody declared gets a spare one, always the same."""
+    if arm in _declared:
+        return _declared[arm]
+    colour, marker = _SPARE[zlib.crc32(arm.encode()) % len(_SPARE)]
+    name = arm.replace("-", " ").capitalize()
+    return Look(name, name, colour, marker, "-")
+
+
+def label(arm: str) -> str:
+    """Readable name of an arm, such as "KL (soft labels)" for kl."""
+    return of(arm).label
+
+
+def colour(arm: str) -> str:
+    """Colour of an arm as #RRGGBB, the same in every figure."""
+    return of(arm).colour
+
+
+def order() -> tuple[str, ...]:
+    """All declared arms, in the order of their declaration: that of tables and figures."""
+    return tuple(_declared)
