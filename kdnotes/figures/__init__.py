@@ -8,7 +8,6 @@ no title: the caption under a figure says what it shows.
 import importlib
 from typing import Any
 
-from kdnotes.figures import known_arms as known_arms
 from kdnotes.figures import looks as looks
 from kdnotes.figures.looks import VERDICTS as VERDICTS
 from kdnotes.figures.looks import colour as colour

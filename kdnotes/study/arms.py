@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from kdnotes.figures.looks import Look, declare
 from kdnotes.methods import Method
 
 # Logits are not normalised as maps are: at 10 their squared differences make training diverge; .3
@@ -36,6 +37,10 @@ class Arm:
     hollow: bool = False
     method: Method | None = None
     labels: Labels = "teacher"
+
+    def __post_init__(self) -> None:
+        look = (self.label, self.short, self.colour, self.marker, self.line, self.hollow)
+        declare(self.name, Look(*look))
 
     def variant(
         self,
