@@ -31,8 +31,7 @@ def run(setting: Setting) -> list[Row]:
     """Time both, check both in double precision, and each on a network and its own copy."""
     from kdnotes import networks
     from kdnotes.probes import representations
-    from kdnotes.probes.cast import Cast, Member
-    from kdnotes.probes.forward import all_logits
+    from kdnotes.probes.base import Cast, Member, all_logits
 
     device = setting.device
     first = copy.deepcopy(trained_resnet(device, setting.quick))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnotes.data import ImageData
-from kdnotes.probes.cast import Cast, Member
+from kdnotes.probes.base import Cast, Member
 
 CLASSES = 5
 TAPS = ("body.0", "body.1")

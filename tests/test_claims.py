@@ -14,7 +14,7 @@ import yaml
 
 from kdnotes import stats, study
 from kdnotes.errors import RequestError
-from kdnotes.probes.outcome import Outcome
+from kdnotes.probes.base import Outcome
 from kdnotes.stats import claims
 
 # Standard deviation of paired seed differences, as a share of images: the median of the claims of

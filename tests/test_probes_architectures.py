@@ -13,10 +13,16 @@ from torch import nn
 
 from kdnotes import networks, stats
 from kdnotes.data.views import to_float
-from kdnotes.probes import adversarial, architectures, fidelity, localization, representations
-from kdnotes.probes.architectures import ATTACK, MAP, PROPERTIES, extra_gains, under, with_maps
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.outcome import Outcome
+from kdnotes.probes import (
+    adversarial,
+    architectures,
+    cue_bias,
+    fidelity,
+    localization,
+    representations,
+)
+from kdnotes.probes.architectures import ATTACK, MAP, PROPERTIES, extra_gains, with_maps
+from kdnotes.probes.base import Cast, Member, Outcome
 
 
 def built(arm: str, seed: int, name: str) -> Member:
@@ -41,7 +47,7 @@ def test_every_row_equals_that_of_the_probe_it_comes_from() -> None:
         fidelity.measure(cast, data),
         adversarial.measure(cast, data, eps=(4,)),
         localization.measure(cast, data),
-        localization.follows(cast, data),
+        cue_bias.follows(cast, data),
     ]
     rows = pd.concat([part.table for part in whole]).drop_duplicates(
         ["arm", "seed", "condition", "measure"]
@@ -152,17 +158,6 @@ def test_networks_without_a_readable_map_are_left_out() -> None:
     cast = replace(small_cast(), teacher=each, second_teacher=None)
     found = architectures.measure(cast, some_data(20, 32), pair="other", conflicts=None)
     assert "win_rate" not in set(found.table["measure"])
-
-
-def test_conditions_are_put_before_others() -> None:
-    table = pd.DataFrame(
-        {"arm": "kl", "seed": 0, "condition": ["", "a=1"], "measure": "m", "value": 1.0}
-    )
-    items = pd.DataFrame({"condition": pd.Categorical(["a=1", "", "a=1"]), "value": [1.0, 2, 3]})
-    moved = under(Outcome(table, items), "pair=x")
-    assert moved.table["condition"].tolist() == ["pair=x", "pair=x,a=1"]
-    assert moved.items["condition"].tolist() == ["pair=x,a=1", "pair=x", "pair=x,a=1"]
-    assert table["condition"].tolist() == ["", "a=1"]
 
 
 def test_extra_gains_are_differences_of_differences_by_seed() -> None:

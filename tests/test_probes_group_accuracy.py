@@ -16,7 +16,7 @@ from kdnotes import stats
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.probes import group_accuracy
-from kdnotes.probes.cast import Cast
+from kdnotes.probes.base import Cast
 
 NAMES = ("bright", "dark", "faint")
 
@@ -153,15 +153,6 @@ def test_the_neglected_group_is_the_one_the_teacher_is_furthest_behind_in() -> N
     assert group_accuracy.neglected_group(alone, data) == 2  # its lowest accuracy
     table = group_accuracy.measure(cast, data).table
     assert value_of(table, "teacher", 0, "accuracy", "side=unseen") == 0.5
-
-
-def test_a_condition_can_be_put_before_all_others() -> None:
-    cast, data = worked_case()
-    bare = group_accuracy.measure(cast, data, unseen=2).table
-    fair = group_accuracy.measure(cast, data, unseen=2, within="cast=fair").table
-    assert bare["value"].tolist() == pytest.approx(fair["value"].tolist(), nan_ok=True)
-    longer = [f"cast=fair,{each}".rstrip(",") for each in bare["condition"]]
-    assert fair["condition"].tolist() == longer
 
 
 def test_images_without_a_group_count_for_accuracy_only() -> None:

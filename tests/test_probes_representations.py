@@ -17,13 +17,18 @@ from kdnotes import networks
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import representations
-from kdnotes.probes.cast import Member
-from kdnotes.probes.outcome import Outcome
-from kdnotes.probes.representations import cka, corresponding, layers_of
+from kdnotes.probes.base import Member, Outcome
+from kdnotes.probes.representations import alignment, corresponding, gram, layers_of
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cka(first: Tensor, second: Tensor, debiased: bool = True) -> float:
+    """Linear CKA of two layers' outputs for the same images."""
+    centred = representations.u_centred if debiased else representations.doubly_centred
+    return alignment(centred(gram(first)), centred(gram(second)))
 
 
 def hsic_of_song(first: NDArray, second: NDArray) -> float:
@@ -102,12 +107,8 @@ def test_products_in_single_precision_are_those_in_double(shape: tuple[int, ...]
     assert torch.allclose(inner, representations.gram(layer), rtol=1e-5, atol=1e-5)
 
 
-def test_a_layer_that_says_nothing_has_no_value_and_wrong_requests_are_refused() -> None:
+def test_a_layer_that_says_nothing_has_no_value() -> None:
     assert np.isnan(cka(torch.ones(6, 3), random(6, 3)))
-    with pytest.raises(RequestError, match="at least 4 images, not 3"):
-        cka(random(3, 2), random(3, 2))
-    with pytest.raises(ValueError, match="5 and 6 images"):
-        cka(random(5, 2), random(6, 2))
 
 
 def test_the_measures_equal_the_dense_formula_over_batches() -> None:

@@ -10,19 +10,54 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
-
-from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of, record_accuracy
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdnotes.data import ImageData
 
 Method = Literal["i-fgsm", "pgd"]
 NOT_SHOWN = -1  # in place of an answer, where an image was not kept
+
+
+def condition(attack: str = "teacher", size: int | None = None, method: Method = "i-fgsm") -> str:
+    """What is measured on images crafted on a network (or "noise"), at a size in 255ths.
+
+    Without a size, at the primary one. Without an attack, what compares attacks.
+    """
+    at = "primary" if size is None else f"{size}/255"
+    by = "" if method == "i-fgsm" else f"method={method}"
+    return base.joined(f"attack={attack}" if attack else "", by, f"eps={at}")
+
+
+def positions(sizes: Sequence[int], attack: str = "teacher") -> dict[str, float]:
+    """Sizes of a change, as shares of the pixels' range, by their conditions."""
+    return {condition(attack, size): size / 255 for size in sorted(sizes)}
+
+
+ATTACKS = ("attack=*,eps=*", "attack=*,method=*,eps=*")
+MEASURES = (
+    Alike("fooling_rate", "is fooled by the same images", condition(), ATTACKS, True),
+    Measure("fooling_rate", "is fooled by noise of that size", condition("noise"), reported=True),
+    Alike("same_wrong_class", "is led to the teacher's own mistake", condition(), ATTACKS),
+    Alike(
+        "double_difference",
+        "is fooled by its teacher's images more than by a foreign network's",
+        condition(""),
+        ("method=*,eps=*",),
+        unit="difference of shares",
+        low=-1.0,
+        chance=0.0,
+        twin=None,
+    ),
+    Measure("attack_success", "is misled by the attack on itself", condition(), ATTACKS),
+)
 
 
 def measure(
@@ -36,17 +71,16 @@ def measure(
     method: Method = "i-fgsm",
     foreign: Member | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Fooling rates of all networks on images crafted on the teacher, and on controls.
 
     eps: sizes of the change in 255ths; ``primary`` is the one fixed beforehand, added if it is not
     among them. An image is kept when it changes the answer of the network it was crafted on, right
-    or wrong. Conditions: ``attack=teacher,eps=E/255`` for every size, and at the primary size
-    ``attack=teacher,eps=primary``, ``attack=second-teacher,eps=primary``,
-    ``attack=foreign,eps=primary`` (crafted on the network ``foreign``, of the students'
-    architecture) and ``attack=noise,eps=primary`` (random signs, on the images kept from the
-    teacher's attack). For ``pgd``, ``method=pgd`` stands between the two. Measures:
+    or wrong. Conditions: see `condition`; ``attack=teacher`` for every size, and at the primary
+    size ``attack=second-teacher``, ``attack=foreign`` (crafted on the network ``foreign``, of the
+    students' architecture) and ``attack=noise`` (random signs, on the images kept from the
+    teacher's attack). Measures:
 
     - ``attack_success``: of the attacked network itself, share of all images that are kept.
     - ``fooling_rate``: of every other network, does its answer to a kept image differ from that to
@@ -54,12 +88,11 @@ def measure(
       in the table only.)
     - ``same_wrong_class``: is its answer the very class that the attacked network was led to? Over
       kept images where that class is wrong.
-    - ``double_difference`` (``eps=primary``; needs ``foreign``): fooled by the teacher's image less
-      fooled by the foreign one, -1, 0 or 1, over images that all networks get right when clean and
-      that are kept from both attacks: the same images for everyone, each crafted with success on
-      its own network. Its mean for a distilled student less that for an independent one is the
-      part of the transfer that belongs to this teacher.
-    - ``accuracy`` (no condition), on clean images.
+    - ``double_difference`` (needs ``foreign``): fooled by the teacher's image less fooled by the
+      foreign one, -1, 0 or 1, over images that all networks get right when clean and that are kept
+      from both attacks: the same images for everyone, each crafted with success on its own network.
+      Its mean for a distilled student less that for an independent one is the part of the transfer
+      that belongs to this teacher.
 
     Raises RequestError when a size or the number of steps is out of range.
     """
@@ -74,9 +107,9 @@ def measure(
     clean: list[list[Tensor]] = [[] for _ in shown_to]
     trials: dict[tuple[str, int], _Trial] = defaultdict(_Trial)
     generator = torch.Generator().manual_seed(seed)
-    for indices, images in batches(data, device_of(cast.teacher.network), batch_size):
+    for indices, images in base.batches(data, base.device_of(cast.teacher.network), batch_size):
         labels = data.labels[indices].to(images.device)
-        answers = [_answers(member.network, images) for member in shown_to]
+        answers = [base.answers_of(member.network, images) for member in shown_to]
         for parts, each in zip(clean, answers, strict=True):
             parts.append(each)
         for name, attacked, size in sources:
@@ -90,7 +123,7 @@ def measure(
                 method=method,
                 seed=seed + int(indices[0]),
             )
-            led_to = _answers(attacked.network, crafted)
+            led_to = base.answers_of(attacked.network, crafted)
             kept = led_to != answers[shown_to.index(attacked)]
             others = [member for member in members if member is not attacked]
             trials[name, size].add(crafted, kept, led_to, others)
@@ -100,24 +133,19 @@ def measure(
     given = {id(member): torch.cat(parts) for member, parts in zip(shown_to, clean, strict=True)}
     recorder = Recorder(data)
     for member in shown_to:
-        record_accuracy(recorder, member, given[id(member)])
-    labelled = [(name, member, size, f"{size}/255") for name, member, size in sources[: len(sizes)]]
-    labelled += [
-        (name, member, size, "primary") for name, member, size in sources if size == primary
-    ]
-    middle = "" if method == "i-fgsm" else f"method={method},"
-    for name, attacked, size, text in labelled:
-        condition = f"attack={name},{middle}eps={text}"
-        _record_trial(recorder, trials[name, size], attacked, members, given, condition)
-    condition = f"attack=noise,{middle}eps=primary"
-    _record_fooling(recorder, trials["noise", primary], members, given, condition)
+        recorder.add_accuracy(member, given[id(member)])
+    for place, (name, attacked, size) in enumerate(sources):
+        known_as = [size] if place < len(sizes) else []
+        for at in (*known_as, None) if size == primary else known_as:
+            where = condition(name, at, method)
+            _record_trial(recorder, trials[name, size], attacked, members, given, where)
+    where = condition("noise", method=method)
+    _record_fooling(recorder, trials["noise", primary], members, given, where)
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
         all_right = torch.stack([answers == data.labels for answers in given.values()]).all(0)
-        students = members[1:]
-        _record_double_difference(
-            recorder, pair, all_right, students, given, f"{middle}eps=primary"
-        )
+        where = condition("", method=method)
+        _record_double_difference(recorder, pair, all_right, members[1:], given, where)
     return recorder.outcome()
 
 
@@ -148,7 +176,7 @@ def craft(
         raise ValueError("attacks need a frozen network: network.eval().requires_grad_(False)")
     attacks = {"i-fgsm": foolbox.attacks.LinfBasicIterativeAttack, "pgd": foolbox.attacks.LinfPGD}
     attack = attacks[method](rel_stepsize=relative_step, steps=steps)
-    device = device_of(network)
+    device = base.device_of(network)
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
     criterion = foolbox.criteria.Misclassification(labels)
     # foolbox draws starting points from the global generator: lend it, seeded, and restore it.
@@ -180,15 +208,11 @@ class _Trial:
         for member in others:
             answers = torch.full_like(led_to, NOT_SHOWN)
             if len(shown):
-                answers[kept] = _answers(member.network, shown)
+                answers[kept] = base.answers_of(member.network, shown)
             self.answers[id(member)].append(answers)
 
     def of(self, member: Member) -> Tensor:
         return torch.cat(self.answers[id(member)])
-
-
-def _answers(network: nn.Module, images: Tensor) -> Tensor:
-    return logits_of(network, images).argmax(1)
 
 
 def _checked_sizes(eps: Sequence[int], primary: int, steps: int) -> list[int]:
@@ -212,7 +236,7 @@ def _record_trial(
     kept, led_to = torch.cat(trial.kept), torch.cat(trial.led_to)
     recorder.add(attacked, "attack_success", kept, led_to, condition)
     by_construction = 1.0 if kept.any() else math.nan
-    recorder.add_summary(attacked.arm, attacked.seed, "fooling_rate", by_construction, condition)
+    recorder.add_value(attacked, "fooling_rate", by_construction, condition)
     others = [member for member in members if member is not attacked]
     _record_fooling(recorder, trial, others, clean, condition)
     misled = (kept & (led_to != recorder.data.labels)).nonzero().flatten()
@@ -250,3 +274,8 @@ def _record_double_difference(
         by_teacher, by_foreign = (trial.of(member)[items] for trial in pair)
         difference = (by_teacher != right).float() - (by_foreign != right).float()
         recorder.add(member, "double_difference", difference, by_teacher, condition, items=items)
+
+
+PROPERTY = Property(
+    "adversarial", "adversarial", measure, MEASURES, rank=4, needs=("gradients",), audited=True
+)

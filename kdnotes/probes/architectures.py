@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from torch import Tensor, nn
+from kdnotes.lazy import pandas as pd
+from kdnotes.lazy import torch
+from kdnotes.probes import adversarial, base, cue_bias, fidelity, localization, representations
+from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property
 
-from kdnotes.data import ImageData
-from kdnotes.data.views import to_float
-from kdnotes.networks import tapped
-from kdnotes.probes import adversarial, fidelity, localization, representations
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import device_of
-from kdnotes.probes.outcome import TABLE_COLUMNS, Outcome
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-ATTACK = "attack=teacher,eps=primary"
-MAP = "layer=last,class=true"
+    from kdnotes.data import ImageData
+
+ATTACK, MAP = adversarial.condition(), localization.condition()
 # What is compared between pairs: a measure and its condition. The teacher has a value of each.
 PROPERTIES: dict[str, tuple[str, str]] = {
-    "which cue it follows": ("follows_digit", localization.CONFLICT),
+    "which cue it follows": ("follows_digit", cue_bias.CONFLICT),
     "where it looks": ("energy_digit", MAP),
     "maps like the teacher's": ("win_rate", MAP),
     "fooled by the teacher's images": ("fooling_rate", ATTACK),
@@ -42,12 +39,22 @@ _KEPT = (
     ("accuracy", ""),
     ("agreement_on_teacher_errors", ""),
     ("attack_success", ATTACK),
-    ("fooling_rate", "attack=noise,eps=primary"),
-    ("follows_either", localization.CONFLICT),
+    ("fooling_rate", adversarial.condition("noise")),
+    ("follows_either", cue_bias.CONFLICT),
     ("energy_marker", MAP),
     ("cam_cosine", MAP),
     ("cka_logits", ""),
     ("cka_diagonal", "layers=hidden"),
+)
+MEASURES = (
+    Measure(
+        "extra_gain",
+        "gains more from its teacher in one pair than in another",
+        "of=*",
+        unit="difference of gains",
+        low=-math.inf,
+        high=math.inf,
+    ),
 )
 _OWN_LIKENESS = ("agreement", "kappa", "win_rate")  # 1 by construction, where anybody has a value
 
@@ -69,46 +76,34 @@ def measure(
     attacked: how many images, the first ones, the attack and the layers are measured on: both are
     slow, and steady at a thousand.
     See `representations.measure`, `fidelity.measure`, `adversarial.measure`, `localization.measure`
-    and `localization.follows`. Maps are left out where one of the networks has none that can be
+    and `cue_bias.follows`. Maps are left out where one of the networks has none that can be
     read (see `with_maps`). The teacher's likeness to itself is 1. Raises RequestError as they do.
     """
     some = data.subset(torch.arange(min(attacked, len(data))))
-    parts = [_without(representations.measure(cast, some)), fidelity.measure(cast, data)]
+    parts = [representations.measure(cast, some).without_accuracy(), fidelity.measure(cast, data)]
     # A second teacher is shown the teacher's images as a student would be; its own are not needed.
     others = cast.members if cast.second_teacher is None else (cast.second_teacher, *cast.members)
     opened = replace(cast, second_teacher=None, members=others)
-    options: dict[str, Any] = {"eps": (primary,), "primary": primary, "steps": steps}
-    parts.append(_without(adversarial.measure(opened, some, **options)))
+    attack = adversarial.measure(opened, some, eps=(primary,), primary=primary, steps=steps)
+    parts.append(attack.without_accuracy())
     mapped = [with_maps(member, data) for member in cast.everyone()]
     readable = [member for member in mapped if member is not None]
     if len(readable) == len(mapped):
         second = readable[1] if cast.second_teacher is not None else None
         students = tuple(readable[1 + (second is not None) :])
         drawn = Cast(readable[0], second, students, cast.classes)
-        parts.append(_without(localization.measure(drawn, data, layers={"last": -1})))
+        maps = localization.measure(drawn, data, layers={"last": -1})
+        parts.append(maps.without_accuracy())
     if conflicts is not None:
-        parts.append(localization.follows(cast, conflicts))
-    found = _only(Outcome.combine(parts), lambda rows: _named(rows, _KEPT))
-    own = [(m, c) for m, c in PROPERTIES.values() if m in _OWN_LIKENESS]
-    own = [(m, c) for m, c in own if _named(found.table, [(m, c)]).any()]
+        parts.append(cue_bias.follows(cast, conflicts))
+    found = Outcome.combine(parts).keep(lambda rows: _named(rows, _KEPT))
     teacher = cast.teacher
-    rows = [(teacher.arm, teacher.seed, condition, name, 1.0) for name, condition in own]
-    extra = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-    table = pd.concat([found.table, extra], ignore_index=True)
-    return under(Outcome(table, found.items), f"pair={pair}")
-
-
-def under(outcome: Outcome, condition: str) -> Outcome:
-    """The same rows, with ``condition`` put before each row's own."""
-
-    def longer(name: str) -> str:
-        return f"{condition},{name}" if name else condition
-
-    items = outcome.items
-    names = items["condition"].astype("category")
-    items = items.assign(condition=names.cat.rename_categories(longer))
-    table = outcome.table.assign(condition=outcome.table["condition"].map(longer))
-    return Outcome(table, items)
+    itself = Outcome.of_rows(
+        (teacher.arm, teacher.seed, condition, name, 1.0)
+        for name, condition in PROPERTIES.values()
+        if name in _OWN_LIKENESS and _named(found.table, [(name, condition)]).any()
+    )
+    return Outcome.combine([found, itself]).under(f"pair={pair}")
 
 
 def extra_gains(
@@ -130,12 +125,12 @@ def extra_gains(
     for name, condition in properties.values():
         gains = []
         for pair in (more, less):
-            where = f"pair={pair},{condition}".rstrip(",")
+            where = base.joined(f"pair={pair}", condition)
             own, other = (_values(outcome.table, name, where, each) for each in (arm, reference))
             gains.append(own - other)
         for seed, value in (gains[0] - gains[1]).dropna().items():
             rows.append((arm, seed, f"of={name}", "extra_gain", float(value)))
-    return Outcome(pd.DataFrame(rows, columns=list(TABLE_COLUMNS)), outcome.items.iloc[:0])
+    return Outcome.of_rows(rows)
 
 
 def with_maps(member: Member, data: ImageData) -> Member | None:
@@ -147,8 +142,9 @@ def with_maps(member: Member, data: ImageData) -> Member | None:
     say. None, too, for tokens that make no square, maps below the size that Grad-CAM needs, and
     layers that put their channels last.
     """
-    device = device_of(member.network)
-    images = to_float(data.batch(torch.arange(1)).to(device))
+    from kdnotes.networks import tapped
+
+    images = base.pictures(data, torch.arange(1), base.device_of(member.network))
     with torch.inference_mode(), tapped(member.network, member.taps) as outputs:
         member.network(images)
         last = outputs[member.taps[-1]]
@@ -166,37 +162,24 @@ def with_maps(member: Member, data: ImageData) -> Member | None:
     network = copy.deepcopy(member.network)
     for tap in member.taps:
         block = network.get_submodule(tap)
-        network.set_submodule(tap, nn.Sequential(block, _ToMap(side), _ToTokens()))
+        network.set_submodule(tap, _through_maps(block, side))
     return replace(member, network=network, taps=tuple(f"{tap}.1" for tap in member.taps))
 
 
-class _ToMap(nn.Module):
-    """Tokens (n, side * side, channels), row by row, as a map (n, channels, side, side)."""
+def _through_maps(block: nn.Module, side: int) -> nn.Module:
+    """A block, then its tokens (n, side * side, channels), row by row, as a map (n, channels, side,
+    side), then as tokens again."""
+    from torch import nn
 
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
+    class ToMap(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return tokens.transpose(1, 2).unflatten(2, (side, side))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
+    class ToTokens(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps.flatten(2).transpose(1, 2)
 
-
-class _ToTokens(nn.Module):
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.flatten(2).transpose(1, 2)
-
-
-def _without(outcome: Outcome) -> Outcome:
-    """All but the accuracy, which every probe measures."""
-    return _only(outcome, lambda rows: rows["measure"] != "accuracy")
-
-
-def _only(outcome: Outcome, wanted: Callable[[pd.DataFrame], pd.Series]) -> Outcome:
-    table, items = outcome.table, outcome.items
-    items = items[wanted(items)].reset_index(drop=True)
-    for name in ("condition", "measure"):
-        items[name] = items[name].cat.remove_unused_categories()
-    return Outcome(table[wanted(table)].reset_index(drop=True), items)
+    return nn.Sequential(block, ToMap(), ToTokens())
 
 
 def _named(rows: pd.DataFrame, which: Iterable[tuple[str, str]]) -> pd.Series:
@@ -211,3 +194,6 @@ def _values(table: pd.DataFrame, name: str, condition: str, arm: str) -> pd.Seri
     rows = table[(table["measure"] == name) & (table["condition"] == condition)]
     rows = rows[rows["arm"] == arm]
     return pd.Series(rows["value"].to_numpy(dtype=float), index=rows["seed"].to_numpy())
+
+
+PROPERTY = Property("architectures", "architectures", measure, MEASURES, rank=14)

@@ -10,24 +10,43 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from kdnotes.lazy import torch
+from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Row, pictures
 
-from kdnotes.data import ImageData
-from kdnotes.data.views import to_float
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.outcome import Outcome, Recorder
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdnotes.data import ImageData
 
 SIDE = 5  # images are reduced to SIDE x SIDE pixels for linear models
 STEPS, RATE = 500, 1.0
-Row = tuple[str, int, str, str, float]  # arm, seed, condition, measure, value
+FILTERS = "part=*,against=teacher", ("part=*,against=independent",)
+_Off = partial(Measure, unit="share of the teacher's length", high=math.inf, direction="down")
+MEASURES = (
+    _Off("weight_error", "is off the teacher's weights", "", ("points=*",)),
+    _Off("part_error", "is off the teacher's weights", "part=*"),
+    _Off("part_moved", "has left its first weights", "part=*", unit="share of their length"),
+    Measure("linear_accuracy", "is right"),
+    Alike("first_layer_cosine", "filters as its teacher", *FILTERS, unit="cosine", low=-1.0),
+)
+
+
+def condition(points: int) -> str:
+    """What is measured of students that saw so many points."""
+    return f"points={points}"
+
+
+def positions(counts: Sequence[int]) -> dict[str, float]:
+    """Numbers of points by their conditions: the places on a figure's axis."""
+    return {condition(count): count for count in sorted(counts)}
 
 
 def with_ones(points: Tensor) -> Tensor:
     """Points (n, m) as float64 (n, m + 1) with a last column of ones, for the bias."""
-    return F.pad(points.double(), (0, 1), value=1.0)
+    return torch.nn.functional.pad(points.double(), (0, 1), value=1.0)
 
 
 def distil(start: Tensor, points: Tensor, logits: Tensor) -> Tensor:
@@ -102,11 +121,13 @@ def toy(seed: int = 0, count: int = 60, starts: int = 12) -> Toy:
     points = centres[labels] + 0.6 * noise
     first = torch.randn(starts + 1, 2, 3, generator=generator, dtype=torch.float64)
     lessons = torch.tensor([0, 2, 1])
-    teacher = descend(first[0], points, F.one_hot(labels, 2).double())
+    teacher = descend(first[0], points, torch.nn.functional.one_hot(labels, 2).double())
     some, theirs = points[lessons], labels[lessons]
     logits = with_ones(some) @ teacher.T
     students = {
-        "independent": [descend(own, some, F.one_hot(theirs, 2).double()) for own in first[1:]],
+        "independent": [
+            descend(own, some, torch.nn.functional.one_hot(theirs, 2).double()) for own in first[1:]
+        ],
         "distilled_two": [distil(own, some[1:], logits[1:]) for own in first[1:]],
         "distilled_three": [distil(own, some, logits) for own in first[1:]],
     }
@@ -150,7 +171,7 @@ def recovery(
         training, pool = draw.points(20 * needed), draw.points(max(*counts, needed))
         rule, first, own = draw.weights(), draw.weights(), draw.weights()
         labels = (with_ones(training) @ rule.T).argmax(1)
-        teacher = descend(first, training, F.one_hot(labels, classes).double())
+        teacher = descend(first, training, torch.nn.functional.one_hot(labels, classes).double())
         zero = torch.zeros_like(teacher)
         for count in counts:
             points = pool[:count]
@@ -160,12 +181,12 @@ def recovery(
                 "distilled-other-start": distil(own, points, logits),
                 "distilled-same-start": distil(first, points, logits),
             }
-            answers = F.one_hot(logits.argmax(1), classes).double()
+            answers = torch.nn.functional.one_hot(logits.argmax(1), classes).double()
             errors = {arm: weight_error(weights, teacher) for arm, weights in found.items()}
             student = descend(own, points, answers)
             errors["labels-only"] = weight_error(student, teacher, free_scale=True)
             rows += [
-                (arm, seed, f"points={count}", "weight_error", error)
+                (arm, seed, condition(count), "weight_error", error)
                 for arm, error in errors.items()
             ]
         for arm, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
@@ -173,7 +194,7 @@ def recovery(
             found_by = distil(zero, points, with_ones(points) @ teacher.T)
             error = weight_error(found_by, teacher)
             rows.append((f"distilled-{arm}", seed, "", "weight_error", error))
-    return _outcome(rows)
+    return Outcome.of_rows(rows)
 
 
 @dataclass
@@ -200,10 +221,10 @@ def small_images(data: ImageData) -> Tensor:
 
     The middle is what lies more than a seventh of the side from the edges: the digits' own box.
     """
-    images = to_float(data.images)
+    images = pictures(data, torch.arange(len(data)))
     edge = images.shape[-1] // 7
     middle = images[..., edge : images.shape[-2] - edge, edge : images.shape[-1] - edge]
-    return F.adaptive_avg_pool2d(middle, SIDE).flatten(1).double()
+    return torch.nn.functional.adaptive_avg_pool2d(middle, SIDE).flatten(1).double()
 
 
 def grey_lessons(
@@ -224,7 +245,9 @@ def grey_lessons(
     inputs = {"grey": small_images(grey), "coloured": small_images(coloured)}
     both = torch.cat(list(inputs.values()))
     classes = len(grey.classes)
-    targets = F.one_hot(torch.cat([grey.labels, coloured.labels]), classes).double()
+    targets = torch.nn.functional.one_hot(
+        torch.cat([grey.labels, coloured.labels]), classes
+    ).double()
     tested = with_ones(small_images(test))
     rows: list[Row] = []
     for seed in seeds:
@@ -245,7 +268,7 @@ def grey_lessons(
         for arm, weights in networks.items():
             right = (tested @ weights.T).argmax(1) == test.labels
             rows.append((arm, seed, "", "linear_accuracy", float(right.double().mean())))
-    return _outcome(rows)
+    return Outcome.of_rows(rows)
 
 
 def linear_parts(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +290,7 @@ def parts(weights: Tensor) -> tuple[Tensor, Tensor]:
 def first_layer(network: nn.Module) -> Tensor | None:
     """Weights (filters, 3, h, w) of the first convolution that reads colours; None without one."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.shape[1] == 3:
+        if isinstance(module, torch.nn.Conv2d) and module.weight.shape[1] == 3:
             return module.weight.detach().double().cpu()
     return None
 
@@ -294,7 +317,7 @@ def first_layers(cast: Cast) -> Outcome:
             for part, value in zip(("grey", "chroma"), _cosines(member, partner), strict=True):
                 where = f"part={part},against={name}"
                 rows.append((member.arm, member.seed, where, "first_layer_cosine", value))
-    return _outcome(rows)
+    return Outcome.of_rows(rows)
 
 
 def _cosines(first: Member, second: Member) -> tuple[float, float]:
@@ -302,16 +325,10 @@ def _cosines(first: Member, second: Member) -> tuple[float, float]:
     if one is None or other is None or one.shape != other.shape:
         return math.nan, math.nan
     grey, chroma = (
-        float(F.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
+        float(torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
         for a, b in zip(parts(one), parts(other), strict=True)
     )
     return grey, chroma
 
 
-def _outcome(rows: list[Row]) -> Outcome:
-    """An outcome of values that have no images behind them."""
-    none = torch.zeros(0, dtype=torch.long)
-    recorder = Recorder(ImageData(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), none, (), none))
-    for arm, seed, condition, measure, value in rows:
-        recorder.add_summary(arm, seed, measure, value, condition)
-    return recorder.outcome()
+PROPERTY = Property("identifiability", "what can be known", first_layers, MEASURES, rank=13)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdnotes.data import FOLDER_PREFIX, DataSpec, ImageData, load, source, with_fingerprint
 from kdnotes.errors import RequestError
 from kdnotes.paths import base_folder
-from kdnotes.probes.cast import Cast, Member
+from kdnotes.probes.base import Cast, Member
 from kdnotes.study import casting, paper, presets
 from kdnotes.study.casting import HINT_DEPTHS, UNSEEN_GROUP, Casting
 from kdnotes.study.presets import Settings
