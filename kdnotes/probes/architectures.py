@@ -1,26 +1,25 @@
 """Which properties does one pair of architectures hand on? Several probes, each at one setting.
 
-Nothing is measured here that the other probes do not measure. New are maps of transformers, the
-teacher's likeness to itself (so that every property has the teacher at the end of its scale), and
-the pair in every condition, so that several pairs fit into one table.
+Nothing is measured here that the other probes do not measure. New are the teacher's likeness to
+itself (so that every property has the teacher at the end of its scale), and the pair in every
+condition, so that several pairs fit into one table.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
 from kdnotes.probes import adversarial, base, cue_bias, fidelity, localization, representations
-from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property
+from kdnotes.probes.base import Cast, Measure, Outcome, Property
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from kdnotes.data import ImageData
 
 ATTACK, MAP = adversarial.condition(), localization.condition()
@@ -77,7 +76,7 @@ def measure(
     slow, and steady at a thousand.
     See `representations.measure`, `fidelity.measure`, `adversarial.measure`, `localization.measure`
     and `cue_bias.follows`. Maps are left out where one of the networks has none that can be
-    read (see `with_maps`). The teacher's likeness to itself is 1. Raises RequestError as they do.
+    read. The teacher's likeness to itself is 1. Raises RequestError as they do.
     """
     some = data.subset(torch.arange(min(attacked, len(data))))
     parts = [representations.measure(cast, some).without_accuracy(), fidelity.measure(cast, data)]
@@ -86,13 +85,8 @@ def measure(
     opened = replace(cast, second_teacher=None, members=others)
     attack = adversarial.measure(opened, some, eps=(primary,), primary=primary, steps=steps)
     parts.append(attack.without_accuracy())
-    mapped = [with_maps(member, data) for member in cast.everyone()]
-    readable = [member for member in mapped if member is not None]
-    if len(readable) == len(mapped):
-        second = readable[1] if cast.second_teacher is not None else None
-        students = tuple(readable[1 + (second is not None) :])
-        drawn = Cast(readable[0], second, students, cast.classes)
-        maps = localization.measure(drawn, data, layers={"last": -1})
+    with suppress(RequestError):  # one of the networks has no maps that can be read
+        maps = localization.measure(cast, data, layers={"last": -1})
         parts.append(maps.without_accuracy())
     if conflicts is not None:
         parts.append(cue_bias.follows(cast, conflicts))
@@ -107,13 +101,7 @@ def measure(
 
 
 def extra_gains(
-    outcome: Outcome,
-    more: str,
-    less: str,
-    *,
-    arm: str = "kl",
-    reference: str = "independent",
-    properties: Mapping[str, tuple[str, str]] = PROPERTIES,
+    outcome: Outcome, more: str, less: str, *, arm: str = "kl", reference: str = "independent"
 ) -> Outcome:
     """How much more an arm gains in one pair than in another, seed by seed.
 
@@ -122,64 +110,17 @@ def extra_gains(
     both pairs, or a seed without all four networks, has none. They have no items.
     """
     rows = []
-    for name, condition in properties.values():
+    for name, condition in PROPERTIES.values():
         gains = []
         for pair in (more, less):
             where = base.joined(f"pair={pair}", condition)
-            own, other = (_values(outcome.table, name, where, each) for each in (arm, reference))
-            gains.append(own - other)
+            mine = outcome.table[_named(outcome.table, [(name, where)])]
+            by_arm = mine.pivot(index="seed", columns="arm", values="value")
+            by_arm = by_arm.reindex(columns=[arm, reference]).astype(float)
+            gains.append(by_arm[arm] - by_arm[reference])
         for seed, value in (gains[0] - gains[1]).dropna().items():
             rows.append((arm, seed, f"of={name}", "extra_gain", float(value)))
     return Outcome.of_rows(rows)
-
-
-def with_maps(member: Member, data: ImageData) -> Member | None:
-    """The network with taps that give maps (n, channels, h, w), None where there are none.
-
-    A transformer's tokens are laid out as the map that its image was cut into, in a copy whose
-    answers are the same. That is right where the answer is read from all tokens alike: a network
-    with a class token reads its answer from that one, and the last layer's other tokens have no
-    say. None, too, for tokens that make no square, maps below the size that Grad-CAM needs, and
-    layers that put their channels last.
-    """
-    from kdnotes.networks import tapped
-
-    images = base.pictures(data, torch.arange(1), base.device_of(member.network))
-    with torch.inference_mode(), tapped(member.network, member.taps) as outputs:
-        member.network(images)
-        last = outputs[member.taps[-1]]
-    body: Any = getattr(member.network, "body", None)
-    if last.ndim == 4:
-        channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
-        large = min(last.shape[2:]) >= localization.SMALLEST_MAP
-        return member if large and not channels_last else None
-    class_tokens: int = getattr(body, "num_prefix_tokens", 0)
-    if last.ndim != 3 or class_tokens:
-        return None
-    side = math.isqrt(last.shape[1])
-    if side**2 != last.shape[1] or side < localization.SMALLEST_MAP:
-        return None
-    network = copy.deepcopy(member.network)
-    for tap in member.taps:
-        block = network.get_submodule(tap)
-        network.set_submodule(tap, _through_maps(block, side))
-    return replace(member, network=network, taps=tuple(f"{tap}.1" for tap in member.taps))
-
-
-def _through_maps(block: nn.Module, side: int) -> nn.Module:
-    """A block, then its tokens (n, side * side, channels), row by row, as a map (n, channels, side,
-    side), then as tokens again."""
-    from torch import nn
-
-    class ToMap(nn.Module):
-        def forward(self, tokens: Tensor) -> Tensor:
-            return tokens.transpose(1, 2).unflatten(2, (side, side))
-
-    class ToTokens(nn.Module):
-        def forward(self, maps: Tensor) -> Tensor:
-            return maps.flatten(2).transpose(1, 2)
-
-    return nn.Sequential(block, ToMap(), ToTokens())
 
 
 def _named(rows: pd.DataFrame, which: Iterable[tuple[str, str]]) -> pd.Series:
@@ -188,12 +129,6 @@ def _named(rows: pd.DataFrame, which: Iterable[tuple[str, str]]) -> pd.Series:
     for measure, condition in which:  # comparing categories is fast, joining names is not
         wanted |= (rows["measure"] == measure) & (rows["condition"] == condition)
     return wanted
-
-
-def _values(table: pd.DataFrame, name: str, condition: str, arm: str) -> pd.Series:
-    rows = table[(table["measure"] == name) & (table["condition"] == condition)]
-    rows = rows[rows["arm"] == arm]
-    return pd.Series(rows["value"].to_numpy(dtype=float), index=rows["seed"].to_numpy())
 
 
 PROPERTY = Property("architectures", "architectures", measure, MEASURES, rank=14)

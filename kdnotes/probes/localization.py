@@ -137,12 +137,11 @@ def grad_cam(
     with torch.enable_grad(), _differentiable(network, taps) as outputs:
         logits = network(images)
         wanted = logits.gather(1, classes[:, None]).sum()
-        layers = [outputs[tap] for tap in taps]
-        gradients = torch.autograd.grad(wanted, layers)
+        gradients = torch.autograd.grad(wanted, [outputs[tap] for tap in taps])
     maps = {}
-    for tap, layer, gradient in zip(taps, layers, gradients, strict=True):
-        weights = gradient.mean((2, 3), keepdim=True)
-        maps[tap] = (weights * layer.detach()).sum(1).relu_()
+    for tap, gradient in zip(taps, gradients, strict=True):
+        weights = _laid_out(network, gradient).mean((2, 3), keepdim=True)
+        maps[tap] = (weights * _laid_out(network, outputs[tap].detach())).sum(1).relu_()
     return maps, logits.detach()
 
 
@@ -245,7 +244,7 @@ def _differentiable(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[st
     outputs: dict[str, Tensor] = {}
 
     def catch(tap: str, output: Tensor) -> Tensor:
-        _check_map(tap, output)
+        _check_map(tap, _laid_out(network, output))
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         outputs[tap] = output
@@ -266,6 +265,20 @@ def _differentiable(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[st
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _laid_out(network: nn.Module, output: Tensor) -> Tensor:
+    """A layer's output as a map (n, channels, h, w) where it can be read as one.
+
+    A transformer's tokens are laid out as the map that its image was cut into. That is right where
+    the answer is read from all tokens alike: where it is read from a class token, the last layer's
+    other tokens have no say.
+    """
+    from kdnotes.networks import as_map
+
+    class_tokens = getattr(getattr(network, "body", None), "num_prefix_tokens", 0)
+    known = isinstance(output, torch.Tensor) and not class_tokens
+    return as_map(network, output) if known else output
 
 
 def _check_map(tap: str, output: object) -> None:
