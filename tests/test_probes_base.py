@@ -117,7 +117,7 @@ def test_lengths_must_fit() -> None:
 def test_logits_do_not_depend_on_batches(batch_size: int) -> None:
     data, cast = some_data(60), small_cast()
     members = list(cast.everyone())
-    for each, logits in zip(members, all_logits(members, data, batch_size), strict=True):
+    for each, logits in zip(members, all_logits(members, data, batch_size=batch_size), strict=True):
         expected = each.network(to_float(data.images))
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
         assert not logits.requires_grad
@@ -140,7 +140,7 @@ def test_batches_cover_a_streaming_source_once() -> None:
             return data.images[indices]
 
     stream = Stream()
-    all_logits(list(small_cast().everyone()), replace(data, images=stream), 10)
+    all_logits(list(small_cast().everyone()), replace(data, images=stream), batch_size=10)
     assert stream.read == list(range(23))
 
 

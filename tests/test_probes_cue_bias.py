@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from probe_nets import (
     CLASSES,
+    in_batches,
     lookup_cast,
     numbered_data,
     small_cast,
@@ -72,7 +73,7 @@ def test_shares_of_a_case_counted_by_hand() -> None:
 
 def test_the_same_numbers_as_the_chapter_on_localization() -> None:
     cast, data = small_cast(), some_data()
-    here = cue_bias.measure(cast, data, condition="conflict,teacher=marker", batch_size=17)
+    here = in_batches(17, cue_bias.measure, cast, data, condition="conflict,teacher=marker")
     there = cue_bias.follows(cast, data)
     for each in cast.everyone():
         bias = value_of(here.table, each.arm, each.seed, "shape_bias", "conflict,teacher=marker")

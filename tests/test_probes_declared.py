@@ -66,7 +66,6 @@ def measured() -> dict[str, list[Outcome]]:
         "localization": [localization.measure(cast, data)],
         "adversarial": [
             adversarial.measure(cast, data, eps=(4, 16), primary=16, foreign=foreign),
-            adversarial.measure(cast, data, eps=(), primary=16, method="pgd"),
         ],
         "color_invariance": [color_invariance.measure(cast, data, hue_angles=(90,))],
         "crop_shift": [

@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from probe_nets import lookup_cast, numbered_data, small_cast, some_data, value_of, values_of
+from probe_nets import (
+    in_batches,
+    lookup_cast,
+    numbered_data,
+    small_cast,
+    some_data,
+    value_of,
+    values_of,
+)
 from sklearn.metrics import cohen_kappa_score
 
 from kdnotes import stats
@@ -79,7 +87,7 @@ def test_hand_worked_case() -> None:
 
 def test_equals_a_recount_with_pandas_and_scikit_learn() -> None:
     data, cast = grouped_data(), small_cast()
-    outcome = group_accuracy.measure(cast, data, unseen=1, names=NAMES, batch_size=13)
+    outcome = in_batches(13, group_accuracy.measure, cast, data, unseen=1, names=NAMES)
     table = outcome.table
     teachers = values_of_answers(outcome.items, "teacher", 0)
     for arm, seed in (("second-teacher", 1), ("independent", 2), ("kl", 1)):

@@ -14,6 +14,7 @@ from probe_nets import (
     TAPS,
     SmallNet,
     frozen,
+    in_batches,
     member,
     net,
     small_cast,
@@ -156,7 +157,7 @@ def test_energy_of_even_and_of_empty_maps() -> None:
 
 def test_win_rates_equal_a_plain_loop_over_captums_maps() -> None:
     data, cast = some_data(), small_cast()
-    outcome = localization.measure(cast, data, batch_size=17)
+    outcome = in_batches(17, localization.measure, cast, data)
     members = list(cast.everyone())
     for layer, index in (("last", -1), ("earlier", -2)):
         for of in ("true", "predicted"):
@@ -281,7 +282,7 @@ def test_maps_of_other_sizes_are_brought_to_the_teachers() -> None:
 
 def test_items_do_not_depend_on_the_batch_size() -> None:
     first, second = (
-        localization.measure(small_cast(), some_data(), batch_size=size) for size in (60, 11)
+        in_batches(size, localization.measure, small_cast(), some_data()) for size in (60, 11)
     )
     keys = ["item", "arm", "seed", "condition", "measure"]
     merged = first.items.merge(second.items, on=keys, validate="one_to_one")

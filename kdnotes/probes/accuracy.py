@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdnotes.probes.base import BATCH_SIZE, Cast, Measure, Outcome, Property, Recorder, all_answers
+from kdnotes.probes.base import Cast, Measure, Outcome, Property, Recorder, all_answers
 
 if TYPE_CHECKING:
     from kdnotes.data import ImageData
@@ -14,11 +14,11 @@ MEASURES = (
 )
 
 
-def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Outcome:
+def measure(cast: Cast, data: ImageData) -> Outcome:
     """Accuracy of every network, and nothing else."""
     members = list(cast.everyone())
     recorder = Recorder(data)
-    for member, answers in zip(members, all_answers(members, data, batch_size), strict=True):
+    for member, answers in zip(members, all_answers(members, data), strict=True):
         recorder.add_accuracy(member, answers)
     return recorder.outcome()
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -167,7 +167,7 @@ def pictures(data: ImageData, places: Tensor, device: torch.device | None = None
 
 
 def batches(
-    data: ImageData, device: torch.device, batch_size: int = BATCH_SIZE
+    data: ImageData, device: torch.device, batch_size: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Indices int64 (n,) on the CPU with their images, float (n, 3, H, W) in [0, 1] on the device.
 
@@ -175,7 +175,7 @@ def batches(
     """
     if len(data) == 0:
         raise RequestError("the data set holds no images to measure on")
-    for indices in torch.arange(len(data)).split(batch_size):
+    for indices in torch.arange(len(data)).split(batch_size or BATCH_SIZE):
         yield indices, pictures(data, indices, device)
 
 
@@ -193,8 +193,8 @@ def answers_of(network: nn.Module, images: Tensor) -> Tensor:
 def all_logits(
     members: Sequence[Member],
     data: ImageData,
-    batch_size: int = BATCH_SIZE,
     change: Callable[[Tensor], Tensor] = lambda images: images,
+    batch_size: int | None = None,
 ) -> list[Tensor]:
     """Logits (N, classes) of every network on every image, maybe changed first, on the CPU.
 
@@ -208,14 +208,9 @@ def all_logits(
     return [torch.cat(part) for part in parts]
 
 
-def all_answers(
-    members: Sequence[Member],
-    data: ImageData,
-    batch_size: int = BATCH_SIZE,
-    change: Callable[[Tensor], Tensor] = lambda images: images,
-) -> list[Tensor]:
+def all_answers(members: Sequence[Member], data: ImageData, *change: Any) -> list[Tensor]:
     """Answers int64 (N,) of every network to every image, maybe changed first, on the CPU."""
-    return [logits.argmax(1) for logits in all_logits(members, data, batch_size, change)]
+    return [logits.argmax(1) for logits in all_logits(members, data, *change)]
 
 
 # --- what is written down -------------------------------------------------------------------

@@ -152,7 +152,6 @@ def measure(
     grid: int = 32,
     only: Mapping[str, Collection[str]] | None = None,
     seed: int = 0,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Share of a plane on which a network gives the teacher's answer, over many planes.
 
@@ -182,7 +181,7 @@ def measure(
             for member in cast.everyone()
             if only is None or member.arm not in only or name in only[member.arm]
         ]
-        answers = _all_answers(members, planes, grid, batch_size)
+        answers = _all_answers(members, planes, grid)
         recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
         spanning = data.subset(corners.flatten())
         for member, its in zip(members, base.all_answers(members, spanning), strict=True):
@@ -209,17 +208,15 @@ def class_iou(first: Tensor, second: Tensor) -> Tensor:
     return ratios.sum(0) / (unions > 0).sum(0)
 
 
-def _all_answers(
-    members: list[Member], planes: list[Plane], grid: int, batch_size: int
-) -> list[Tensor]:
+def _all_answers(members: list[Member], planes: list[Plane], grid: int) -> list[Tensor]:
     """Answers (planes, grid * grid) of every network, each image made once."""
     found: list[list[Tensor]] = [[] for _ in members]
     where = base.device_of(members[0].network)
-    per_batch = max(1, batch_size // grid**2)
+    per_batch = max(1, base.BATCH_SIZE // grid**2)
     for start in range(0, len(planes), per_batch):
         some = planes[start : start + per_batch]
         images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
-        for part in images.split(batch_size):
+        for part in images.split(base.BATCH_SIZE):
             shown = part.to(where).contiguous(memory_format=torch.channels_last)
             for member, its in zip(members, found, strict=True):
                 its.append(base.answers_of(member.network, shown))

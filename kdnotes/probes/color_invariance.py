@@ -65,7 +65,6 @@ def measure(
     primary: float = 0.4,
     primary_only: Collection[str] = (),
     seed: int = 0,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network before and after a change of colour.
 
@@ -88,7 +87,7 @@ def measure(
     factors = {value: jitter_factors(len(data), value, seed) for value in strengths}
     before: list[list[Tensor]] = [[] for _ in members]
     after: dict[tuple[int, str], list[Tensor]] = {}
-    for indices, images in base.batches(data, base.device_of(cast.teacher.network), batch_size):
+    for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
         for member, parts in zip(members, before, strict=True):
             parts.append(base.logits_of(member.network, images).softmax(1))
         for where, changed in _changes(images, indices, factors, hue_angles):

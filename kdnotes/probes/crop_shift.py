@@ -103,7 +103,6 @@ def measure_crops(
     primary_only: Collection[str] = (),
     curve_count: int = CURVE_COUNT,
     seed: int = 0,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network to two random square crops of each image, both resized back.
 
@@ -131,7 +130,7 @@ def measure_crops(
 
     views = {scale: views_at(scale) for scale in {*scales, primary}}
     changes = _changes("crop", views, primary, len(data), curve_count)
-    return _measure(cast, data, changes, "", primary_only, batch_size)
+    return _measure(cast, data, changes, "", primary_only)
 
 
 def measure_shifts(
@@ -143,7 +142,6 @@ def measure_shifts(
     primary_only: Collection[str] = (),
     curve_count: int = CURVE_COUNT,
     seed: int = 0,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network to two random windows of each image, mirrored on at its borders.
 
@@ -171,15 +169,13 @@ def measure_shifts(
 
     views: dict[float, _Views] = {largest: views_at(largest) for largest in {*shifts, primary}}
     changes = _changes("shift", views, primary, len(data), curve_count)
-    return _measure(cast, data, changes, "kind=shift", primary_only, batch_size)
+    return _measure(cast, data, changes, "kind=shift", primary_only)
 
 
 def measure_mirrors(
     learned: Cast | None,
     exact: Cast | None,
     data: ImageData,
-    *,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network to each image and to its mirror image.
 
@@ -201,7 +197,7 @@ def measure_mirrors(
         if cast is not None:
             where = f"{FLIP},teacher={name}"
             change = _Change((where,), views, torch.arange(len(data)), from_itself=True)
-            outcomes.append(_measure(cast, data, [change], where, (), batch_size))
+            outcomes.append(_measure(cast, data, [change], where, ()))
     if learned is not None and exact is not None:
         outcomes.append(_learned_minus_exact(learned, outcomes, data))
     return Outcome.combine(outcomes)
@@ -269,13 +265,12 @@ def _measure(
     changes: Sequence[_Change],
     accuracy_condition: str,
     primary_only: Collection[str],
-    batch_size: int,
 ) -> Outcome:
     """Both views of each change for all networks, each view made once."""
     members = list(cast.everyone())
     pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     plain: list[list[Tensor]] = [[] for _ in members]
-    for indices, images in base.batches(data, base.device_of(cast.teacher.network), batch_size):
+    for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
         for member, part in zip(members, plain, strict=True):
             part.append(base.logits_of(member.network, images).softmax(1))
         for place, change in enumerate(changes):

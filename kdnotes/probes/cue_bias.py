@@ -46,7 +46,6 @@ def measure(
     *,
     cues: tuple[str, str] = SCENE_CUES,
     condition: str = CONFLICT,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Which cue the answers of every network name, on images whose two cues name two classes.
 
@@ -58,7 +57,7 @@ def measure(
     Raises RequestError when a factor is missing or no image has a conflict.
     """
     recorder = Recorder(data)
-    for member, answers, items, by_cue in _followed(cast, data, cues, batch_size):
+    for member, answers, items, by_cue in _followed(cast, data, cues):
         values = by_cue[cues[0]]
         recorder.add(member, "shape_bias", values, answers, condition, items)
         for name, counted in zip(SHARES, (values == 1, values == 0, values.isnan()), strict=True):
@@ -71,7 +70,6 @@ def follows(
     data: ImageData,
     *,
     cues: tuple[str, str] = SCENE_CUES,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Which of two cues do answers follow on images where the cues name different classes?
 
@@ -80,7 +78,7 @@ def follows(
     answer follows a cue at all. Raises RequestError as `measure` does.
     """
     recorder = Recorder(data)
-    for member, answers, items, by_cue in _followed(cast, data, cues, batch_size):
+    for member, answers, items, by_cue in _followed(cast, data, cues):
         for cue, values in by_cue.items():
             recorder.add(member, f"follows_{cue}", values, answers, CONFLICT, items)
         either = ~by_cue[cues[0]].isnan()
@@ -89,7 +87,7 @@ def follows(
 
 
 def _followed(
-    cast: Cast, data: ImageData, cues: tuple[str, str], batch_size: int
+    cast: Cast, data: ImageData, cues: tuple[str, str]
 ) -> Iterator[tuple[Member, Tensor, Tensor, dict[str, Tensor]]]:
     """Each network with its answers (n,) to the images (n,) with a conflict, and 1, 0 or NaN by cue
     (see `follows`)."""
@@ -102,7 +100,7 @@ def _followed(
     if len(conflicts) == 0:
         raise RequestError(f"{cues[0]} and {cues[1]} never name different classes in this data")
     members = list(cast.everyone())
-    given = base.all_answers(members, data.subset(conflicts), batch_size)
+    given = base.all_answers(members, data.subset(conflicts))
     for member, answers in zip(members, given, strict=True):
         by_cue = [answers == classes[conflicts] for classes in named]
         either = by_cue[0] | by_cue[1]

@@ -37,7 +37,6 @@ def measure(
     *,
     grey_arms: Collection[str] = (),
     factor: str = "domain",
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Accuracy of every network in every domain, and how far it answers as the teacher does.
 
@@ -55,15 +54,15 @@ def measure(
     parts = []
     for name, data in domains.items():
         recorder, condition = Recorder(data), f"{factor}={name}"
-        answers = base.all_answers(members, data, batch_size)
+        answers = base.all_answers(members, data)
         for member, its in zip(members, answers, strict=True):
             recorder.add_accuracy(member, its, condition)
             if member is not cast.teacher:
                 recorder.add(member, "agreement", its == answers[0], its, condition)
                 recorder.add_value(member, "kappa", stats.cohen_kappa(its, answers[0]), condition)
         greyed = [member for member in members if member.arm in grey_arms]
-        if greyed and _has_colour(data, base.device_of(cast.teacher.network), batch_size):
-            answers_in_grey = base.all_answers(greyed, data, batch_size, grey)
+        if greyed and _has_colour(data, base.device_of(cast.teacher.network)):
+            answers_in_grey = base.all_answers(greyed, data, grey)
             for member, its in zip(greyed, answers_in_grey, strict=True):
                 recorder.add_accuracy(member, its, f"{condition},colours=grey")
         alike = {"agreement": base.share_alike, "kappa": stats.cohen_kappa}
@@ -92,8 +91,8 @@ def grey(images: Tensor) -> Tensor:
     return without.contiguous(memory_format=torch.channels_last)
 
 
-def _has_colour(data: ImageData, device: torch.device, batch_size: int) -> bool:
-    shown = base.batches(data, device, batch_size)
+def _has_colour(data: ImageData, device: torch.device) -> bool:
+    shown = base.batches(data, device)
     return any(not torch.allclose(grey(images), images, atol=1e-6) for _, images in shown)
 
 

@@ -33,7 +33,7 @@ MEASURES = (
 )
 
 
-def measure(cast: Cast, data: ImageData, *, batch_size: int = base.BATCH_SIZE) -> Outcome:
+def measure(cast: Cast, data: ImageData) -> Outcome:
     """Answers and probabilities of every network, compared with the teacher's.
 
     The second teacher is compared as the students are: it is what could be reached without the
@@ -43,7 +43,7 @@ def measure(cast: Cast, data: ImageData, *, batch_size: int = base.BATCH_SIZE) -
     every two independent students stand in the table under ``against=SEED``.
     """
     members = list(cast.everyone())
-    logits = base.all_logits(members, data, batch_size)
+    logits = base.all_logits(members, data)
     answers = [each.argmax(1) for each in logits]
     labels, teachers = data.labels, answers[0]
     mistakes = (teachers != labels).nonzero().flatten()

@@ -46,7 +46,6 @@ def measure(
     *,
     unseen: int | None = None,
     names: Sequence[str] | None = None,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Accuracy of every network, and the students' agreement with the teacher, group by group.
 
@@ -65,7 +64,7 @@ def measure(
     has none.
     """
     members = list(cast.everyone())
-    answers = base.all_answers(members, data, batch_size)
+    answers = base.all_answers(members, data)
     places = _places_by_group(data)
     if names is not None and len(names) <= max(places):
         raise RequestError(f"{len(names)} names of groups, but there is a group {max(places)}")
@@ -93,7 +92,7 @@ def groups_in(data: ImageData) -> list[int]:
     return [int(group) for group in data.factors[FACTOR].unique() if group >= 0]
 
 
-def neglected_group(cast: Cast, data: ImageData, batch_size: int = base.BATCH_SIZE) -> int:
+def neglected_group(cast: Cast, data: ImageData) -> int:
     """The group in which the teacher is furthest behind the independent students.
 
     Without independent students, the one in which its accuracy is lowest. Where it is measured on
@@ -102,7 +101,7 @@ def neglected_group(cast: Cast, data: ImageData, batch_size: int = base.BATCH_SI
     there are fewer than two groups with images.
     """
     members = [cast.teacher, *cast.arm("independent")]
-    answers = base.all_answers(members, data, batch_size)
+    answers = base.all_answers(members, data)
     return _most_neglected(cast, members, answers, data.labels, _places_by_group(data))
 
 

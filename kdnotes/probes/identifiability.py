@@ -8,7 +8,7 @@ what on neither can be told apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -47,6 +47,17 @@ def positions(counts: Sequence[int]) -> dict[str, float]:
 def with_ones(points: Tensor) -> Tensor:
     """Points (n, m) as float64 (n, m + 1) with a last column of ones, for the bias."""
     return torch.nn.functional.pad(points.double(), (0, 1), value=1.0)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Classes (n,) as targets (n, classes), float64."""
+    return torch.nn.functional.one_hot(labels, classes).double()
+
+
+def _draws(seed: int) -> Callable[..., Tensor]:
+    """Standard normal tensors of any shape, float64, one after the other from one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return partial(torch.randn, generator=generator, dtype=torch.float64)
 
 
 def distil(start: Tensor, points: Tensor, logits: Tensor) -> Tensor:
@@ -90,18 +101,15 @@ class Toy:
     """Two classes in the plane and the boundaries of some linear networks.
 
     points: (n, 2); labels: (n,), 0 or 1; lessons: the places (3,) of the students' points; teacher:
-    (3,), two weights and the bias of one logit, above zero for class 1; independent,
-    distilled_two, distilled_three: (starts, 3), students of labels, and of the teacher's logits
-    at two and at three points.
+    (3,), two weights and the bias of one logit, above zero for class 1; students: (starts, 3) each,
+    taught by the "labels of three" points, the teacher's "logits of two", or of "three".
     """
 
     points: Tensor
     labels: Tensor
     lessons: Tensor
     teacher: Tensor
-    independent: Tensor
-    distilled_two: Tensor
-    distilled_three: Tensor
+    students: dict[str, Tensor]
 
     def distances(self) -> Tensor:
         """Distances (3,) of the students' points from the teacher's boundary."""
@@ -114,30 +122,25 @@ def toy(seed: int = 0, count: int = 60, starts: int = 12) -> Toy:
 
     Students differ in their first weights only.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draw = _draws(seed)
     labels = torch.arange(count) % 2
     centres = torch.tensor([[-1.2, -0.6], [1.2, 0.6]], dtype=torch.float64)
-    noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    points = centres[labels] + 0.6 * noise
-    first = torch.randn(starts + 1, 2, 3, generator=generator, dtype=torch.float64)
+    points = centres[labels] + 0.6 * draw(count, 2)
+    first, *own = draw(starts + 1, 2, 3)
     lessons = torch.tensor([0, 2, 1])
-    teacher = descend(first[0], points, torch.nn.functional.one_hot(labels, 2).double())
-    some, theirs = points[lessons], labels[lessons]
-    logits = with_ones(some) @ teacher.T
+    teacher = descend(first, points, one_hot(labels, 2))
+    some, logits = points[lessons], with_ones(points[lessons]) @ teacher.T
     students = {
-        "independent": [
-            descend(own, some, torch.nn.functional.one_hot(theirs, 2).double()) for own in first[1:]
-        ],
-        "distilled_two": [distil(own, some[1:], logits[1:]) for own in first[1:]],
-        "distilled_three": [distil(own, some, logits) for own in first[1:]],
+        "labels of three": [descend(each, some, one_hot(labels[lessons], 2)) for each in own],
+        "logits of two": [distil(each, some[1:], logits[1:]) for each in own],
+        "logits of three": [distil(each, some, logits) for each in own],
     }
-    boundaries = {name: _boundary(torch.stack(found)) for name, found in students.items()}
-    return Toy(points, labels, lessons, _boundary(teacher), **boundaries)
-
-
-def _boundary(weights: Tensor) -> Tensor:
-    """One logit for class 1 against class 0: (..., 2, 3) to (..., 3)."""
-    return weights[..., 1, :] - weights[..., 0, :]
+    # One logit for class 1 against class 0.
+    boundaries = {
+        name: torch.stack([weights[1] - weights[0] for weights in found])
+        for name, found in students.items()
+    }
+    return Toy(points, labels, lessons, teacher[1] - teacher[0], boundaries)
 
 
 def recovery(
@@ -166,54 +169,30 @@ def recovery(
         counts = sorted({max(2, round(share * needed)) for share in (0.25, 0.5, 0.75, 1, 1.5, 2)})
     rows: list[Row] = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        draw = _Draw(generator, classes, needed)
-        training, pool = draw.points(20 * needed), draw.points(max(*counts, needed))
-        rule, first, own = draw.weights(), draw.weights(), draw.weights()
+        draw = _draws(seed)
+        training, pool = draw(20 * needed, dimension), draw(max(*counts, needed), dimension)
+        rule, first, own = (draw(classes, needed) / math.sqrt(needed) for _ in range(3))
         labels = (with_ones(training) @ rule.T).argmax(1)
-        teacher = descend(first, training, torch.nn.functional.one_hot(labels, classes).double())
+        teacher = descend(first, training, one_hot(labels, classes))
         zero = torch.zeros_like(teacher)
         for count in counts:
             points = pool[:count]
             logits = with_ones(points) @ teacher.T
+            student = descend(own, points, one_hot(logits.argmax(1), classes))
             found = {
-                "distilled": distil(zero, points, logits),
-                "distilled-other-start": distil(own, points, logits),
-                "distilled-same-start": distil(first, points, logits),
+                "distilled": weight_error(distil(zero, points, logits), teacher),
+                "distilled-other-start": weight_error(distil(own, points, logits), teacher),
+                "distilled-same-start": weight_error(distil(first, points, logits), teacher),
+                "labels-only": weight_error(student, teacher, free_scale=True),
             }
-            answers = torch.nn.functional.one_hot(logits.argmax(1), classes).double()
-            errors = {arm: weight_error(weights, teacher) for arm, weights in found.items()}
-            student = descend(own, points, answers)
-            errors["labels-only"] = weight_error(student, teacher, free_scale=True)
-            rows += [
-                (arm, seed, condition(count), "weight_error", error)
-                for arm, error in errors.items()
-            ]
+            where = condition(count)
+            rows += [(arm, seed, where, "weight_error", error) for arm, error in found.items()]
         for arm, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
             points = pool[:count]
-            found_by = distil(zero, points, with_ones(points) @ teacher.T)
-            error = weight_error(found_by, teacher)
+            student = distil(zero, points, with_ones(points) @ teacher.T)
+            error = weight_error(student, teacher)
             rows.append((f"distilled-{arm}", seed, "", "weight_error", error))
     return Outcome.of_rows(rows)
-
-
-@dataclass
-class _Draw:
-    generator: torch.Generator
-    classes: int
-    needed: int
-
-    def points(self, count: int) -> Tensor:
-        shape = (count, self.needed - 1)
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def weights(self) -> Tensor:
-        return _random_weights(self.classes, self.needed, self.generator)
-
-
-def _random_weights(classes: int, features: int, generator: torch.Generator) -> Tensor:
-    shape = (classes, features)
-    return torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(features)
 
 
 def small_images(data: ImageData) -> Tensor:
@@ -242,26 +221,21 @@ def grey_lessons(
 
     Without a condition, ``linear_accuracy`` on the test images, also of ``linear-teacher``.
     """
-    inputs = {"grey": small_images(grey), "coloured": small_images(coloured)}
-    both = torch.cat(list(inputs.values()))
-    classes = len(grey.classes)
-    targets = torch.nn.functional.one_hot(
-        torch.cat([grey.labels, coloured.labels]), classes
-    ).double()
+    lessons = small_images(grey)
+    both, classes = torch.cat([lessons, small_images(coloured)]), len(grey.classes)
+    targets = one_hot(torch.cat([grey.labels, coloured.labels]), classes)
     tested = with_ones(small_images(test))
     rows: list[Row] = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        first, own = (_random_weights(classes, both.shape[1] + 1, generator) for _ in range(2))
+        draw, features = _draws(seed), both.shape[1] + 1
+        first, own = (draw(classes, features) / math.sqrt(features) for _ in range(2))
         teacher = descend(first, both, targets, rate=0.2)
-        logits = with_ones(inputs["grey"]) @ teacher.T
+        logits = with_ones(lessons) @ teacher.T
         networks = {"linear-teacher": teacher}
         for arm, start in (("distilled-other-start", own), ("distilled-same-start", first)):
-            networks[arm] = distil(start, inputs["grey"], logits)
-            for part, index in (("grey", 0), ("chroma", 1)):
-                found, true, begun = (
-                    linear_parts(weights)[index] for weights in (networks[arm], teacher, start)
-                )
+            networks[arm] = distil(start, lessons, logits)
+            triple = zip(*map(linear_parts, (networks[arm], teacher, start)), strict=True)
+            for part, (found, true, begun) in zip(("grey", "chroma"), triple, strict=True):
                 where = (arm, seed, f"part={part}")
                 rows.append((*where, "part_error", float((found - true).norm() / true.norm())))
                 rows.append((*where, "part_moved", float((found - begun).norm() / begun.norm())))

@@ -69,7 +69,6 @@ def measure(
     data: ImageData,
     *,
     layers: Mapping[str, int] = LAYERS,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Grad-CAM of every network, compared with the teacher's and with what is in the image.
 
@@ -94,7 +93,7 @@ def measure(
     conditions = [condition(layer, of) for layer in layers for of in CLASSES]
     answers: list[list[Tensor]] = [[] for _ in members]
     parts: list[dict[tuple[str, str], list[Tensor]]] = [defaultdict(list) for _ in members]
-    for indices, images in base.batches(data, base.device_of(cast.teacher.network), batch_size):
+    for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
         masks = {name: mask[indices].to(images.device) for name, mask in data.masks.items()}
         labels = data.labels[indices].to(images.device)
         teachers: list[Tensor] = []

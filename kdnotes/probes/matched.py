@@ -12,7 +12,7 @@ import numpy as np
 
 from kdnotes import stats
 from kdnotes.lazy import pandas as pd
-from kdnotes.probes import accuracy, adversarial, base, color_invariance, cue_bias, fidelity
+from kdnotes.probes import accuracy, adversarial, color_invariance, cue_bias, fidelity
 from kdnotes.probes.base import Cast, Outcome
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def measure(
     eps: int = 4,
     steps: int = 5,
     strength: float = 0.4,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Accuracy and, beside it, what was inherited, of every network of up to three casts.
 
@@ -60,24 +59,20 @@ def measure(
     Raises RequestError as those probes do.
     """
     cast, images = plain
-    likeness = fidelity.measure(cast, images, batch_size=batch_size)
-    fooling = adversarial.measure(
-        cast, images, eps=(), primary=eps, steps=steps, batch_size=batch_size
-    )
+    likeness = fidelity.measure(cast, images)
+    fooling = adversarial.measure(cast, images, eps=(), primary=eps, steps=steps)
     parts = [
         likeness.keep(lambda rows: rows["condition"] == ""),
         fooling.keep(lambda rows: rows["condition"].str.endswith("eps=primary")),
     ]
     if cues is not None:
         cast, images, conflicts = cues
-        followed = cue_bias.follows(cast, conflicts, batch_size=batch_size)
+        followed = cue_bias.follows(cast, conflicts)
         followed = followed.keep(lambda rows: rows["measure"] != "follows_marker")
-        right = accuracy.measure(cast, images, batch_size=batch_size)
+        right = accuracy.measure(cast, images)
         parts += [right.under(ON_CUES), followed.under(ON_CUES)]
     if jitter is not None:
-        steady = color_invariance.measure(
-            *jitter, strengths=(), hue_angles=(), primary=strength, batch_size=batch_size
-        )
+        steady = color_invariance.measure(*jitter, strengths=(), hue_angles=(), primary=strength)
         wanted = "", color_invariance.condition()
         parts.append(steady.keep(lambda rows: rows["condition"].isin(wanted)).under(ON_JITTER))
     return Outcome.combine(parts).keep_items(lambda items: items["measure"].isin(ITEMS_OF))
@@ -103,31 +98,15 @@ def gains(
         "accuracy_gain": ("accuracy", accuracy_condition),
         "inheritance": (measure, condition),
     }
-    values = {
-        name: table[(table["measure"] == which) & (table["condition"] == under)]
-        .pivot(index="arm", columns="seed", values="value")
-        .astype(np.float64)
-        for name, (which, under) in columns.items()
-    }
-    for name, (which, _) in columns.items():
-        if reference not in values[name].index:
+    differences = {}
+    for name, (which, under) in columns.items():
+        rows = table[(table["measure"] == which) & (table["condition"] == under)]
+        values = rows.pivot(index="seed", columns="arm", values="value").astype(np.float64)
+        if reference not in values:
             raise stats.NotMeasuredError(f"no '{which}' for arm '{reference}'")
-    parts = []
-    for arm in arms:
-        found = {name: _over(frame, arm, reference) for name, frame in values.items()}
-        rows = pd.DataFrame(found).replace([np.inf, -np.inf], np.nan).dropna()
-        rows = rows.rename_axis("seed").reset_index()
-        parts.append(rows.assign(arm=arm)[["arm", "seed", *columns]])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed"])
-
-
-def _over(values: pd.DataFrame, arm: str, reference: str) -> pd.Series:
-    """Differences by seed of an arm from the reference; of the reference from its next seed."""
-    if arm not in values.index:
-        return pd.Series(dtype=np.float64)
-    base = values.loc[reference].dropna()
-    if arm != reference:
-        return (values.loc[arm] - base).dropna()
-    if len(base) < 2:
-        return pd.Series(dtype=np.float64)
-    return pd.Series(np.roll(base.to_numpy(), -1) - base.to_numpy(), index=base.index)
+        own = values[reference].dropna()
+        over = values.sub(own, axis=0)
+        over[reference] = pd.Series(np.roll(own, -1), own.index) - own if len(own) > 1 else np.nan
+        differences[name] = over.reindex(columns=list(arms)).unstack()
+    found = pd.DataFrame(differences).replace([np.inf, -np.inf], np.nan).dropna()
+    return found.rename_axis(["arm", "seed"]).reset_index()[["arm", "seed", *columns]]

@@ -82,7 +82,7 @@ def positions(counts: Sequence[int]) -> dict[str, float]:
     return {condition(count): count for count in sorted(counts)}
 
 
-def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Outcome:
+def measure(cast: Cast, data: ImageData) -> Outcome:
     """Linear CKA of every network's layers with the teacher's, on the same images.
 
     Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
@@ -107,7 +107,7 @@ def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Out
     shared = [torch.zeros(depths[0], depth, dtype=torch.float64) for depth in depths]
     own = [torch.zeros(depth, dtype=torch.float64) for depth in depths]
     answers: list[list[Tensor]] = [[] for _ in members]
-    for _, images in base.batches(data, base.device_of(cast.teacher.network), batch_size):
+    for _, images in base.batches(data, base.device_of(cast.teacher.network), BATCH_SIZE):
         teachers: Tensor | None = None
         for number, member in enumerate(members):
             layers = layers_of(member, images)
@@ -134,7 +134,6 @@ def by_count(
     counts: Sequence[int] = COUNTS,
     arms: Collection[str] = ("independent",),
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
@@ -151,7 +150,7 @@ def by_count(
     first = data.subset(torch.arange(sizes[-1]))
     members = [cast.teacher, *(member for member in cast.members if member.arm in arms)]
     parts: list[list[Tensor]] = [[] for _ in members]
-    for _, images in base.batches(first, base.device_of(cast.teacher.network), batch_size):
+    for _, images in base.batches(first, base.device_of(cast.teacher.network), BATCH_SIZE):
         for member, part in zip(members, parts, strict=True):
             part.append(layers_of(member, images)[len(member.taps) - 1])
     grams = [gram(torch.cat(part)) for part in parts]

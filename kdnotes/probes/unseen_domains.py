@@ -54,7 +54,6 @@ def measure(
     *,
     ground: str = "own",
     seed: int = 0,
-    batch_size: int = base.BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network in the seen domain and in five renderings of the same images.
 
@@ -69,7 +68,7 @@ def measure(
     from kdnotes.data.renderings import DOMAINS
 
     members = list(cast.everyone())
-    answers = _answers(members, data, ground, seed, batch_size)
+    answers = _answers(members, data, ground, seed)
     labels, teachers = data.labels, answers[0]
     likeness = {
         "kappa": stats.cohen_kappa,
@@ -116,7 +115,7 @@ def renderings_of(
 
 
 def _answers(
-    members: Sequence[Member], data: ImageData, ground: str, seed: int, batch_size: int
+    members: Sequence[Member], data: ImageData, ground: str, seed: int
 ) -> list[dict[str, Tensor]]:
     """Answers (N,) of every network by domain, each batch drawn once for all of them."""
     from kdnotes.data.renderings import draw
@@ -124,7 +123,7 @@ def _answers(
     device = base.device_of(members[0].network)
     draws = draw(data.labels, seed)
     parts: list[dict[str, list[Tensor]]] = [{} for _ in members]
-    for places in torch.arange(len(data)).split(batch_size):
+    for places in torch.arange(len(data)).split(base.BATCH_SIZE):
         for domain, images in renderings_of(data, places, draws, ground).items():
             shown = images.to(device)
             for member, part in zip(members, parts, strict=True):
