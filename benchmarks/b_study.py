@@ -114,7 +114,7 @@ def ours(images: int, epochs: int, seeds: int, device: str) -> dict[str, float]:
 
     from benchmarks.setting import scenes
     from kdnotes import networks
-    from kdnotes.probes.forward import all_logits
+    from kdnotes.probes.base import all_logits
     from kdnotes.study import Study
     from kdnotes.study.arms import INDEPENDENT
     from kdnotes.training import cache
@@ -135,7 +135,7 @@ def ours(images: int, epochs: int, seeds: int, device: str) -> dict[str, float]:
     test = scenes("test", images // 2)
     means: dict[str, list[float]] = {}
     for item in planned:
-        from kdnotes.probes.cast import Member
+        from kdnotes.probes.base import Member
 
         network = networks.freeze(cache.load(item.spec)).to(device)
         logits = all_logits([Member(item.arm, item.spec.seed, network, ())], test)[0]

@@ -23,7 +23,7 @@ TITLE = "linear CKA, 9 x 3 layers"
 WORK = "e: CKA"
 REFERENCE, OURS = "torch-cka", "kdnotes"
 FORWARD = "kdnotes, networks' answers alone"
-BATCH = 125
+BATCH = 125  # that of kdnotes.probes.representations
 TOLERANCE = 1e-3
 
 
@@ -31,8 +31,7 @@ def run(setting: Setting) -> list[Row]:
     """Time both, check both in double precision, and each on a network and its own copy."""
     from kdnotes import networks
     from kdnotes.probes import representations
-    from kdnotes.probes.cast import Cast, Member
-    from kdnotes.probes.forward import all_logits
+    from kdnotes.probes.base import Cast, Member, all_logits
 
     device = setting.device
     first = copy.deepcopy(trained_resnet(device, setting.quick))
@@ -54,11 +53,11 @@ def run(setting: Setting) -> list[Row]:
         return _torch_cka(first, second, blocks, stages, batches, device)
 
     def by_kdnotes() -> Tensor:
-        return _matrix(representations.measure(cast, data, batch_size=BATCH), 9, 3)
+        return _matrix(representations.measure(cast, data), 9, 3)
 
     def answers_alone() -> list[Tensor]:
         # What is left when CKA itself costs nothing: the most that any estimate could save.
-        return all_logits(list(cast.everyone()), data, BATCH)
+        return all_logits(list(cast.everyone()), data, batch_size=BATCH)
 
     contenders = [
         *setting.with_peer("torch_cka", lambda: Contender(REFERENCE, by_torch_cka)),
@@ -75,7 +74,7 @@ def run(setting: Setting) -> list[Row]:
         worst = float((values.double() - exact).abs().max())
         setting.check(worst < TOLERANCE, f"e: {name} is off the double's value by {worst:.1e}")
     copied = members(first, blocks)
-    own = _matrix(representations.measure(copied, data, batch_size=BATCH), 9, 9).diagonal()
+    own = _matrix(representations.measure(copied, data), 9, 9).diagonal()
     off = float((own - 1).abs().max())
     setting.check(off < 1e-5, f"e: a network and its copy, kdnotes: 1 in all layers to {off:.1e}")
     if REFERENCE in found:

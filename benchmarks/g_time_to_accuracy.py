@@ -117,8 +117,7 @@ def _by_kdnotes(
     import torch
 
     from kdnotes import networks
-    from kdnotes.probes.cast import Member
-    from kdnotes.probes.forward import all_logits
+    from kdnotes.probes.base import Member, all_logits
     from kdnotes.training import loop
     from kdnotes.training.teacher_table import TeacherTable
 

@@ -1,19 +1,22 @@
-"""torch, loaded when it is first needed: declarations are read without waiting for it."""
+"""torch and pandas, loaded when first needed: declarations are read without waiting for them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pandas
     import torch as torch
 else:
+    import importlib
 
-    class _Torch:
-        """Stands for the module until an attribute of it is asked for."""
+    class _Module:
+        """Stands for a module until an attribute of it is asked for."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
 
         def __getattr__(self, name: str) -> Any:
-            import torch as module
+            return getattr(importlib.import_module(self._name), name)
 
-            return getattr(module, name)
-
-    torch = _Torch()
+    torch, pandas = _Module("torch"), _Module("pandas")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from kdnotes.data import ImageData
-from kdnotes.probes.cast import Cast, Member
+from kdnotes.probes import base, representations
+from kdnotes.probes.base import Cast, Member
 
 CLASSES = 5
 TAPS = ("body.0", "body.1")
@@ -168,3 +170,11 @@ def values_of(items, arm: str, seed: int, measure: str, condition: str = ""):  #
         & (items["condition"] == condition)
     ]
     return rows.set_index("item")["value"]
+
+
+def in_batches(size: int, measure, *args, **options):  # type: ignore[no-untyped-def]
+    """What a probe finds when it reads so many images at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "BATCH_SIZE", size)
+        patch.setattr(representations, "BATCH_SIZE", size)
+        return measure(*args, **options)

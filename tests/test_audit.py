@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_book import files_under, kdnotes
 
-from kdnotes import data
+from kdnotes import data, probes
 from kdnotes.audit import measuring
 from kdnotes.book import results
 from kdnotes.errors import RequestError
@@ -64,7 +64,7 @@ def test_audit(tmp_path: Path, photos: Path) -> None:
     agreement = by_id["audit-agreement"]
     expected = 1 - table["independent", "", "agreement"]
     assert agreement["estimate"] == pytest.approx(expected)
-    measured = {(measure, condition) for measure, condition, _ in measuring.MAIN}
+    measured = {(each.name, each.condition) for each in probes.measures() if each.reported}
     assert {(claim["measure"], claim["condition"]) for claim in saved.claims} == measured
     assert saved.parameters["images"] == 24
     for path in out.iterdir():
@@ -119,7 +119,7 @@ def test_shifts_grow_with_the_images() -> None:
     from kdnotes import networks
     from kdnotes.data import ImageData
     from kdnotes.probes import crop_shift
-    from kdnotes.probes.cast import Cast, Member
+    from kdnotes.probes.base import Cast, Member
 
     pixels = torch.randint(256, (10, 3, 96, 96), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(10) % 2
@@ -130,7 +130,7 @@ def test_shifts_grow_with_the_images() -> None:
         for arm, network in zip(("teacher", "student"), built, strict=True)
     )
     cast = Cast(teacher, None, (student,), images.classes)
-    found = measuring.measured("crops and shifts", cast, images).table
+    found = crop_shift.measure(cast, images).table
     expected = crop_shift.measure_shifts(cast, images, shifts=(3, 6, 12, 24), primary=12).table
     shifts = expected[expected["measure"] == "same_answer"]
     conditions = {f"kind=shift,max={pixels}" for pixels in (3, 6, 12, 24, "primary")}
@@ -144,11 +144,11 @@ def test_networks_without_stages_are_told_apart() -> None:
     from dataclasses import replace
 
     from kdnotes import networks
-    from kdnotes.probes.cast import Cast, Member
+    from kdnotes.probes.base import Cast, Member
 
     network = networks.freeze(networks.build("vgg-small", 2, 0))
     member = Member("teacher", 0, network, ())
     cast = Cast(member, None, (replace(member, arm="student"),), ("even", "odd"))
-    for name in ("localization", "representations"):
+    for which in (probes.localization.PROPERTY, probes.representations.PROPERTY):
         with pytest.raises(RequestError, match="no stages with feature maps"):
-            measuring.measured(name, cast, None)  # type: ignore[arg-type]
+            measuring.measured(which, cast, None)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from asked import study_of
 
 from kdnotes.book import report, results
 from kdnotes.errors import RequestError
-from kdnotes.probes.outcome import ITEM_COLUMNS, Outcome
+from kdnotes.probes.base import ITEM_COLUMNS, Outcome
 
 
 def outcome(**values: list[float]) -> Outcome:

@@ -15,7 +15,7 @@ from asked import NOTEBOOKS, study_of
 
 from kdnotes import stats
 from kdnotes.errors import RequestError
-from kdnotes.probes.outcome import Outcome
+from kdnotes.probes.base import Outcome
 from kdnotes.stats import claims
 
 # Standard deviation of paired seed differences, as a share of images: the median of the claims of

@@ -8,15 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from probe_nets import frozen, member, small_cast, some_data, value_of
+from probe_nets import frozen, small_cast, some_data, value_of
 from torch import nn
 
 from kdnotes import networks, stats
 from kdnotes.data.views import to_float
-from kdnotes.probes import adversarial, architectures, fidelity, localization, representations
-from kdnotes.probes.architectures import ATTACK, MAP, PROPERTIES, extra_gains, under, with_maps
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.outcome import Outcome
+from kdnotes.errors import RequestError
+from kdnotes.probes import (
+    adversarial,
+    architectures,
+    cue_bias,
+    fidelity,
+    localization,
+    representations,
+)
+from kdnotes.probes.architectures import ATTACK, MAP, PROPERTIES, extra_gains
+from kdnotes.probes.base import Cast, Member, Outcome
 
 
 def built(arm: str, seed: int, name: str) -> Member:
@@ -41,7 +48,7 @@ def test_every_row_equals_that_of_the_probe_it_comes_from() -> None:
         fidelity.measure(cast, data),
         adversarial.measure(cast, data, eps=(4,)),
         localization.measure(cast, data),
-        localization.follows(cast, data),
+        cue_bias.follows(cast, data),
     ]
     rows = pd.concat([part.table for part in whole]).drop_duplicates(
         ["arm", "seed", "condition", "measure"]
@@ -93,10 +100,7 @@ def test_a_transformers_map_is_that_of_its_tokens() -> None:
     data = some_data(6, 32)
     images, labels = to_float(data.images), data.labels
     plain = built("teacher", 0, "vit-small")
-    mapped = with_maps(plain, data)
-    assert mapped is not None
-    assert torch.equal(mapped.network(images), plain.network(images))
-    maps, _ = localization.grad_cam(mapped.network, images, labels, mapped.taps)
+    maps, _ = localization.grad_cam(plain.network, images, labels, plain.taps)
     assert [tuple(each.shape) for each in maps.values()] == [(6, 4, 4)] * 4
     # By hand, token by token, in the network as it was.
     block = plain.network.get_submodule(plain.taps[-2])
@@ -116,53 +120,36 @@ def test_a_transformers_map_is_that_of_its_tokens() -> None:
         for column in range(4):
             token = tokens[:, 4 * row + column]
             expected[:, row, column] = (gradient.mean(1) * token).sum(1).clamp(min=0)
-    assert torch.allclose(maps[mapped.taps[-2]], expected, atol=1e-6)
-    assert plain.taps == networks.taps(plain.network)  # the original is left alone
-
-
-def test_a_bright_corner_lies_in_the_same_corner_of_the_map() -> None:
-    network = networks.freeze(networks.build("vit-small", 5, 0))
-    mapped = with_maps(Member("kl", 0, network, networks.taps(network)), some_data(1, 32))
-    assert mapped is not None
-    corner = torch.zeros(1, 3, 32, 32)
-    corner[:, :, 24:, :8] = 1  # below, on the left
-    with networks.tapped(mapped.network, mapped.taps[:1]) as outputs:
-        mapped.network(torch.cat([corner, torch.zeros(1, 3, 32, 32)]))
-    strongest = (outputs[mapped.taps[0]][0] - outputs[mapped.taps[0]][1]).norm(dim=0)
-    assert divmod(int(strongest.argmax()), 4) == (3, 0)
+    assert torch.allclose(maps[plain.taps[-2]], expected, atol=1e-6)
 
 
 def test_networks_without_a_readable_map_are_left_out() -> None:
     import timm
 
     data = some_data(4, 32)
-    small = member("kl", 0, small_cast().teacher.network)
-    assert with_maps(small, data) is small
-    for name, options in (
-        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}),  # reads its class token
-        (
-            "swin_tiny_patch4_window7_224",
-            {"img_size": 32, "patch_size": 2, "depths": (1, 1), "num_heads": (2, 2)},
-        ),
-    ):
-        body = timm.create_model(name, num_classes=5, embed_dim=24, **options)
-        network = frozen(networks.Normalized(body, (0.5,) * 3, (0.25,) * 3))
-        each = Member("teacher", 0, network, networks.taps(network))
-        assert with_maps(each, data) is None, name
+    body = timm.create_model(  # reads its class token
+        "vit_tiny_patch16_224", num_classes=5, embed_dim=24, img_size=32, patch_size=8
+    )
+    network = frozen(networks.Normalized(body, (0.5,) * 3, (0.25,) * 3))
+    each = Member("teacher", 0, network, networks.taps(network))
+    with pytest.raises(RequestError, match="Grad-CAM needs maps"):
+        localization.grad_cam(network, to_float(data.images), data.labels, each.taps)
     cast = replace(small_cast(), teacher=each, second_teacher=None)
     found = architectures.measure(cast, some_data(20, 32), pair="other", conflicts=None)
     assert "win_rate" not in set(found.table["measure"])
 
 
-def test_conditions_are_put_before_others() -> None:
-    table = pd.DataFrame(
-        {"arm": "kl", "seed": 0, "condition": ["", "a=1"], "measure": "m", "value": 1.0}
-    )
-    items = pd.DataFrame({"condition": pd.Categorical(["a=1", "", "a=1"]), "value": [1.0, 2, 3]})
-    moved = under(Outcome(table, items), "pair=x")
-    assert moved.table["condition"].tolist() == ["pair=x", "pair=x,a=1"]
-    assert moved.items["condition"].tolist() == ["pair=x,a=1", "pair=x", "pair=x,a=1"]
-    assert table["condition"].tolist() == ["", "a=1"]
+def test_channels_that_come_last_are_not_taken_for_cells() -> None:
+    import timm
+
+    size = {"img_size": 32, "patch_size": 2, "depths": (1, 1), "num_heads": (2, 2)}
+    body = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, embed_dim=24, **size)
+    network = frozen(networks.Normalized(body, (0.5,) * 3, (0.25,) * 3))
+    data, taps = some_data(4, 32), networks.taps(network)
+    maps, _ = localization.grad_cam(network, to_float(data.images), data.labels, taps)
+    with torch.inference_mode(), networks.tapped(network, taps) as outputs:
+        network(to_float(data.images))
+        assert [each.shape for each in maps.values()] == [outputs[tap].shape[:3] for tap in taps]
 
 
 def test_extra_gains_are_differences_of_differences_by_seed() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.path import Path
-from probe_nets import frozen, member, small_cast, some_data, value_of
+from probe_nets import frozen, in_batches, member, small_cast, some_data, value_of
 from sklearn.metrics import cohen_kappa_score, jaccard_score
 from torch import Tensor, nn
 
@@ -90,7 +90,7 @@ def test_class_iou_is_the_mean_jaccard_score() -> None:
 @pytest.mark.parametrize("grid", [2, 6])
 def test_measures_equal_a_direct_recount(grid: int) -> None:
     data, cast = some_data(), small_cast()
-    outcome = boundaries.measure(cast, {"a": data}, triplets=7, grid=grid, seed=3, batch_size=20)
+    outcome = in_batches(20, boundaries.measure, cast, {"a": data}, triplets=7, grid=grid, seed=3)
     planes, chosen = boundaries.planes_of(data, 7, seed=3)
     assert torch.equal(chosen, boundaries.triplets(data.labels, 7, seed=3))
     answers = {
@@ -172,7 +172,7 @@ def test_shifted_boundaries_disagree_on_the_strip_between_them() -> None:
 def test_arms_can_be_kept_to_some_domains_and_batches_do_not_matter() -> None:
     cast, domains = small_cast(), {"a": some_data(), "b": some_data(seed=1)}
     first, second = (
-        boundaries.measure(cast, domains, triplets=5, grid=4, batch_size=size).table
+        in_batches(size, boundaries.measure, cast, domains, triplets=5, grid=4).table
         for size in (16, 250)
     )
     assert np.allclose(first["value"], second["value"])

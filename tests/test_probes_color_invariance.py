@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from probe_nets import CLASSES, frozen, member, net, small_cast, some_data, value_of
+from probe_nets import CLASSES, frozen, in_batches, member, net, small_cast, some_data, value_of
 from torch import Tensor, nn
 
 from kdnotes.data.colors import jitter, rotate_hue
@@ -31,7 +31,7 @@ class ValueOnly(nn.Module):
 @pytest.mark.parametrize("condition", ["strength=0.3", "strength=0.6", "hue=90"])
 def test_measures_equal_a_direct_recount(condition: str) -> None:
     data, cast = some_data(), small_cast()
-    outcome = color_invariance.measure(cast, data, seed=3, batch_size=13)
+    outcome = in_batches(13, color_invariance.measure, cast, data, seed=3)
     images = to_float(data.images)
     kind, number = condition.split("=")
     if kind == "hue":
@@ -95,7 +95,7 @@ def test_all_networks_see_the_same_changes_whatever_the_batches() -> None:
     twin = member("kl", 9, cast.teacher.network)
     cast = replace(cast, members=(*cast.members, twin))
     first, second = (
-        color_invariance.measure(cast, data, hue_angles=(), batch_size=size) for size in (60, 7)
+        in_batches(size, color_invariance.measure, cast, data, hue_angles=()) for size in (60, 7)
     )
     assert first.items["prediction"].tolist() == second.items["prediction"].tolist()
     teachers, twins = (

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from probe_nets import frozen, member, net, small_cast, some_data, value_of, values_of
+from probe_nets import frozen, in_batches, member, net, small_cast, some_data, value_of, values_of
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
@@ -50,7 +50,7 @@ def expected(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> dict[
 
 def test_crops_equal_a_direct_recount() -> None:
     data, cast = some_data(), small_cast()
-    outcome = crop_shift.measure_crops(cast, data, seed=3, curve_count=20, batch_size=13)
+    outcome = in_batches(13, crop_shift.measure_crops, cast, data, seed=3, curve_count=20)
     images, corners = to_float(data.images), draw_places(60, 3)
     for scale, names, shown in (
         (0.3, ("scale=0.3",), np.arange(20) * 3),
@@ -75,7 +75,7 @@ def test_crops_equal_a_direct_recount() -> None:
 
 def test_shifts_equal_a_direct_recount() -> None:
     data, cast = some_data(), small_cast()
-    outcome = crop_shift.measure_shifts(cast, data, seed=5, primary=3, shifts=(3,), batch_size=17)
+    outcome = in_batches(17, crop_shift.measure_shifts, cast, data, seed=5, primary=3, shifts=(3,))
     images = to_float(data.images)
     enlarged = torch.from_numpy(
         np.pad(images.numpy(), ((0, 0), (0, 0), (1, 2), (1, 2)), mode="reflect")
@@ -210,7 +210,7 @@ def test_all_networks_see_the_same_views_whatever_the_batches() -> None:
     cast, data = small_cast(), some_data()
     cast = replace(cast, members=(*cast.members, member("kl", 9, cast.teacher.network)))
     for measure in (crop_shift.measure_crops, crop_shift.measure_shifts):
-        first, second = (measure(cast, data, batch_size=size) for size in (60, 7))
+        first, second = (in_batches(size, measure, cast, data) for size in (60, 7))
         assert first.items["prediction"].tolist() == second.items["prediction"].tolist()
         teachers, twins = (
             first.items.loc[(first.items["arm"] == arm) & (first.items["seed"] == seed), "value"]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from probe_nets import (
     CLASSES,
+    in_batches,
     lookup_cast,
     numbered_data,
     small_cast,
@@ -21,9 +22,9 @@ from probe_nets import (
 )
 
 from kdnotes.errors import RequestError
-from kdnotes.probes import cue_bias, localization
-from kdnotes.probes.cue_bias import accuracy, conflict_photos, shape_bias
-from kdnotes.probes.outcome import Outcome
+from kdnotes.probes import accuracy, cue_bias, localization
+from kdnotes.probes.base import Outcome
+from kdnotes.probes.cue_bias import conflict_photos, follows, shape_bias
 
 # Digit and marker of six images (the last has no conflict), and the answers of a student.
 DIGIT = torch.tensor([0, 1, 2, 3, 4, 2])
@@ -72,8 +73,8 @@ def test_shares_of_a_case_counted_by_hand() -> None:
 
 def test_the_same_numbers_as_the_chapter_on_localization() -> None:
     cast, data = small_cast(), some_data()
-    here = cue_bias.measure(cast, data, condition="conflict,teacher=marker", batch_size=17)
-    there = localization.follows(cast, data)
+    here = in_batches(17, cue_bias.measure, cast, data, condition="conflict,teacher=marker")
+    there = cue_bias.follows(cast, data)
     for each in cast.everyone():
         bias = value_of(here.table, each.arm, each.seed, "shape_bias", "conflict,teacher=marker")
         follows = value_of(there.table, each.arm, each.seed, "follows_digit", "conflict")
@@ -105,10 +106,10 @@ def test_shape_bias_equals_model_vs_humans_way_of_counting() -> None:
 
 def test_accuracy_on_ordinary_images() -> None:
     cast, data = hand_made()
-    plain = accuracy(cast, data)
+    plain = accuracy.measure(cast, data)
     assert value_of(plain.table, "kl", 0, "accuracy") == pytest.approx(4 / 6)
     assert len(plain.items) == 4 * 6
-    other = accuracy(cast, data, condition="teacher=marker")
+    other = accuracy.measure(cast, data).under("teacher=marker")
     assert value_of(other.table, "kl", 0, "accuracy", "teacher=marker") == pytest.approx(4 / 6)
     joined = Outcome.combine([plain, other, cue_bias.measure(cast, data)])
     assert list(joined.items["measure"].cat.categories) == ["accuracy", "shape_bias"]
@@ -201,3 +202,45 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = photos(tmp_path, ["cat/cat1-dog2.png", "cat/holiday.jpg"])
     with pytest.raises(RequestError, match=r"classes \(0, 1\); the first is cat/cat1-dog2.png"):
         conflict_photos(folder, ("0", "1"), 16)
+
+
+def test_following_cues_by_hand() -> None:
+    digits, markers = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 1, 0, 0, 3, 2])
+    answers = torch.tensor([0, 1, 0, 4, 4, 2])  # digit, no conflict, marker, neither, digit, marker
+    cast = lookup_cast(
+        {
+            ("teacher", 0): torch.nn.functional.one_hot(digits, 5).float(),
+            ("kl", 0): torch.nn.functional.one_hot(answers, 5).float(),
+        }
+    )
+    data = numbered_data(digits, digit=digits, marker=markers)
+    outcome = follows(cast, data)
+    assert value_of(outcome.table, "teacher", 0, "follows_digit", "conflict") == 1
+    assert value_of(outcome.table, "kl", 0, "follows_digit", "conflict") == 0.5
+    assert value_of(outcome.table, "kl", 0, "follows_marker", "conflict") == 0.5
+    assert value_of(outcome.table, "kl", 0, "follows_either", "conflict") == 0.8
+    values = values_of(outcome.items, "kl", 0, "follows_digit", "conflict")
+    assert values.index.tolist() == [0, 2, 3, 4, 5]
+    assert values.drop(3).to_dict() == {0: 1, 2: 0, 4: 1, 5: 0}
+    assert np.isnan(values[3])
+
+
+def test_maps_and_followed_cues_go_into_one_table() -> None:
+    # the same networks on other images: the condition keeps the two sets of images apart
+    cast, data = small_cast(), some_data()
+    factors = {"digit": data.labels, "marker": data.labels.roll(1)}
+    parts = [localization.measure(cast, data), follows(cast, replace(data, factors=factors))]
+    joined = Outcome.combine(parts)
+    assert len(joined.table) == sum(len(part.table) for part in parts)
+    share = joined.items.query("condition == 'conflict' and measure == 'follows_digit'")
+    assert (data.labels.numpy()[share["item"]] != data.labels.roll(1).numpy()[share["item"]]).all()
+    assert {*share["arm"]} == {each.arm for each in cast.everyone()}
+
+
+def test_following_cues_needs_factors_in_conflict() -> None:
+    labels = torch.tensor([0, 1])
+    cast = lookup_cast({("teacher", 0): torch.eye(5)[:2]})
+    with pytest.raises(RequestError, match="no factor 'hue'; it has digit"):
+        follows(cast, numbered_data(labels, digit=labels), cues=("digit", "hue"))
+    with pytest.raises(RequestError, match="never name different classes"):
+        follows(cast, numbered_data(labels, digit=labels, marker=labels))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from probe_nets import frozen, member, net, small_cast, some_data, value_of
+from probe_nets import frozen, in_batches, member, net, small_cast, some_data, value_of
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ class BrightnessOnly(nn.Module):
 
 def test_measures_equal_a_direct_recount() -> None:
     cast, domains = small_cast(), two_domains()
-    outcome = domain_accuracy.measure(cast, domains, grey_arms=("kl",), batch_size=13)
+    outcome = in_batches(13, domain_accuracy.measure, cast, domains, grey_arms=("kl",))
     for name, data in domains.items():
         images, labels = to_float(data.images), data.labels
         where = f"domain={name}"
@@ -91,7 +91,7 @@ def test_batches_without_colour_do_not_lose_images() -> None:
     )
     cast = small_cast()
     tables = [
-        domain_accuracy.measure(cast, {"m": mixed}, grey_arms=("kl",), batch_size=size).table
+        in_batches(size, domain_accuracy.measure, cast, {"m": mixed}, grey_arms=("kl",)).table
         for size in (10, 60)
     ]
     assert tables[0].equals(tables[1])

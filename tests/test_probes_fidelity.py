@@ -11,8 +11,7 @@ from probe_nets import lookup_cast, numbered_data, small_cast, some_data, value_
 from sklearn.metrics import cohen_kappa_score
 
 from kdnotes.probes import fidelity
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import all_logits
+from kdnotes.probes.base import Cast, Member, all_logits
 
 LABELS = torch.tensor([0, 1, 2, 3])
 

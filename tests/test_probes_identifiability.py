@@ -83,11 +83,11 @@ def test_enough_points_recover_the_teacher_and_fewer_do_not() -> None:
 
 def test_the_toys_boundary_touches_the_circles_of_three_points_only() -> None:
     toy = identifiability.toy(seed=1)
-    assert torch.allclose(toy.distilled_three, toy.teacher.expand(12, 3), atol=1e-9)
-    assert toy.distilled_two.std(0).min() > 0.01
+    assert torch.allclose(toy.students["logits of three"], toy.teacher.expand(12, 3), atol=1e-9)
+    assert toy.students["logits of two"].std(0).min() > 0.01
     assert toy.labels[toy.lessons].tolist() == [0, 0, 1]
     shown = identifiability.with_ones(toy.points[toy.lessons])
-    right = toy.labels[toy.lessons].bool() == (shown @ toy.independent.T > 0).T
+    right = toy.labels[toy.lessons].bool() == (shown @ toy.students["labels of three"].T > 0).T
     assert right.all()
     # The distance to a line, worked out with its nearest point.
     direction, shift = toy.teacher[:2], toy.teacher[2]

@@ -14,10 +14,9 @@ from probe_nets import (
     TAPS,
     SmallNet,
     frozen,
-    lookup_cast,
+    in_batches,
     member,
     net,
-    numbered_data,
     small_cast,
     some_data,
     value_of,
@@ -30,17 +29,15 @@ from kdnotes.data import ImageData
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import localization
-from kdnotes.probes.cast import Cast
+from kdnotes.probes.base import Cast
 from kdnotes.probes.localization import (
     cosine,
     energy_ratio,
-    follows,
     grad_cam,
     rank_correlation,
     top_iou,
     upsample,
 )
-from kdnotes.probes.outcome import Outcome
 
 LAST = "layer=last,class=true"
 
@@ -160,7 +157,7 @@ def test_energy_of_even_and_of_empty_maps() -> None:
 
 def test_win_rates_equal_a_plain_loop_over_captums_maps() -> None:
     data, cast = some_data(), small_cast()
-    outcome = localization.measure(cast, data, batch_size=17)
+    outcome = in_batches(17, localization.measure, cast, data)
     members = list(cast.everyone())
     for layer, index in (("last", -1), ("earlier", -2)):
         for of in ("true", "predicted"):
@@ -285,7 +282,7 @@ def test_maps_of_other_sizes_are_brought_to_the_teachers() -> None:
 
 def test_items_do_not_depend_on_the_batch_size() -> None:
     first, second = (
-        localization.measure(small_cast(), some_data(), batch_size=size) for size in (60, 11)
+        in_batches(size, localization.measure, small_cast(), some_data()) for size in (60, 11)
     )
     keys = ["item", "arm", "seed", "condition", "measure"]
     merged = first.items.merge(second.items, on=keys, validate="one_to_one")
@@ -317,45 +314,3 @@ def test_wrong_requests_name_what_is_wrong() -> None:
     tiny = some_data(8, size=8)
     with pytest.raises(RequestError, match=r"'body.1' gives maps of 2 x 2 cells"):
         localization.measure(cast, tiny)
-
-
-def test_following_cues_by_hand() -> None:
-    digits, markers = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 1, 0, 0, 3, 2])
-    answers = torch.tensor([0, 1, 0, 4, 4, 2])  # digit, no conflict, marker, neither, digit, marker
-    cast = lookup_cast(
-        {
-            ("teacher", 0): nn.functional.one_hot(digits, 5).float(),
-            ("kl", 0): nn.functional.one_hot(answers, 5).float(),
-        }
-    )
-    data = numbered_data(digits, digit=digits, marker=markers)
-    outcome = follows(cast, data)
-    assert value_of(outcome.table, "teacher", 0, "follows_digit", "conflict") == 1
-    assert value_of(outcome.table, "kl", 0, "follows_digit", "conflict") == 0.5
-    assert value_of(outcome.table, "kl", 0, "follows_marker", "conflict") == 0.5
-    assert value_of(outcome.table, "kl", 0, "follows_either", "conflict") == 0.8
-    values = values_of(outcome.items, "kl", 0, "follows_digit", "conflict")
-    assert values.index.tolist() == [0, 2, 3, 4, 5]
-    assert values.drop(3).to_dict() == {0: 1, 2: 0, 4: 1, 5: 0}
-    assert math.isnan(values[3])
-
-
-def test_maps_and_followed_cues_go_into_one_table() -> None:
-    # the same networks on other images: the condition keeps the two sets of images apart
-    cast, data = small_cast(), some_data()
-    factors = {"digit": data.labels, "marker": data.labels.roll(1)}
-    parts = [localization.measure(cast, data), follows(cast, replace(data, factors=factors))]
-    joined = Outcome.combine(parts)
-    assert len(joined.table) == sum(len(part.table) for part in parts)
-    share = joined.items.query("condition == 'conflict' and measure == 'follows_digit'")
-    assert (data.labels.numpy()[share["item"]] != data.labels.roll(1).numpy()[share["item"]]).all()
-    assert {*share["arm"]} == {each.arm for each in cast.everyone()}
-
-
-def test_following_cues_needs_factors_in_conflict() -> None:
-    labels = torch.tensor([0, 1])
-    cast = lookup_cast({("teacher", 0): torch.eye(5)[:2]})
-    with pytest.raises(RequestError, match="no factor 'hue'; it has digit"):
-        follows(cast, numbered_data(labels, digit=labels), cues=("digit", "hue"))
-    with pytest.raises(RequestError, match="never name different classes"):
-        follows(cast, numbered_data(labels, digit=labels, marker=labels))

@@ -9,7 +9,14 @@ import pytest
 from probe_nets import related_cast, small_cast, some_data, value_of
 
 from kdnotes import stats
-from kdnotes.probes import adversarial, color_invariance, fidelity, localization, matched
+from kdnotes.probes import (
+    accuracy,
+    adversarial,
+    color_invariance,
+    cue_bias,
+    fidelity,
+    matched,
+)
 
 
 def test_rows_are_those_of_the_other_probes() -> None:
@@ -26,7 +33,7 @@ def test_rows_are_those_of_the_other_probes() -> None:
             "",
         ),
         (fidelity.measure(cast, data).table, "accuracy", "", "cast=cues"),
-        (localization.follows(cast, other).table, "follows_digit", "conflict", "cast=cues"),
+        (cue_bias.follows(cast, other).table, "follows_digit", "conflict", "cast=cues"),
         (fidelity.measure(cast, other).table, "accuracy", "", "cast=jitter"),
         (
             color_invariance.measure(cast, other, hue_angles=(), primary=0.4).table,
@@ -54,16 +61,6 @@ def test_casts_can_be_left_out() -> None:
     table = matched.measure((small_cast(), some_data()), steps=1).table
     assert not table["condition"].str.startswith("cast=").any()
     assert {"accuracy", "agreement", "fooling_rate"} <= set(table["measure"])
-
-
-def test_within_names_conditions_of_rows_and_items_alike() -> None:
-    outcome = matched.accuracy(small_cast(), some_data())
-    named = matched.within(outcome, "cast=x")
-    assert set(named.table["condition"]) == {"cast=x"} == set(named.items["condition"])
-    assert named.items["condition"].dtype == "category"
-    twice = matched.within(named, "run=1")
-    assert set(twice.items["condition"]) == {"run=1,cast=x"}
-    assert set(outcome.table["condition"]) == {""}
 
 
 def make_table(rows: dict[tuple[str, int], tuple[float, float]]) -> pd.DataFrame:
@@ -112,7 +109,7 @@ def test_the_reference_is_compared_with_its_next_seed() -> None:
 def test_gains_of_a_measured_cast() -> None:
     cast = small_cast()
     twin = replace(cast, members=(*cast.members[:3], replace(cast.members[0], arm="kl")))
-    table = matched.accuracy(twin, some_data()).table
+    table = accuracy.measure(twin, some_data()).table
     table = pd.concat([table, table.assign(measure="agreement")], ignore_index=True)
     rows = matched.gains(table, "agreement", arms=("kl",))
     assert rows[["accuracy_gain", "inheritance"]].to_numpy().tolist() == [[0, 0]]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
-from probe_nets import TAPS, frozen, member, net, small_cast, some_data, value_of
+from probe_nets import TAPS, frozen, in_batches, member, net, small_cast, some_data, value_of
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -17,13 +17,18 @@ from kdnotes import networks
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import representations
-from kdnotes.probes.cast import Member
-from kdnotes.probes.outcome import Outcome
-from kdnotes.probes.representations import cka, corresponding, layers_of
+from kdnotes.probes.base import Member, Outcome
+from kdnotes.probes.representations import alignment, corresponding, gram, layers_of
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cka(first: Tensor, second: Tensor, debiased: bool = True) -> float:
+    """Linear CKA of two layers' outputs for the same images."""
+    centred = representations.u_centred if debiased else representations.doubly_centred
+    return alignment(centred(gram(first)), centred(gram(second)))
 
 
 def hsic_of_song(first: NDArray, second: NDArray) -> float:
@@ -102,18 +107,14 @@ def test_products_in_single_precision_are_those_in_double(shape: tuple[int, ...]
     assert torch.allclose(inner, representations.gram(layer), rtol=1e-5, atol=1e-5)
 
 
-def test_a_layer_that_says_nothing_has_no_value_and_wrong_requests_are_refused() -> None:
+def test_a_layer_that_says_nothing_has_no_value() -> None:
     assert np.isnan(cka(torch.ones(6, 3), random(6, 3)))
-    with pytest.raises(RequestError, match="at least 4 images, not 3"):
-        cka(random(3, 2), random(3, 2))
-    with pytest.raises(ValueError, match="5 and 6 images"):
-        cka(random(5, 2), random(6, 2))
 
 
 def test_the_measures_equal_the_dense_formula_over_batches() -> None:
     data, cast = some_data(), small_cast()
     size = 25  # batches of 25, 25 and 10
-    table = representations.measure(cast, data, batch_size=size).table
+    table = in_batches(size, representations.measure, cast, data).table
     images = to_float(data.images)
     student = cast.arm("kl")[0]
     shared, own = np.zeros((4, 4)), np.zeros((2, 4))
@@ -141,7 +142,7 @@ def test_the_measures_equal_the_dense_formula_over_batches() -> None:
 def test_a_network_with_itself_is_one_in_any_order_of_images() -> None:
     data, cast = some_data(), small_cast()
     cast = replace(cast, members=(*cast.members, member("kl", 9, cast.teacher.network)))
-    table = representations.measure(cast, data, batch_size=13).table
+    table = in_batches(13, representations.measure, cast, data).table
     for layer in ("1", "2", "features", "logits"):
         condition = f"teacher_layer={layer},student_layer={layer}"
         assert value_of(table, "teacher", 0, "cka", condition) == pytest.approx(1)
@@ -151,7 +152,7 @@ def test_a_network_with_itself_is_one_in_any_order_of_images() -> None:
     # Both networks always see the same images, so their order matters through the batches only.
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     whole, mixed = (
-        representations.measure(cast, each, batch_size=60).table["value"]
+        in_batches(60, representations.measure, cast, each).table["value"]
         for each in (data, data.subset(order))
     )
     assert np.allclose(whole, mixed, atol=1e-6)
@@ -159,8 +160,8 @@ def test_a_network_with_itself_is_one_in_any_order_of_images() -> None:
 
 def test_left_over_images_count_for_accuracy_only() -> None:
     data, cast = some_data(), small_cast()
-    outcome = representations.measure(cast, data, batch_size=29)  # 29, 29 and 2
-    fewer = representations.measure(cast, data.subset(torch.arange(58)), batch_size=29)
+    outcome = in_batches(29, representations.measure, cast, data)  # 29, 29 and 2
+    fewer = in_batches(29, representations.measure, cast, data.subset(torch.arange(58)))
     rows = outcome.table["measure"].str.startswith("cka")
     assert np.allclose(outcome.table[rows]["value"], fewer.table[rows]["value"])
     assert (outcome.items["measure"] == "accuracy").all()
@@ -196,7 +197,7 @@ def test_networks_of_other_depth_are_matched_by_relative_depth() -> None:
 
 def test_the_number_of_images_moves_the_biased_value() -> None:
     data, cast = some_data(), small_cast()
-    counted = representations.by_count(cast, data, counts=(10, 20, 5000), batch_size=17)
+    counted = in_batches(17, representations.by_count, cast, data, counts=(10, 20, 5000))
     Outcome.combine([representations.measure(cast, data), counted])
     table = counted.table
     assert set(table["condition"]) == {"images=10", "images=20", "images=60"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from probe_nets import frozen, member, net, related_cast, some_data, value_of, values_of
+from probe_nets import frozen, in_batches, member, net, related_cast, some_data, value_of, values_of
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
@@ -55,7 +55,7 @@ def answers_by_domain(network: nn.Module, seed: int = 3) -> dict[str, np.ndarray
 @pytest.mark.filterwarnings("ignore:A single label", "ignore:`y1`, `y2` and `labels`")
 def test_measures_equal_a_direct_recount() -> None:
     data, cast = some_data(), related_cast()
-    outcome = unseen_domains.measure(cast, data, seed=3, batch_size=13)
+    outcome = in_batches(13, unseen_domains.measure, cast, data, seed=3)
     labels = data.labels.numpy()
     teachers = answers_by_domain(cast.teacher.network)
     table = outcome.table
@@ -137,7 +137,7 @@ def test_without_a_mask_silhouettes_are_cut_by_brightness() -> None:
 
 def test_answers_do_not_depend_on_batches_and_change_with_the_seed() -> None:
     cast, data = related_cast(), some_data()
-    first, second = (unseen_domains.measure(cast, data, batch_size=size) for size in (60, 7))
+    first, second = (in_batches(size, unseen_domains.measure, cast, data) for size in (60, 7))
     assert first.items["value"].tolist() == second.items["value"].tolist()
     other = unseen_domains.measure(cast, data, seed=1)
     assert other.items["value"].tolist() != first.items["value"].tolist()

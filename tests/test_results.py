@@ -16,7 +16,7 @@ import pytest
 from kdnotes import paths
 from kdnotes.book import results
 from kdnotes.errors import RequestError
-from kdnotes.probes.outcome import Outcome
+from kdnotes.probes.base import Outcome
 from kdnotes.stats import claims
 
 CLAIM: dict[str, Any] = {

@@ -12,42 +12,9 @@ from typing import TYPE_CHECKING, Any
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from kdnotes.data import ImageData
-    from kdnotes.probes.cast import Cast, Member
-    from kdnotes.probes.outcome import Outcome
+    from kdnotes.probes.base import Cast, Member, Outcome, Property
 
-# What is reported, in this order: measure, condition, and how to read it. All else is in the table.
-MAIN = (
-    ("accuracy", "", "share of right answers"),
-    ("agreement", "", "share of answers that are the teacher's"),
-    ("agreement_on_teacher_errors", "", "the same, where the teacher is wrong"),
-    ("win_rate", "layer=last,class=true", "looks more like the teacher than its twin; .5: chance"),
-    ("cam_cosine", "layer=last,class=true", "likeness of its Grad-CAM maps to the teacher's"),
-    ("cam_cosine", "layer=earlier,class=true", "the same, one stage earlier"),
-    ("fooling_rate", "attack=teacher,eps=primary", "fooled by images crafted on the teacher"),
-    ("fooling_rate", "attack=noise,eps=primary", "fooled by noise of that size"),
-    ("same_answer", "strength=primary", "keeps its answer when colours change"),
-    ("accuracy_after", "strength=primary", "right after colours change"),
-    ("same_answer", "kind=crop,scale=primary", "gives two crops of an image the same answer"),
-    ("same_answer", "kind=shift,max=primary", "gives two shifts of an image the same answer"),
-    ("consensus", "domain=unseen", "the teacher's answer to sketches, silhouettes and the like"),
-    ("accuracy", "domain=unseen", "right about sketches, silhouettes and the like"),
-    ("cka_last", "", "likeness (CKA) of its last stage to the teacher's"),
-)
-# What is measured: the name that reports give it, and the probe.
-PROPERTIES = {
-    "fidelity": "fidelity",
-    "localization": "localization",
-    "adversarial": "adversarial",
-    "colour invariance": "color_invariance",
-    "crops and shifts": "crop_shift",
-    "unseen domains": "unseen_domains",
-    "representations": "representations",
-}
-NEED_MAPS = ("localization", "representations")
-BOOK_SIDE = 32  # pixels along a side of the book's images; shifts grow with larger ones
 CRITERION = "95% interval over images, for these very networks"
 
 
@@ -73,16 +40,15 @@ def run(
     out: Callable[[], Path] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Audit:
-    """Measure every property on the test images of a folder.
+    """Measure every property that is declared for audits on the test images of a folder.
 
     Models are written as `networks.load_user_model` reads them. ``size`` and ``count`` are the side
     of the images in pixels and how many of them; ``skip_damaged`` leaves out files that cannot be
     read instead of refusing the folder. ``out`` is called when the request has proved right and
     before anything is measured. Raises RequestError.
     """
-    from kdnotes import data
-    from kdnotes.probes.cast import Cast
-    from kdnotes.probes.outcome import Outcome
+    from kdnotes import data, probes
+    from kdnotes.probes.base import Cast, Outcome
 
     for name, value in (("size", size), ("images", count)):
         if value is not None and value < 1:
@@ -102,39 +68,32 @@ def run(
         out()
     parts: list[Outcome] = []
     skipped = {}
-    for name in PROPERTIES:
-        report(f"measuring {name} on {len(images)} images")
+    for which in probes.properties():
+        if not which.audited:
+            continue
+        report(f"measuring {which.title} on {len(images)} images")
         try:
-            found = measured(name, cast, images)
+            found = measured(which, cast, images)
         except RequestError as error:  # such as a network without feature maps
-            skipped[name] = str(error)
-        else:
-            parts.append(_without_accuracy(found) if parts else found)
+            skipped[which.title] = str(error)
+        else:  # every probe measures the accuracy on the images as they are anew
+            parts.append(found.without_accuracy() if parts else found)
     outcome = Outcome.combine(parts)
     claims = list(_comparisons(outcome, independent is not None))
     parameters = given | {"data": folder, "images": len(images), "size": images.size}
     return Audit(outcome, claims, skipped, parameters, time.perf_counter() - started)
 
 
-def measured(name: str, cast: Cast, images: ImageData) -> Outcome:
-    """What the probe of one of `PROPERTIES` finds; raises RequestError as it does."""
-    from kdnotes import probes
-    from kdnotes.probes.outcome import Outcome
-
-    if name in NEED_MAPS and not all(member.taps for member in cast.everyone()):
+def measured(which: Property, cast: Cast, images: ImageData) -> Outcome:
+    """What one property's probe finds. Raises RequestError where networks lack what it needs."""
+    if "maps" in which.needs and not all(member.taps for member in cast.everyone()):
         raise RequestError("no stages with feature maps can be found in one of the networks")
-    probe = getattr(probes, PROPERTIES[name])
-    if name != "crops and shifts":
-        return probe.measure(cast, images)
-    unit = max(1, images.size // BOOK_SIDE)
-    shifts = [unit * shift for shift in probe.SHIFTS]
-    shifted = probe.measure_shifts(cast, images, shifts=shifts, primary=4 * unit)
-    return Outcome.combine([probe.measure_crops(cast, images), _without_accuracy(shifted)])
+    return which.measure(cast, images)
 
 
 def _member(arm: str, text: str, classes: int) -> Member:
     from kdnotes import networks
-    from kdnotes.probes.cast import Member
+    from kdnotes.probes.base import Member
     from kdnotes.study.resolving import resolve_device
 
     try:
@@ -148,35 +107,28 @@ def _member(arm: str, text: str, classes: int) -> Member:
     return Member(arm, 0, network, taps)
 
 
-def _without_accuracy(part: Outcome) -> Outcome:
-    """Without the accuracy on the images as they are: every probe measures it anew."""
-    from kdnotes.probes.outcome import Outcome
-
-    def rest(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[(frame["measure"] != "accuracy") | (frame["condition"] != "")]
-
-    return Outcome(rest(part.table), rest(part.items))
-
-
 def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, Any]]:
-    from kdnotes import stats
+    from kdnotes import probes, stats
 
     table = outcome.table
-    for measure, condition, meaning in MAIN:
-        rows = table[(table["measure"] == measure) & (table["condition"] == condition)]
+    for shown in probes.measures():
+        if not shown.reported:
+            continue
+        name, condition = shown.name, shown.condition
+        rows = table[(table["measure"] == name) & (table["condition"] == condition)]
         values = dict(zip(rows["arm"], rows["value"], strict=True))
         if "student" not in values:  # a property that could not be measured
             continue
-        reference: str | float | None = "independent" if has_independent else None
-        if measure == "win_rate":
-            reference = 0.5
-        tables = (table, outcome.items, measure, condition)
+        reference: str | float | None = None
+        if has_independent:  # what is relative to the twin itself is compared with chance
+            reference = "independent" if "independent" in values else shown.chance
+        tables = (table, outcome.items, name, condition)
         found = stats.contrast(*tables, "student", reference or 0.0)
         yield {
-            "id": f"audit-{measure}" + (f"-{condition}" if condition else ""),
-            "measure": measure,
+            "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
+            "measure": name,
             "condition": condition,
-            "meaning": meaning,
+            "meaning": shown.label,
             "values": values,
             "reference": reference,
             "estimate": found.estimate,

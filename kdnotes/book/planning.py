@@ -15,7 +15,7 @@ from kdnotes.book.parameters import Parameter
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
-    from kdnotes.probes.cast import Cast
+    from kdnotes.probes.base import Cast
     from kdnotes.study import Plan, Study
 
 CAST = "cast"
@@ -73,7 +73,7 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Study:
 def trained(plan: Plan) -> Cast:
     """The networks of a plan, trained if they are not there yet, with progress shown."""
     from kdnotes import networks
-    from kdnotes.probes.cast import Cast, Member
+    from kdnotes.probes.base import Cast, Member
     from kdnotes.training import cache
 
     plan.study.train()

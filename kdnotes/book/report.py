@@ -15,7 +15,7 @@ from kdnotes.training import cache
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdnotes.probes.outcome import Outcome
+    from kdnotes.probes.base import Outcome
     from kdnotes.study import Study
 
 

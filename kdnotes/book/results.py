@@ -23,7 +23,7 @@ from kdnotes.errors import RequestError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdnotes.probes.outcome import Outcome
+    from kdnotes.probes.base import Outcome
 
 COLUMNS = ("chapter", "arm", "seed", "condition", "measure", "value")
 ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "measure", "value")

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError, RunFailedError
 
 if TYPE_CHECKING:
+    from kdnotes.stats.claims import Claim
     from kdnotes.study import Study
     from kdnotes.training.cache import Planned
 
@@ -126,15 +128,38 @@ def chapters(only: Sequence[str] = ()) -> list[Chapter]:
 def request(which: Chapter, given: Mapping[str, str]) -> Request:
     """A chapter with the texts given for its parameters, everything about them checked.
 
-    Raises RequestError for an unknown name, a wrong type, or what the study cannot do.
+    Raises RequestError for an unknown name, a wrong type, what the study cannot do, or a claim of
+    the chapter that no probe could decide.
     """
     # Relative before anything else, so that checks and notebook see the same value.
     values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
+    check_claims(which.name)
     different = {
         name: value for name, value in values.items() if value != which.parameters[name].default
     }
     study = planning.planned(which.name, which.path, which.parameters, different)
     return Request(which, different, study)
+
+
+def check_claims(chapter: str) -> None:
+    """Raise RequestError for a claim of the chapter on a measure that no probe declares."""
+    from kdnotes import probes
+
+    path = paths.root() / "book" / "claims.yml"
+    for claim in _claims(path, path.stat().st_mtime_ns) if path.is_file() else ():
+        try:
+            if claim.chapter == chapter:
+                probes.check_measure(claim.measure, claim.condition)
+        except RequestError as error:
+            raise RequestError(f"{path.name}, claim {claim.id!r}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _claims(path: Path, changed: int) -> tuple[Claim, ...]:
+    """All claims of a file, read once for all chapters while it does not change."""
+    from kdnotes.stats import claims
+
+    return claims.load(path=path)
 
 
 def with_preset(given: Mapping[str, str], preset: str | None) -> dict[str, str]:

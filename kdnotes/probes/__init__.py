@@ -1,32 +1,60 @@
-"""One module per property: a cast and data in, a tidy table out."""
+"""One module per property: a cast and data in, a tidy table out, and what it measures declared.
+
+Modules are found by looking into this folder; reading all declarations does not import torch.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import pkgutil
+from functools import lru_cache
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-_SUBMODULES = (
-    "adversarial",
-    "architectures",
-    "boundaries",
-    "color_invariance",
-    "crop_shift",
-    "cue_bias",
-    "domain_accuracy",
-    "dose",
-    "fidelity",
-    "group_accuracy",
-    "identifiability",
-    "localization",
-    "matched",
-    "outcome",
-    "representations",
-    "unseen_domains",
-)
-__all__ = list(_SUBMODULES)
+from kdnotes.errors import RequestError
+
+if TYPE_CHECKING:
+    from kdnotes.probes.base import Measure, Property
+
+_MODULES = tuple(module.name for module in pkgutil.iter_modules(__path__))
+__all__ = [*_MODULES, "check_measure", "measures", "properties"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@lru_cache(maxsize=1)
+def properties() -> tuple[Property, ...]:
+    """What every module of this folder declares as its ``PROPERTY``, in the order of reports."""
+    modules = (importlib.import_module(f"{__name__}.{name}") for name in _MODULES)
+    declared = (module.PROPERTY for module in modules if hasattr(module, "PROPERTY"))
+    return tuple(sorted(declared, key=lambda each: each.rank))
+
+
+def measures() -> tuple[Measure, ...]:
+    """Every measure of every property, in the order of reports."""
+    return tuple(measure for each in properties() for measure in each.measures)
+
+
+def check_measure(name: str, condition: str = "") -> None:
+    """Raise RequestError unless a probe declares the measure, and can take it under the condition.
+
+    The message names the measures, or the conditions, that come near.
+    """
+    declared = [measure for measure in measures() if measure.name == name]
+    if not declared:
+        known = sorted({measure.name for measure in measures()})
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise RequestError(f"no probe measures {name!r}; declared: {', '.join(near)}")
+    if not any(measure.is_measured_under(condition) for measure in declared):
+        under = dict.fromkeys(
+            each for measure in declared for each in (measure.condition, *measure.others)
+        )
+        raise RequestError(
+            f"{name!r} is not measured under {condition!r}; it is under "
+            f"{', '.join(map(repr, under))}, and under these after cast=NAME or pair=NAME"
+        )

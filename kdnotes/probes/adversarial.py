@@ -7,22 +7,55 @@ crafted once for each attacked network, then shown to all others.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
-
-from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of, record_accuracy
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdnotes.data import ImageData
 
 Method = Literal["i-fgsm", "pgd"]
 NOT_SHOWN = -1  # in place of an answer, where an image was not kept
+
+
+def condition(attack: str = "teacher", size: int | None = None) -> str:
+    """What is measured on images crafted on a network (or "noise"), at a size in 255ths.
+
+    Without a size, at the primary one; without an attack, what compares attacks.
+    """
+    at = "eps=primary" if size is None else f"eps={size}/255"
+    return f"attack={attack},{at}" if attack else at
+
+
+def positions(sizes: Sequence[int], attack: str = "teacher") -> dict[str, float]:
+    """Sizes of a change, as shares of the pixels' range, by their conditions."""
+    return {condition(attack, size): size / 255 for size in sorted(sizes)}
+
+
+ATTACKS = ("attack=*,eps=*",)
+MEASURES = (
+    Alike("fooling_rate", "is fooled by the same images", condition(), ATTACKS, True),
+    Measure("fooling_rate", "is fooled by noise of that size", condition("noise"), reported=True),
+    Alike("same_wrong_class", "is led to the teacher's own mistake", condition(), ATTACKS),
+    Alike(
+        "double_difference",
+        "is fooled by its teacher's images more than by a foreign network's",
+        condition(""),
+        unit="difference of shares",
+        low=-1.0,
+        chance=0.0,
+        twin=None,
+    ),
+    Measure("attack_success", "is misled by the attack on itself", condition(), ATTACKS),
+)
 
 
 def measure(
@@ -32,21 +65,16 @@ def measure(
     eps: Sequence[int] = (2, 4, 8),
     primary: int = 4,
     steps: int = 5,
-    relative_step: float = 0.25,
-    method: Method = "i-fgsm",
     foreign: Member | None = None,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Fooling rates of all networks on images crafted on the teacher, and on controls.
 
     eps: sizes of the change in 255ths; ``primary`` is the one fixed beforehand, added if it is not
     among them. An image is kept when it changes the answer of the network it was crafted on, right
-    or wrong. Conditions: ``attack=teacher,eps=E/255`` for every size, and at the primary size
-    ``attack=teacher,eps=primary``, ``attack=second-teacher,eps=primary``,
-    ``attack=foreign,eps=primary`` (crafted on the network ``foreign``, of the students'
-    architecture) and ``attack=noise,eps=primary`` (random signs, on the images kept from the
-    teacher's attack). For ``pgd``, ``method=pgd`` stands between the two. Measures:
+    or wrong. Conditions: see `condition`; ``attack=teacher`` for every size, and at the primary
+    size ``attack=second-teacher``, ``attack=foreign`` (crafted on the network ``foreign``, of the
+    students' architecture) and ``attack=noise`` (random signs, on the images kept from the
+    teacher's attack). Measures:
 
     - ``attack_success``: of the attacked network itself, share of all images that are kept.
     - ``fooling_rate``: of every other network, does its answer to a kept image differ from that to
@@ -54,70 +82,41 @@ def measure(
       in the table only.)
     - ``same_wrong_class``: is its answer the very class that the attacked network was led to? Over
       kept images where that class is wrong.
-    - ``double_difference`` (``eps=primary``; needs ``foreign``): fooled by the teacher's image less
-      fooled by the foreign one, -1, 0 or 1, over images that all networks get right when clean and
-      that are kept from both attacks: the same images for everyone, each crafted with success on
-      its own network. Its mean for a distilled student less that for an independent one is the
-      part of the transfer that belongs to this teacher.
-    - ``accuracy`` (no condition), on clean images.
+    - ``double_difference`` (needs ``foreign``): fooled by the teacher's image less fooled by the
+      foreign one, -1, 0 or 1, over images that all networks get right when clean and that are kept
+      from both attacks: the same images for everyone, each crafted with success on its own network.
+      Its mean for a distilled student less that for an independent one is the part of the transfer
+      that belongs to this teacher.
 
     Raises RequestError when a size or the number of steps is out of range.
     """
     sizes = _checked_sizes(eps, primary, steps)
     sources = [("teacher", cast.teacher, size) for size in sizes]
-    if cast.second_teacher is not None:
-        sources.append(("second-teacher", cast.second_teacher, primary))
-    if foreign is not None:
-        sources.append(("foreign", foreign, primary))
+    others = {"second-teacher": cast.second_teacher, "foreign": foreign}
+    sources += [(name, member, primary) for name, member in others.items() if member is not None]
     members = list(cast.everyone())
     shown_to = members if foreign is None else [*members, foreign]
-    clean: list[list[Tensor]] = [[] for _ in shown_to]
-    trials: dict[tuple[str, int], _Trial] = defaultdict(_Trial)
-    generator = torch.Generator().manual_seed(seed)
-    for indices, images in batches(data, device_of(cast.teacher.network), batch_size):
-        labels = data.labels[indices].to(images.device)
-        answers = [_answers(member.network, images) for member in shown_to]
-        for parts, each in zip(clean, answers, strict=True):
-            parts.append(each)
-        for name, attacked, size in sources:
-            crafted = craft(
-                attacked.network,
-                images,
-                labels,
-                eps=size / 255,
-                steps=steps,
-                relative_step=relative_step,
-                method=method,
-                seed=seed + int(indices[0]),
-            )
-            led_to = _answers(attacked.network, crafted)
-            kept = led_to != answers[shown_to.index(attacked)]
-            others = [member for member in members if member is not attacked]
-            trials[name, size].add(crafted, kept, led_to, others)
-            if (name, size) == ("teacher", primary):
-                noisy = sign_noise(images, size / 255, generator)
-                trials["noise", size].add(noisy, kept, led_to, members)
-    given = {id(member): torch.cat(parts) for member, parts in zip(shown_to, clean, strict=True)}
+    clean = dict(zip(map(id, shown_to), base.all_answers(shown_to, data), strict=True))
     recorder = Recorder(data)
     for member in shown_to:
-        record_accuracy(recorder, member, given[id(member)])
-    labelled = [(name, member, size, f"{size}/255") for name, member, size in sources[: len(sizes)]]
-    labelled += [
-        (name, member, size, "primary") for name, member, size in sources if size == primary
-    ]
-    middle = "" if method == "i-fgsm" else f"method={method},"
-    for name, attacked, size, text in labelled:
-        condition = f"attack={name},{middle}eps={text}"
-        _record_trial(recorder, trials[name, size], attacked, members, given, condition)
-    condition = f"attack=noise,{middle}eps=primary"
-    _record_fooling(recorder, trials["noise", primary], members, given, condition)
+        recorder.add_accuracy(member, clean[id(member)])
+    trials = {}
+    for name, attacked, size in sources:
+        attack = partial(craft, attacked.network, eps=size / 255, steps=steps)
+        trial = trials[name, size] = _trial(attack, attacked, members, data, clean)
+        known_as = [condition(name, size)] if name == "teacher" else []
+        for where in (*known_as, condition(name)) if size == primary else known_as:
+            _record_trial(recorder, trial, attacked, members, clean, where)
+    kept, generator = trials["teacher", primary].kept, torch.Generator().manual_seed(0)
+
+    def noise(images: Tensor, labels: Tensor) -> Tensor:
+        return sign_noise(images, primary / 255, generator)
+
+    noisy = _trial(noise, cast.teacher, members, data, clean, kept)
+    _record_fooling(recorder, noisy, members, clean, condition("noise"))
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
-        all_right = torch.stack([answers == data.labels for answers in given.values()]).all(0)
-        students = members[1:]
-        _record_double_difference(
-            recorder, pair, all_right, students, given, f"{middle}eps=primary"
-        )
+        _record_double_difference(recorder, pair, members[1:], clean)
     return recorder.outcome()
 
 
@@ -148,7 +147,7 @@ def craft(
         raise ValueError("attacks need a frozen network: network.eval().requires_grad_(False)")
     attacks = {"i-fgsm": foolbox.attacks.LinfBasicIterativeAttack, "pgd": foolbox.attacks.LinfPGD}
     attack = attacks[method](rel_stepsize=relative_step, steps=steps)
-    device = device_of(network)
+    device = base.device_of(network)
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
     criterion = foolbox.criteria.Misclassification(labels)
     # foolbox draws starting points from the global generator: lend it, seeded, and restore it.
@@ -164,31 +163,43 @@ def sign_noise(images: Tensor, eps: float, generator: torch.Generator) -> Tensor
     return (images + eps * (2 * up - 1)).clamp_(0, 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Trial:
-    """One set of crafted images: who was led where, and what the others answered."""
+    """Crafted images: which were kept, and what the attacked and all networks answered.
 
-    kept: list[Tensor] = field(default_factory=list)
-    led_to: list[Tensor] = field(default_factory=list)
-    answers: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    Each (N,), by the networks' identity; NOT_SHOWN where an image was not kept.
+    """
 
-    def add(self, crafted: Tensor, kept: Tensor, led_to: Tensor, others: Sequence[Member]) -> None:
-        self.kept.append(kept)
-        self.led_to.append(led_to)
+    kept: Tensor
+    led_to: Tensor
+    answers: dict[int, Tensor]
+
+
+def _trial(
+    change: Callable[[Tensor, Tensor], Tensor],
+    attacked: Member,
+    members: Sequence[Member],
+    data: ImageData,
+    clean: Mapping[int, Tensor],
+    kept: Tensor | None = None,
+) -> _Trial:
+    """Changed images, shown to all where ``kept``: by default where the attack succeeds."""
+    parts: list[_Trial] = []
+    for indices, images in base.batches(data, base.device_of(attacked.network)):
+        changed = change(images, data.labels[indices].to(images.device))
+        led_to = base.answers_of(attacked.network, changed)
+        keep = led_to != clean[id(attacked)][indices] if kept is None else kept[indices]
         # indexing gives up channels_last, and with it most of the speed
-        shown = crafted[kept.to(crafted.device)].contiguous(memory_format=torch.channels_last)
-        for member in others:
-            answers = torch.full_like(led_to, NOT_SHOWN)
-            if len(shown):
-                answers[kept] = _answers(member.network, shown)
-            self.answers[id(member)].append(answers)
-
-    def of(self, member: Member) -> Tensor:
-        return torch.cat(self.answers[id(member)])
-
-
-def _answers(network: nn.Module, images: Tensor) -> Tensor:
-    return logits_of(network, images).argmax(1)
+        shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
+        answers = {id(member): torch.full_like(led_to, NOT_SHOWN) for member in members}
+        for member in members if len(shown) else ():
+            answers[id(member)][keep] = base.answers_of(member.network, shown)
+        parts.append(_Trial(keep, led_to, answers))
+    return _Trial(
+        torch.cat([part.kept for part in parts]),
+        torch.cat([part.led_to for part in parts]),
+        {key: torch.cat([part.answers[key] for part in parts]) for key in parts[0].answers},
+    )
 
 
 def _checked_sizes(eps: Sequence[int], primary: int, steps: int) -> list[int]:
@@ -206,47 +217,52 @@ def _record_trial(
     trial: _Trial,
     attacked: Member,
     members: Sequence[Member],
-    clean: dict[int, Tensor],
-    condition: str,
+    clean: Mapping[int, Tensor],
+    where: str,
 ) -> None:
-    kept, led_to = torch.cat(trial.kept), torch.cat(trial.led_to)
-    recorder.add(attacked, "attack_success", kept, led_to, condition)
-    by_construction = 1.0 if kept.any() else math.nan
-    recorder.add_summary(attacked.arm, attacked.seed, "fooling_rate", by_construction, condition)
+    recorder.add(attacked, "attack_success", trial.kept, trial.led_to, where)
+    by_construction = 1.0 if trial.kept.any() else math.nan
+    recorder.add_value(attacked, "fooling_rate", by_construction, where)
     others = [member for member in members if member is not attacked]
-    _record_fooling(recorder, trial, others, clean, condition)
-    misled = (kept & (led_to != recorder.data.labels)).nonzero().flatten()
+    _record_fooling(recorder, trial, others, clean, where)
+    misled = (trial.kept & (trial.led_to != recorder.data.labels)).nonzero().flatten()
     for member in others:
-        answers = trial.of(member)[misled]
-        same = answers == led_to[misled]
-        recorder.add(member, "same_wrong_class", same, answers, condition, items=misled)
+        answers = trial.answers[id(member)][misled]
+        same = answers == trial.led_to[misled]
+        recorder.add(member, "same_wrong_class", same, answers, where, items=misled)
 
 
 def _record_fooling(
     recorder: Recorder,
     trial: _Trial,
     members: Sequence[Member],
-    clean: dict[int, Tensor],
-    condition: str,
+    clean: Mapping[int, Tensor],
+    where: str,
 ) -> None:
-    shown = torch.cat(trial.kept).nonzero().flatten()
+    shown = trial.kept.nonzero().flatten()
     for member in members:
-        answers = trial.of(member)[shown]
+        answers = trial.answers[id(member)][shown]
         fooled = answers != clean[id(member)][shown]
-        recorder.add(member, "fooling_rate", fooled, answers, condition, items=shown)
+        recorder.add(member, "fooling_rate", fooled, answers, where, items=shown)
 
 
 def _record_double_difference(
     recorder: Recorder,
     pair: tuple[_Trial, _Trial],
-    all_right: Tensor,
     students: Sequence[Member],
-    clean: dict[int, Tensor],
-    condition: str,
+    clean: Mapping[int, Tensor],
 ) -> None:
-    items = (all_right & torch.cat(pair[0].kept) & torch.cat(pair[1].kept)).nonzero().flatten()
+    labels = recorder.data.labels
+    all_right = torch.stack([answers == labels for answers in clean.values()]).all(0)
+    items = (all_right & pair[0].kept & pair[1].kept).nonzero().flatten()
     for member in students:
-        right = clean[id(member)][items]
-        by_teacher, by_foreign = (trial.of(member)[items] for trial in pair)
-        difference = (by_teacher != right).float() - (by_foreign != right).float()
-        recorder.add(member, "double_difference", difference, by_teacher, condition, items=items)
+        by_teacher, by_foreign = (trial.answers[id(member)][items] for trial in pair)
+        fooled = [answers != labels[items] for answers in (by_teacher, by_foreign)]
+        difference = fooled[0].float() - fooled[1].float()
+        where = condition("")
+        recorder.add(member, "double_difference", difference, by_teacher, where, items=items)
+
+
+PROPERTY = Property(
+    "adversarial", "adversarial", measure, MEASURES, rank=4, needs=("gradients",), audited=True
+)

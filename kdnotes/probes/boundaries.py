@@ -9,19 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from kdnotes import stats
-from kdnotes.data import ImageData
-from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.fidelity import pairs_of_independents
-from kdnotes.probes.forward import BATCH_SIZE, all_logits, device_of, logits_of
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import (
+    Alike,
+    BeyondChance,
+    Cast,
+    Measure,
+    Member,
+    Outcome,
+    Property,
+    Recorder,
+)
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdnotes.data import ImageData
+
+IN, PAIRS = "domain=*", ("domain=*,against=*",)
+MEASURES = (
+    Alike(
+        "boundary_agreement",
+        "gives the teacher's answers all over a plane",
+        IN,
+        (*PAIRS, f"{IN},where=triangle"),
+    ),
+    BeyondChance(
+        "boundary_kappa", "answers as the teacher all over a plane, beyond chance", IN, PAIRS
+    ),
+    Alike("boundary_iou", "gives the teacher's regions to classes", IN, unit="IoU"),
+    Measure("accuracy", "is right about the images that span the planes", IN),
+)
 MARGIN = 0.1  # the grid extends this share of the triangle's extent beyond it, on every side
 
 
@@ -111,14 +134,14 @@ def _endless(places: Tensor, generator: torch.Generator) -> Iterator[int]:
 def planes_of(data: ImageData, count: int, seed: int) -> tuple[list[Plane], Tensor]:
     """Planes through test images, and the places (count, 3) of the images they go through."""
     chosen = triplets(data.labels, count, seed)
-    return [plane_through(to_float(data.batch(three))) for three in chosen], chosen
+    return [plane_through(base.pictures(data, three)) for three in chosen], chosen
 
 
 def answers_on(network: nn.Module, plane: Plane, size: int) -> Tensor:
     """A network's answers (size, size) on the grid of one plane, lowest row first."""
-    points = plane.images(plane.grid(size)).split(BATCH_SIZE)
-    where = device_of(network)
-    return torch.cat([_answers(network, part.to(where)) for part in points]).view(size, size)
+    points = plane.images(plane.grid(size)).split(base.BATCH_SIZE)
+    where = base.device_of(network)
+    return torch.cat([base.answers_of(network, part.to(where)) for part in points]).view(size, size)
 
 
 def measure(
@@ -129,24 +152,19 @@ def measure(
     grid: int = 32,
     only: Mapping[str, Collection[str]] | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Share of a plane on which a network gives the teacher's answer, over many planes.
 
-    Condition ``domain=NAME``. ``triplets`` planes through three test images of three classes, seen
-    on ``grid`` x ``grid`` points; an arm in ``only`` is measured in the domains named there.
-    Measures of every network but the teacher:
+    ``triplets`` planes through three test images of three classes, seen on ``grid`` x ``grid``
+    points; an arm in ``only`` is measured in the domains named there. Condition ``domain=NAME``.
 
     - ``boundary_agreement``, one item per plane: share of points with the teacher's answer (the
       "IoU" of the paper and of the program by Somepalli et al. 2022). Under
       ``domain=NAME,where=triangle`` (table only) over the points between the three images.
-    - ``boundary_kappa`` (table only): the same beyond chance, over the points of all planes.
-    - ``boundary_iou`` (table only): intersection over union of the regions of each class, mean over
-      the classes that either network gives anywhere in the plane.
-    - ``boundary_agreement`` and ``boundary_kappa`` of pairs of independent students, under
-      ``domain=NAME,against=SEED`` and the lower of the two seeds: the spread by chance.
-
-    And of all networks, ``accuracy`` (table only) on the images that the planes go through.
+    - ``boundary_kappa`` (table only): the same beyond chance, over the points of all planes; both
+      for every two independent students under ``domain=NAME,against=SEED``.
+    - ``boundary_iou`` (table only): see `class_iou`.
+    - ``accuracy`` (table only), of all networks, on the images that the planes go through.
 
     In the items, ``source`` is the number of the plane, the unit that is resampled, and
     ``prediction`` the answer at the first point of the grid.
@@ -163,13 +181,17 @@ def measure(
             for member in cast.everyone()
             if only is None or member.arm not in only or name in only[member.arm]
         ]
-        answers = _all_answers(members, planes, grid, batch_size)
+        answers = _all_answers(members, planes, grid)
         recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
-        _record_accuracy(recorder, members, data.subset(corners.flatten()), f"domain={name}")
+        spanning = data.subset(corners.flatten())
+        for member, its in zip(members, base.all_answers(members, spanning), strict=True):
+            right = base.share_alike(its, spanning.labels)
+            recorder.add_value(member, "accuracy", right, f"domain={name}")
         inside = torch.stack([plane.inside(plane.grid(grid)) for plane in planes])
         for member, its in zip(members[1:], answers[1:], strict=True):
             _record(recorder, member, its, answers[0], inside, f"domain={name}")
-        _pairs_of_independents(recorder, members, answers, f"domain={name}")
+        pairs = {"boundary_agreement": base.share_alike, "boundary_kappa": _kappa}
+        recorder.add_pairs(members, answers, pairs, f"domain={name}")
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
 
@@ -186,33 +208,23 @@ def class_iou(first: Tensor, second: Tensor) -> Tensor:
     return ratios.sum(0) / (unions > 0).sum(0)
 
 
-def _all_answers(
-    members: list[Member], planes: list[Plane], grid: int, batch_size: int
-) -> list[Tensor]:
+def _all_answers(members: list[Member], planes: list[Plane], grid: int) -> list[Tensor]:
     """Answers (planes, grid * grid) of every network, each image made once."""
     found: list[list[Tensor]] = [[] for _ in members]
-    where = device_of(members[0].network)
-    per_batch = max(1, batch_size // grid**2)
+    where = base.device_of(members[0].network)
+    per_batch = max(1, base.BATCH_SIZE // grid**2)
     for start in range(0, len(planes), per_batch):
         some = planes[start : start + per_batch]
         images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
-        for part in images.split(batch_size):
+        for part in images.split(base.BATCH_SIZE):
             shown = part.to(where).contiguous(memory_format=torch.channels_last)
             for member, its in zip(members, found, strict=True):
-                its.append(_answers(member.network, shown))
+                its.append(base.answers_of(member.network, shown))
     return [torch.cat(its).view(len(planes), -1) for its in found]
 
 
-def _answers(network: nn.Module, images: Tensor) -> Tensor:
-    return logits_of(network, images).argmax(1)
-
-
-def _record_accuracy(
-    recorder: Recorder, members: list[Member], data: ImageData, condition: str
-) -> None:
-    for member, logits in zip(members, all_logits(members, data), strict=True):
-        accuracy = float((logits.argmax(1) == data.labels).double().mean())
-        recorder.add_summary(member.arm, member.seed, "accuracy", accuracy, condition)
+def _kappa(first: Tensor, second: Tensor) -> float:
+    return stats.cohen_kappa(first.flatten(), second.flatten())
 
 
 def _record(
@@ -225,23 +237,13 @@ def _record(
 ) -> None:
     same = (answers == teachers).double()
     recorder.add(member, "boundary_agreement", same.mean(1), answers[:, 0], condition)
-
-    def summary(measure: str, value: float, where: str = condition) -> None:
-        recorder.add_summary(member.arm, member.seed, measure, value, where)
-
-    within = (same * inside).sum(1) / inside.sum(1)
-    summary("boundary_agreement", float(within.nanmean()), f"{condition},where=triangle")
-    kappa = stats.cohen_kappa(answers.flatten(), teachers.flatten())
-    summary("boundary_kappa", kappa)
-    summary("boundary_iou", float(class_iou(answers, teachers).mean()))
+    within = float(((same * inside).sum(1) / inside.sum(1)).nanmean())
+    recorder.add_value(member, "boundary_agreement", within, f"{condition},where=triangle")
+    recorder.add_value(member, "boundary_kappa", _kappa(answers, teachers), condition)
+    overlap = float(class_iou(answers, teachers).mean())
+    recorder.add_value(member, "boundary_iou", overlap, condition)
 
 
-def _pairs_of_independents(
-    recorder: Recorder, members: list[Member], answers: list[Tensor], condition: str
-) -> None:
-    for first, its, second, others in pairs_of_independents(members, answers):
-        where = f"{condition},against={second.seed}"
-        same = float((its == others).double().mean())
-        recorder.add_summary(first.arm, first.seed, "boundary_agreement", same, where)
-        kappa = stats.cohen_kappa(its.flatten(), others.flatten())
-        recorder.add_summary(first.arm, first.seed, "boundary_kappa", kappa, where)
+PROPERTY = Property(
+    "boundaries", "decision boundaries", measure, MEASURES, rank=10, needs=("domains",)
+)

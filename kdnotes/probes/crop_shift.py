@@ -5,45 +5,93 @@ Two views are made of each image, the same ones for all networks, and compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from kdnotes.data import ImageData, views
+from kdnotes import stats
 from kdnotes.errors import RequestError
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of
-from kdnotes.probes.outcome import Outcome, Recorder
-from kdnotes.stats import SINGLE_NETWORK_ARMS
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdnotes.data import ImageData
 
 SCALES = (0.3, 0.4, 0.5, 0.6)
 SHIFTS = (1, 2, 4, 8)
 CURVE_COUNT = 500  # images behind a point of a curve that no claim rests on
+BOOK_SIDE = 32  # pixels along a side of the book's images; shifts grow with larger ones
+FLIP = "kind=flip"
+_NAMES = {"crop": "kind=crop,scale", "shift": "kind=shift,max"}
+_Kind = Literal["crop", "shift"]
+_Views = Callable[["Tensor", "Tensor"], "tuple[Tensor, Tensor]"]
 
-_Views = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+def condition(kind: _Kind, size: float | None = None) -> str:
+    """What is measured between two crops of a share of the area, or two shifts by up to so many
+    pixels; without a size, at the primary one."""
+    return f"{_NAMES[kind]}={'primary' if size is None else f'{size:g}'}"
+
+
+def positions(kind: _Kind, sizes: Sequence[float]) -> dict[str, float]:
+    """Shares of the area, or pixels, by their conditions: the places on a figure's axis."""
+    return {condition(kind, size): size for size in sorted(sizes)}
+
+
+CROP, SHIFT = condition("crop"), condition("shift")
+CHANGES = ("kind=crop,scale=*", "kind=shift,max=*", "kind=flip,teacher=*")
+MEASURES = (
+    Measure("same_answer", "gives two crops of an image the same answer", CROP, CHANGES, True),
+    Measure("same_answer", "gives two shifts of an image the same answer", SHIFT, (), True),
+    Measure("accuracy_after", "is right about both of two crops", CROP, CHANGES),
+    Measure("margin_after", "prefers its first answer to its second", CROP, CHANGES),
+    Measure(
+        "softmax_distance",
+        "changes its probabilities with the crop",
+        CROP,
+        CHANGES,
+        unit="distance",
+        high=2**0.5,
+        direction="down",
+    ),
+    Measure("accuracy", "is right", "kind=shift", ("kind=flip,teacher=*",)),
+    Measure(
+        "learned_minus_exact",
+        "keeps its answer in the mirror more often if its teacher has learned to",
+        FLIP,
+        unit="difference of shares",
+        low=-1.0,
+        chance=0.0,
+        direction="none",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class _Change:
-    """Two views of each image (float images, their places -> views), and how many are shown.
+    """Two views of each image (float images, their places -> views), and the places shown.
 
+    names: its conditions; items are kept for a primary change, under the last of its names.
     ``from_itself``: the first view is the image as it is.
     """
 
-    condition: str
+    names: tuple[str, ...]
     views: _Views
-    is_primary: bool
-    count: int
+    shown: Tensor
+    is_primary: bool = True
     from_itself: bool = False
 
-    def places(self, number: int) -> Tensor:
-        """The images that are shown, evenly spread over all ``number`` of them."""
-        count = min(self.count, number)
-        return torch.arange(count) * number // count
+
+def measure(cast: Cast, data: ImageData) -> Outcome:
+    """Crops and shifts at the book's settings, shifts in proportion to the images."""
+    unit = max(1, data.size // BOOK_SIDE)
+    shifts = [unit * shift for shift in SHIFTS]
+    shifted = measure_shifts(cast, data, shifts=shifts, primary=4 * unit)
+    shifted = shifted.keep(lambda rows: rows["measure"] != "accuracy")
+    return Outcome.combine([measure_crops(cast, data), shifted])
 
 
 def measure_crops(
@@ -55,22 +103,17 @@ def measure_crops(
     primary_only: Collection[str] = (),
     curve_count: int = CURVE_COUNT,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network to two random square crops of each image, both resized back.
 
-    Conditions: ``kind=crop,scale=S``, S being the crops' share of the area; the ``primary`` scale
-    stands there once more as ``kind=crop,scale=primary``. It is measured on all images, the others
+    scales: the crops' shares of the area. The ``primary`` one is measured on all images, the others
     on ``curve_count`` of them and not for arms in ``primary_only``. Crops of one image at several
     scales have the same place in the room that is left, so that scales compare like with like.
-    Measures, per image (items for the primary scale only):
-
-    - ``same_answer``: the same answer to both crops, right or wrong (the paper's agreement score).
-    - ``accuracy_after``: share of the two answers that is right.
-    - ``margin_after`` (table only): probability of the first answer less that of the second.
-    - ``softmax_distance`` (table only): Euclidean distance between the probabilities of the two
-      (the invariance measure of Odagiu et al. 2024).
-    - ``accuracy`` (no condition), on the images as they are.
+    Per image (items for the primary scale only): ``same_answer``, right or wrong (the paper's
+    agreement score), and ``accuracy_after``, the share of the two answers that is right. In the
+    table only: ``margin_after``, probability of the first answer less that of the second, and
+    ``softmax_distance``, Euclidean, between the two (the invariance measure of Odagiu et al. 2024).
+    ``accuracy`` (no condition) is on the images as they are.
 
     Raises RequestError when a scale is not above 0 and at most 1.
     """
@@ -80,17 +123,14 @@ def measure_crops(
     corners = draw_places(len(data), seed)
 
     def views_at(scale: float) -> _Views:
-        def views(images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-            first, second = corners[places].unbind(1)
-            return crop(images, first, scale), crop(images, second, scale)
+        return lambda images, places: (
+            crop(images, corners[places, 0], scale),
+            crop(images, corners[places, 1], scale),
+        )
 
-        return views
-
-    changes = [
-        _Change(f"kind=crop,scale={scale:g}", views_at(scale), scale == primary, curve_count)
-        for scale in sorted({*scales, primary})
-    ]
-    return _measure(cast, data, changes, "kind=crop,scale=primary", "", primary_only, batch_size)
+    views = {scale: views_at(scale) for scale in {*scales, primary}}
+    changes = _changes("crop", views, primary, len(data), curve_count)
+    return _measure(cast, data, changes, "", primary_only)
 
 
 def measure_shifts(
@@ -102,14 +142,12 @@ def measure_shifts(
     primary_only: Collection[str] = (),
     curve_count: int = CURVE_COUNT,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network to two random windows of each image, mirrored on at its borders.
 
-    The windows have the image's size and lie at whole pixels in the image enlarged by M pixels
-    along either axis, so they are shifted against each other by up to M. Conditions:
-    ``kind=shift,max=M`` and ``kind=shift,max=primary``. Measures as in `measure_crops`, with
-    ``accuracy`` under ``kind=shift``.
+    The windows have the image's size and lie at whole pixels in the image enlarged by so many
+    pixels along either axis, so they are shifted against each other by up to that many. Measures as
+    in `measure_crops`, with ``accuracy`` under ``kind=shift``.
 
     Raises RequestError when a shift is below 1 or too large for the images.
     """
@@ -123,28 +161,21 @@ def measure_shifts(
     places_in_room = draw_places(len(data), seed)
 
     def views_at(largest: int) -> _Views:
-        def views(images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-            offsets = (places_in_room[places] * (largest + 1)).long()
-            first, second = offsets.unbind(1)
+        def two(images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = (places_in_room[places] * (largest + 1)).long().unbind(1)
             return shift(images, first, largest), shift(images, second, largest)
 
-        return views
+        return two
 
-    changes = [
-        _Change(f"kind=shift,max={largest}", views_at(largest), largest == primary, curve_count)
-        for largest in sorted({*shifts, primary})
-    ]
-    return _measure(
-        cast, data, changes, "kind=shift,max=primary", "kind=shift", primary_only, batch_size
-    )
+    views: dict[float, _Views] = {largest: views_at(largest) for largest in {*shifts, primary}}
+    changes = _changes("shift", views, primary, len(data), curve_count)
+    return _measure(cast, data, changes, "kind=shift", primary_only)
 
 
 def measure_mirrors(
     learned: Cast | None,
     exact: Cast | None,
     data: ImageData,
-    *,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Answers of every network to each image and to its mirror image.
 
@@ -157,18 +188,16 @@ def measure_mirrors(
 
     Raises ValueError when both casts are missing.
     """
-    casts = {"learned": learned, "exact": exact}
 
     def views(images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         return images, mirror(images)
 
     outcomes = []
-    for name, cast in casts.items():
+    for name, cast in (("learned", learned), ("exact", exact)):
         if cast is not None:
-            condition = f"kind=flip,teacher={name}"
-            change = _Change(condition, views, True, len(data), from_itself=True)
-            parts = (condition, condition, (), batch_size)
-            outcomes.append(_measure(cast, data, [change], *parts))
+            where = f"{FLIP},teacher={name}"
+            change = _Change((where,), views, torch.arange(len(data)), from_itself=True)
+            outcomes.append(_measure(cast, data, [change], where, ()))
     if learned is not None and exact is not None:
         outcomes.append(_learned_minus_exact(learned, outcomes, data))
     return Outcome.combine(outcomes)
@@ -185,6 +214,8 @@ def crop(images: Tensor, corners: Tensor, scale: float) -> Tensor:
     images: float (N, 3, H, W); corners (N, 2): down and right, as shares of the room that the crop
     leaves; scale: its share of the area, 1 being the whole image.
     """
+    from kdnotes.data import views
+
     share = torch.full((len(images), 1), scale)
     return views.crop(images, torch.cat([share, corners], 1).to(images))
 
@@ -197,13 +228,14 @@ def shift(images: Tensor, offsets: Tensor, largest: int) -> Tensor:
     """
     before = largest // 2
     after = largest - before
-    enlarged = F.pad(images, (before, after, before, after), mode="reflect")
+    pad = (before, after, before, after)
+    enlarged = torch.nn.functional.pad(images, pad, mode="reflect").permute(0, 2, 3, 1)
     height, width = images.shape[-2:]
     offsets = offsets.to(images.device)
     rows = offsets[:, :1] + torch.arange(height, device=images.device)
     columns = offsets[:, 1:] + torch.arange(width, device=images.device)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
-    window = enlarged.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+    window = enlarged[batch, rows[:, :, None], columns[:, None, :]]
     return window.permute(0, 3, 1, 2)  # channels last in memory
 
 
@@ -212,81 +244,75 @@ def mirror(images: Tensor) -> Tensor:
     return images.flip(3).contiguous(memory_format=torch.channels_last)
 
 
+def _changes(
+    kind: _Kind, views: Mapping[float, _Views], primary: float, count: int, curve_count: int
+) -> list[_Change]:
+    """One change for each size; images for a curve are spread evenly over all."""
+    fewer = min(curve_count, count)
+    some, everything = torch.arange(fewer) * count // fewer, torch.arange(count)
+    changes = []
+    for size in sorted(views):
+        name, is_primary = condition(kind, size), size == primary
+        names = (name, condition(kind)) if is_primary else (name,)
+        shown = everything if is_primary else some
+        changes.append(_Change(names, views[size], shown, is_primary))
+    return changes
+
+
 def _measure(
     cast: Cast,
     data: ImageData,
     changes: Sequence[_Change],
-    primary: str,
     accuracy_condition: str,
     primary_only: Collection[str],
-    batch_size: int,
 ) -> Outcome:
-    """Both views of each change for all networks; the primary change on all images."""
+    """Both views of each change for all networks, each view made once."""
     members = list(cast.everyone())
-    everything = torch.arange(len(data))
-    shown = [everything if each.is_primary else each.places(len(data)) for each in changes]
     pairs: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
     plain: list[list[Tensor]] = [[] for _ in members]
-    for indices, images in batches(data, device_of(cast.teacher.network), batch_size):
-        before = [logits_of(member.network, images).softmax(1) for member in members]
-        for part, probabilities in zip(plain, before, strict=True):
-            part.append(probabilities.argmax(1))
+    for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
+        for member, part in zip(members, plain, strict=True):
+            part.append(base.logits_of(member.network, images).softmax(1))
         for place, change in enumerate(changes):
-            here = torch.isin(indices, shown[place])
+            here = torch.isin(indices, change.shown)
             if not here.any():
                 continue
-            first, second = change.views(images[here.to(images.device)], indices[here])
+            views = change.views(images[here.to(images.device)], indices[here])
             for number, member in enumerate(members):
                 if member.arm in primary_only and not change.is_primary:
                     continue
-                one = before[number][here]
+                one = plain[number][-1][here]
                 if not change.from_itself:
-                    one = logits_of(member.network, first).softmax(1)
-                pair = one, logits_of(member.network, second).softmax(1)
+                    one = base.logits_of(member.network, views[0]).softmax(1)
+                pair = one, base.logits_of(member.network, views[1]).softmax(1)
                 pairs.setdefault((number, place), []).append(pair)
     recorder = Recorder(data)
-    for number, member in enumerate(members):
-        answers = torch.cat(plain[number])
-        recorder.add(member, "accuracy", answers == data.labels, answers, accuracy_condition)
+    for member, part in zip(members, plain, strict=True):
+        recorder.add_accuracy(member, torch.cat(part).argmax(1), accuracy_condition)
     for (number, place), parts in pairs.items():
-        change = changes[place]
         first, second = (torch.cat(halves) for halves in zip(*parts, strict=True))
-        names = {change.condition, primary} if change.is_primary else {change.condition}
-        for name in sorted(names):
-            show = _Shown(recorder, shown[place], name, keep_items=name == primary)
-            show.record(members[number], first, second, change.from_itself)
+        _record(recorder, members[number], changes[place], first, second)
     return recorder.outcome()
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """Where the measures of a change go: the images that were shown, and the condition's name."""
-
-    recorder: Recorder
-    items: Tensor
-    condition: str
-    keep_items: bool
-
-    def record(self, member: Member, first: Tensor, second: Tensor, from_itself: bool) -> None:
-        """All measures of two views' probabilities (n, classes)."""
-        labels = self.recorder.data.labels[self.items]
-        one, other = first.argmax(1), second.argmax(1)
-        right = [other == labels] if from_itself else [one == labels, other == labels]
-        values = {"same_answer": one == other, "accuracy_after": torch.stack(right).float().mean(0)}
-        for measure, each in values.items():
-            self.recorder.add(
-                member, measure, each, other, self.condition, self.items, self.keep_items
-            )
-        after = second if from_itself else torch.cat([first, second])
-        best = after.double().topk(2, dim=1).values
-        summaries = {
-            "margin_after": (best[:, 0] - best[:, 1]).mean(),
-            "softmax_distance": (first - second).double().norm(dim=1).mean(),
-        }
-        for measure, value in summaries.items():
-            self.recorder.add_summary(
-                member.arm, member.seed, measure, float(value), self.condition
-            )
+def _record(
+    recorder: Recorder, member: Member, change: _Change, first: Tensor, second: Tensor
+) -> None:
+    """All measures of two views' probabilities (n, classes)."""
+    labels = recorder.data.labels[change.shown]
+    one, other = first.argmax(1), second.argmax(1)
+    right = [other == labels] if change.from_itself else [one == labels, other == labels]
+    values = {"same_answer": one == other, "accuracy_after": torch.stack(right).float().mean(0)}
+    after = second if change.from_itself else torch.cat([first, second])
+    best = after.double().topk(2, dim=1).values
+    margin = float((best[:, 0] - best[:, 1]).mean())
+    distance = float((first - second).double().norm(dim=1).mean())
+    for name in change.names:
+        keep = change.is_primary and name == change.names[-1]
+        for label, each in values.items():
+            recorder.add(member, label, each, other, name, change.shown, keep)
+        recorder.add_value(member, "margin_after", margin, name)
+        recorder.add_value(member, "softmax_distance", distance, name)
 
 
 def _learned_minus_exact(learned: Cast, outcomes: Sequence[Outcome], data: ImageData) -> Outcome:
@@ -294,13 +320,14 @@ def _learned_minus_exact(learned: Cast, outcomes: Sequence[Outcome], data: Image
     recorder = Recorder(data)
     rows = [part.items[part.items["measure"] == "same_answer"] for part in outcomes]
     for member in learned.members:
-        mine = [_of(part, member) for part in rows]
-        if member.arm not in SINGLE_NETWORK_ARMS and all(map(len, mine)):
+        mine = [
+            items[(items["arm"] == member.arm) & (items["seed"] == member.seed)] for items in rows
+        ]
+        if member.arm not in stats.SINGLE_NETWORK_ARMS and all(map(len, mine)):
             difference = mine[0]["value"].to_numpy() - mine[1]["value"].to_numpy()
             answers = mine[0]["prediction"].to_numpy()
-            recorder.add(member, "learned_minus_exact", difference, answers, "kind=flip")
+            recorder.add(member, "learned_minus_exact", difference, answers, FLIP)
     return recorder.outcome()
 
 
-def _of(items: pd.DataFrame, member: Member) -> pd.DataFrame:
-    return items[(items["arm"] == member.arm) & (items["seed"] == member.seed)]
+PROPERTY = Property("crop_shift", "crops and shifts", measure, MEASURES, rank=6, audited=True)

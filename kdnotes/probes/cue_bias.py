@@ -8,71 +8,104 @@ elephant.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
-from kdnotes.data import ImageData
-from kdnotes.data.folders import EXTENSIONS
-from kdnotes.data.photos import StreamingImages
 from kdnotes.errors import RequestError
-from kdnotes.probes import localization
-from kdnotes.probes.cast import Cast
-from kdnotes.probes.forward import BATCH_SIZE, all_logits
-from kdnotes.probes.localization import CONFLICT
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property, Recorder
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdnotes.data import ImageData
+
+CONFLICT = "conflict"  # the condition of what is measured where two cues name different classes
+MARKED = ("conflict,teacher=*",)
 SHARES = ("shape_answers", "texture_answers", "other_answers")
-PHOTO_CUES = ("shape", "texture")
+SCENE_CUES, PHOTO_CUES = ("digit", "marker"), ("shape", "texture")
+MEASURES = (
+    Measure("shape_bias", "decides by the shape, not the texture", CONFLICT, MARKED),
+    Measure("shape_answers", "names the shape's class", CONFLICT, MARKED),
+    Measure("texture_answers", "names the texture's class", CONFLICT, MARKED),
+    Measure("other_answers", "names the class of neither cue", CONFLICT, MARKED),
+    Measure("follows_digit", "follows the digit, not the marker", CONFLICT),
+    Measure("follows_marker", "follows the marker, not the digit", CONFLICT),
+    Measure("follows_either", "follows one of the two cues", CONFLICT),
+)
 
 
 def measure(
     cast: Cast,
     data: ImageData,
     *,
-    cues: tuple[str, str] = ("digit", "marker"),
+    cues: tuple[str, str] = SCENE_CUES,
     condition: str = CONFLICT,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Which cue the answers of every network name, on images whose two cues name two classes.
 
     cues: two of the data's factors, the shape's first. Only images on which they differ count.
-    Measures:
-
-    - ``shape_bias``: 1 where an answer is the shape's class, 0 where it is the texture's, NaN where
-      it is neither; the mean is the shape bias of Geirhos et al. (2019).
-    - ``shape_answers``, ``texture_answers``, ``other_answers`` (table only): shares of all these
-      images. They sum to 1. Where labels are the shape's, the first is the accuracy on them.
+    ``shape_bias`` is 1 where an answer is the shape's class, 0 where it is the texture's, NaN where
+    it is neither; its mean is the shape bias of Geirhos et al. (2019). The shares (table only) are
+    of all these images and sum to 1; where labels are the shape's, the first is the accuracy.
 
     Raises RequestError when a factor is missing or no image has a conflict.
     """
-    found = localization.follows(cast, data, cues=cues, batch_size=batch_size).items
-    found = found[found["measure"] == f"follows_{cues[0]}"]
     recorder = Recorder(data)
-    for member in cast.everyone():
-        rows = found[(found["arm"] == member.arm) & (found["seed"] == member.seed)]
-        values, answers = rows["value"].to_numpy(), rows["prediction"]
-        recorder.add(member, "shape_bias", values, answers, condition, rows["item"])
-        parts = (values == 1, values == 0, np.isnan(values))
-        for name, counted in zip(SHARES, parts, strict=True):
-            recorder.add(member, name, counted, answers, condition, rows["item"], False)
+    for member, answers, items, by_cue in _followed(cast, data, cues):
+        values = by_cue[cues[0]]
+        recorder.add(member, "shape_bias", values, answers, condition, items)
+        for name, counted in zip(SHARES, (values == 1, values == 0, values.isnan()), strict=True):
+            recorder.add(member, name, counted, answers, condition, items, keep_items=False)
     return recorder.outcome()
 
 
-def accuracy(
-    cast: Cast, data: ImageData, *, condition: str = "", batch_size: int = BATCH_SIZE
+def follows(
+    cast: Cast,
+    data: ImageData,
+    *,
+    cues: tuple[str, str] = SCENE_CUES,
 ) -> Outcome:
-    """``accuracy`` of every network on ordinary images, the price at which a bias may come."""
-    members = list(cast.everyone())
+    """Which of two cues do answers follow on images where the cues name different classes?
+
+    As `measure`, by the cues' own names: ``follows_CUE`` for each cue, 1 where the answer is its
+    class, 0 where it is the other cue's, NaN where it is neither; ``follows_either``, 1 where the
+    answer follows a cue at all. Raises RequestError as `measure` does.
+    """
     recorder = Recorder(data)
-    for member, logits in zip(members, all_logits(members, data, batch_size), strict=True):
-        answers = logits.argmax(1)
-        recorder.add(member, "accuracy", answers == data.labels, answers, condition)
+    for member, answers, items, by_cue in _followed(cast, data, cues):
+        for cue, values in by_cue.items():
+            recorder.add(member, f"follows_{cue}", values, answers, CONFLICT, items)
+        either = ~by_cue[cues[0]].isnan()
+        recorder.add(member, "follows_either", either, answers, CONFLICT, items)
     return recorder.outcome()
+
+
+def _followed(
+    cast: Cast, data: ImageData, cues: tuple[str, str]
+) -> Iterator[tuple[Member, Tensor, Tensor, dict[str, Tensor]]]:
+    """Each network with its answers (n,) to the images (n,) with a conflict, and 1, 0 or NaN by cue
+    (see `follows`)."""
+    missing = [cue for cue in cues if cue not in data.factors]
+    if missing:
+        known = ", ".join(data.factors) or "none"
+        raise RequestError(f"the data has no factor {missing[0]!r}; it has {known}")
+    named = [data.factors[cue] for cue in cues]
+    conflicts = (named[0] != named[1]).nonzero().flatten()
+    if len(conflicts) == 0:
+        raise RequestError(f"{cues[0]} and {cues[1]} never name different classes in this data")
+    members = list(cast.everyone())
+    given = base.all_answers(members, data.subset(conflicts))
+    for member, answers in zip(members, given, strict=True):
+        by_cue = [answers == classes[conflicts] for classes in named]
+        either = by_cue[0] | by_cue[1]
+        follow = [chosen.float().where(either, torch.nan) for chosen in by_cue]
+        yield member, answers, conflicts, dict(zip(cues, follow, strict=True))
 
 
 def shape_bias(predictions: ArrayLike, shape_labels: ArrayLike, texture_labels: ArrayLike) -> float:
@@ -109,6 +142,10 @@ def conflict_photos(folder: Path, classes: Sequence[str], size: int) -> Conflict
 
     Raises RequestError when there is no such folder or no photograph of two known classes.
     """
+    from kdnotes.data import ImageData
+    from kdnotes.data.folders import EXTENSIONS
+    from kdnotes.data.photos import StreamingImages
+
     if not folder.is_dir():
         raise RequestError(f"there is no folder {folder} of photographs with conflicting cues")
     names = sorted(
@@ -149,3 +186,6 @@ def _cues_of(name: str, classes: Sequence[str]) -> tuple[int, int, str] | None:
     texture = max(fits, key=len)
     origin = re.sub(rf"-{re.escape(texture)}\d*$", "", stem)
     return lower.index(folder), lower.index(texture), f"{folder}/{origin}"
+
+
+PROPERTY = Property("cue_bias", "shape and cue bias", measure, MEASURES, rank=8, needs=("cues",))

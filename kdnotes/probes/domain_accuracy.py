@@ -7,19 +7,28 @@ them, which tells a network's trouble with colour from its trouble with brightne
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from kdnotes import stats
-from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.fidelity import pairs_of_independents
-from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdnotes.data import ImageData
+
+PAIRS = ("domain=*,against=*", "folder=*", "folder=*,against=*")
+MEASURES = (
+    Measure(
+        "accuracy", "is right in the domain", "domain=*", ("domain=*,colours=grey", "folder=*")
+    ),
+    Alike("agreement", "gives the teacher's answer in the domain", "domain=*", PAIRS),
+    BeyondChance("kappa", "answers as the teacher does, beyond chance", "domain=*", PAIRS),
+)
 
 
 def measure(
@@ -28,22 +37,14 @@ def measure(
     *,
     grey_arms: Collection[str] = (),
     factor: str = "domain",
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Accuracy of every network in every domain, and how far it answers as the teacher does.
 
     Conditions: ``domain=NAME``, and ``domain=NAME,colours=grey`` for the same images with their
     colours taken out (`grey`): for the arms in ``grey_arms`` only, and not where the images of a
     domain are grey as they are; another ``factor`` takes the place of the word ``domain``.
-    Measures, per image:
-
-    - ``accuracy``.
-    - ``agreement``: is the answer the teacher's? For all networks but the teacher; in the domains
-      as they are.
-
-    In the table only: ``kappa`` of the answers with the teacher's (1 for twins, 0 for chance at the
-    same accuracies), and ``agreement`` and ``kappa`` of each pair of independent students, under
-    ``domain=NAME,against=SEED`` and the lower of the two seeds: the spread by chance.
+    Agreement and (table only) kappa are with the teacher's answers in the domains as they are, and
+    under ``against=SEED`` those of every two independent students.
 
     Raises RequestError when there is no domain, or one without images.
     """
@@ -52,17 +53,20 @@ def measure(
     members = list(cast.everyone())
     parts = []
     for name, data in domains.items():
-        recorder = Recorder(data)
-        plain, greyed = _answers(members, data, grey_arms, batch_size)
-        condition = f"{factor}={name}"
-        for number, member in enumerate(members):
-            recorder.add(member, "accuracy", plain[number] == data.labels, plain[number], condition)
-            if number:
-                _compare(recorder, member, plain[number], plain[0], condition)
-            if number in greyed:
-                right = greyed[number] == data.labels
-                recorder.add(member, "accuracy", right, greyed[number], f"{condition},colours=grey")
-        _pairs_of_independents(recorder, members, plain, condition)
+        recorder, condition = Recorder(data), f"{factor}={name}"
+        answers = base.all_answers(members, data)
+        for member, its in zip(members, answers, strict=True):
+            recorder.add_accuracy(member, its, condition)
+            if member is not cast.teacher:
+                recorder.add(member, "agreement", its == answers[0], its, condition)
+                recorder.add_value(member, "kappa", stats.cohen_kappa(its, answers[0]), condition)
+        greyed = [member for member in members if member.arm in grey_arms]
+        if greyed and _has_colour(data, base.device_of(cast.teacher.network)):
+            answers_in_grey = base.all_answers(greyed, data, grey)
+            for member, its in zip(greyed, answers_in_grey, strict=True):
+                recorder.add_accuracy(member, its, f"{condition},colours=grey")
+        alike = {"agreement": base.share_alike, "kappa": stats.cohen_kappa}
+        recorder.add_pairs(members, answers, alike, condition)
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
 
@@ -83,45 +87,15 @@ def by_folder(data: ImageData, folders: Sequence[str]) -> dict[str, ImageData]:
 
 def grey(images: Tensor) -> Tensor:
     """Images (N, 3, H, W) with the mean of the three channels in each: their part in R = G = B."""
-    return images.mean(1, keepdim=True).expand_as(images)
+    without = images.mean(1, keepdim=True).expand_as(images)
+    return without.contiguous(memory_format=torch.channels_last)
 
 
-def _answers(
-    members: list[Member], data: ImageData, grey_arms: Collection[str], batch_size: int
-) -> tuple[list[Tensor], dict[int, Tensor]]:
-    """Answers (N,) of every network, and of some of them to the images in grey."""
-    plain: list[list[Tensor]] = [[] for _ in members]
-    greyed: dict[int, list[Tensor]] = defaultdict(list)
-    coloured = False
-    for _, images in batches(data, device_of(members[0].network), batch_size):
-        without = grey(images).contiguous(memory_format=torch.channels_last)
-        coloured = coloured or not torch.allclose(without, images, atol=1e-6)
-        for number, member in enumerate(members):
-            plain[number].append(logits_of(member.network, images).argmax(1))
-            if coloured and member.arm in grey_arms:
-                greyed[number].append(logits_of(member.network, without).argmax(1))
-    count = len(data)
-    joined = {number: torch.cat(part) for number, part in greyed.items()}
-    # Leading batches without colour were not shown again: grey or not, the answers are the same.
-    for number, answers in joined.items():
-        first = torch.cat(plain[number])[: count - len(answers)]
-        joined[number] = torch.cat([first, answers])
-    return [torch.cat(part) for part in plain], joined
+def _has_colour(data: ImageData, device: torch.device) -> bool:
+    shown = base.batches(data, device)
+    return any(not torch.allclose(grey(images), images, atol=1e-6) for _, images in shown)
 
 
-def _compare(
-    recorder: Recorder, member: Member, answers: Tensor, teachers: Tensor, condition: str
-) -> None:
-    recorder.add(member, "agreement", answers == teachers, answers, condition)
-    kappa = stats.cohen_kappa(answers, teachers)
-    recorder.add_summary(member.arm, member.seed, "kappa", kappa, condition)
-
-
-def _pairs_of_independents(
-    recorder: Recorder, members: list[Member], answers: list[Tensor], condition: str
-) -> None:
-    for first, its, second, others in pairs_of_independents(members, answers):
-        where = f"{condition},against={second.seed}"
-        same = float((its == others).double().mean())
-        recorder.add_summary(first.arm, first.seed, "agreement", same, where)
-        recorder.add_summary(first.arm, first.seed, "kappa", stats.cohen_kappa(its, others), where)
+PROPERTY = Property(
+    "domain_accuracy", "domain adaptation", measure, MEASURES, rank=9, needs=("domains",)
+)

@@ -2,107 +2,85 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
-
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING
 
 from kdnotes import stats
-from kdnotes.data import ImageData
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import BATCH_SIZE, all_logits, record_accuracy
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.probes import base
+from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdnotes.data import ImageData
 
 CALIBRATION_BINS = 15
+AGAINST = ("against=*",)
+MEASURES = (
+    Alike("agreement", "gives the teacher's answer", "", AGAINST, True),
+    Alike("agreement_on_teacher_errors", "repeats the teacher's mistakes", reported=True),
+    BeyondChance("kappa", "answers as the teacher does, beyond chance", "", AGAINST),
+    BeyondChance("error_consistency", "errs where the teacher errs, beyond chance", "", AGAINST),
+    Alike(
+        "predictive_kl",
+        "is as sure of each class as the teacher is",
+        unit="divergence in nats",
+        high=math.inf,
+        twin=0.0,
+        direction="down",
+    ),
+    Measure("calibration_error", "is more or less sure than it is right", direction="none"),
+)
 
-_Answers = TypeVar("_Answers")
 
-
-def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Outcome:
+def measure(cast: Cast, data: ImageData) -> Outcome:
     """Answers and probabilities of every network, compared with the teacher's.
 
     The second teacher is compared as the students are: it is what could be reached without the
-    teacher. Measures, per image:
-
-    - ``accuracy``, of all networks.
-    - ``agreement``: is the answer the teacher's? ``agreement_on_teacher_errors``: the same, over
-      the images that the teacher gets wrong.
-    - ``predictive_kl``: KL(teacher || network) of the probabilities, in nats (Stanton et al. 2021).
-
-    In the table only:
-
-    - ``kappa`` (of answers) and ``error_consistency`` (of being right), 1 for twins, 0 for chance
-      at the same accuracies; NaN where chance leaves nothing to agree on.
-    - ``calibration_error`` of all networks: expected difference between confidence and accuracy
-      over 15 bins (Guo et al. 2017).
-    - for each pair of independent students, under the condition ``against=SEED`` and the lower of
-      the two seeds: ``agreement``, ``kappa`` and ``error_consistency``, the spread by chance.
+    teacher. ``accuracy`` and ``calibration_error`` (expected difference over 15 bins, Guo et al.
+    2017) are of all networks; ``predictive_kl`` is KL(teacher || network), per image (Stanton et
+    al. 2021); the kappas are NaN where chance leaves nothing to agree on. Agreement and kappas of
+    every two independent students stand in the table under ``against=SEED``.
     """
     members = list(cast.everyone())
-    logits = all_logits(members, data, batch_size)
+    logits = base.all_logits(members, data)
     answers = [each.argmax(1) for each in logits]
-    labels = data.labels
+    labels, teachers = data.labels, answers[0]
+    mistakes = (teachers != labels).nonzero().flatten()
+    beyond_chance = {
+        "kappa": stats.cohen_kappa,
+        "error_consistency": lambda a, b: stats.error_consistency(a == labels, b == labels),
+    }
     recorder = Recorder(data)
-    for member, its_logits, its_answers in zip(members, logits, answers, strict=True):
-        record_accuracy(recorder, member, its_answers)
-        error = _calibration_error(its_logits, labels)
-        recorder.add_summary(member.arm, member.seed, "calibration_error", error)
-    teachers, teachers_logits = answers[0], logits[0]
-    teacher_errors = (teachers != labels).nonzero().flatten()
-    for member, its_logits, its_answers in zip(members[1:], logits[1:], answers[1:], strict=True):
-        same = its_answers == teachers
-        recorder.add(member, "agreement", same, its_answers)
-        recorder.add(
-            member,
-            "agreement_on_teacher_errors",
-            same[teacher_errors],
-            its_answers[teacher_errors],
-            items=teacher_errors,
-        )
-        distance = _predictive_kl(teachers_logits, its_logits)
-        recorder.add(member, "predictive_kl", distance, its_answers)
-        for name, value in _beyond_chance(teachers, its_answers, labels).items():
-            recorder.add_summary(member.arm, member.seed, name, value)
-    for first, first_answers, second, its_answers in pairs_of_independents(members, answers):
-        found = _beyond_chance(first_answers, its_answers, labels)
-        found["agreement"] = float((first_answers == its_answers).double().mean())
-        for name, value in found.items():
-            recorder.add_summary(first.arm, first.seed, name, value, f"against={second.seed}")
+    for member, its_logits, its in zip(members, logits, answers, strict=True):
+        recorder.add_accuracy(member, its)
+        recorder.add_value(member, "calibration_error", _calibration_error(its_logits, labels))
+        if member is cast.teacher:
+            continue
+        same = its == teachers
+        recorder.add(member, "agreement", same, its)
+        where = same[mistakes], its[mistakes], "", mistakes
+        recorder.add(member, "agreement_on_teacher_errors", *where)
+        recorder.add(member, "predictive_kl", _divergence(logits[0], its_logits), its)
+        for name, alike in beyond_chance.items():
+            recorder.add_value(member, name, alike(teachers, its))
+    recorder.add_pairs(members, answers, beyond_chance | {"agreement": base.share_alike})
     return recorder.outcome()
 
 
-def pairs_of_independents(
-    members: Sequence[Member], answers: Sequence[_Answers]
-) -> Iterator[tuple[Member, _Answers, Member, _Answers]]:
-    """Every two independent students with what is theirs, the one of the lower seed first.
-
-    How alike they are is what two networks without any contact come to.
-    """
-    students = [pair for pair in zip(members, answers, strict=True) if pair[0].arm == "independent"]
-    students.sort(key=lambda pair: pair[0].seed)
-    for (first, its), (second, others) in itertools.combinations(students, 2):
-        yield first, its, second, others
-
-
-def _predictive_kl(teachers: Tensor, students: Tensor) -> Tensor:
+def _divergence(teachers: Tensor, students: Tensor) -> Tensor:
     """KL divergence (N,) in nats of the students' probabilities from the teachers'."""
     reference, own = (logits.double().log_softmax(1) for logits in (teachers, students))
     return (reference.exp() * (reference - own)).sum(1)
 
 
-def _beyond_chance(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, float]:
-    return {
-        "kappa": stats.cohen_kappa(first, second),
-        "error_consistency": stats.error_consistency(first == labels, second == labels),
-    }
-
-
 def _calibration_error(logits: Tensor, labels: Tensor) -> float:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    return float(
-        multiclass_calibration_error(
-            logits.softmax(1), labels, logits.shape[1], n_bins=CALIBRATION_BINS
-        )
+    error = multiclass_calibration_error(
+        logits.softmax(1), labels, logits.shape[1], n_bins=CALIBRATION_BINS
     )
+    return float(error)
+
+
+PROPERTY = Property("fidelity", "fidelity", measure, MEASURES, rank=2, audited=True)

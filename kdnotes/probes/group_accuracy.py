@@ -8,21 +8,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kdnotes import stats
-from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of, record_accuracy
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.probes import base
+from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdnotes.data import ImageData
 
 FACTOR = "group"
+UNSEEN, OTHERS = "side=unseen", "side=others"
+GROUPS = ("group=*", OTHERS)
+MEASURES = (
+    Measure("accuracy", "is right about the group singled out", UNSEEN, GROUPS),
+    Measure("deficit", "serves the group singled out worse", unit="difference of shares", low=-1.0),
+    Measure("mean_accuracy", "is right, each group counting alike"),
+    Measure("worst_group", "is right about the group it serves worst"),
+    Measure("spread", "serves its best group better than its worst", unit="difference of shares"),
+    Alike("agreement", "gives the teacher's answer about the group", UNSEEN, GROUPS),
+    BeyondChance("kappa", "answers as the teacher does, beyond chance", UNSEEN, ("group=*",)),
+    Alike("agreement_on_teacher_errors", "repeats the teacher's mistakes", UNSEEN, ("group=*",)),
+)
+
+_Places = Mapping[int, NDArray[np.int64]]  # of a group's images, by its number
 
 
 def measure(
@@ -31,51 +46,42 @@ def measure(
     *,
     unseen: int | None = None,
     names: Sequence[str] | None = None,
-    within: str = "",
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Accuracy of every network, and the students' agreement with the teacher, group by group.
 
     unseen: number of the group singled out; by default that of `neglected_group`. names: of the
-    groups, by number (by default the numbers). within: put before every condition, such as
-    ``cast=fair`` (without it, what follows stands alone). Images with a negative group belong to
-    none and count for ``accuracy`` (no condition) only. Conditions: ``group=NAME``; ``side=unseen``
-    for the group singled out; ``side=others`` for the mean over all other groups, each counting
-    alike. Measures:
+    groups, by number (by default the numbers). Images with a negative group belong to none and
+    count for ``accuracy`` (no condition) only. Conditions: ``group=NAME``; ``side=unseen`` for the
+    group singled out; ``side=others`` for the mean over all other groups, each counting alike.
 
-    - ``accuracy``, also without a condition (over all images as they come).
-    - ``deficit`` (no condition): accuracy of the others less that of the group singled out; 0 is
-      even, above 0 the group is served worse.
-    - ``mean_accuracy`` (no condition): over groups, each counting alike.
-    - ``worst_group``, ``spread`` (no condition, table only): accuracy of the worst group; of the
-      best less that of the worst. With few images a group the first is too low by chance and the
-      second too high, for every network.
-    - of all but the teacher: ``agreement`` with it, ``kappa`` (table only), and
-      ``agreement_on_teacher_errors``: is the answer to an image that the teacher gets wrong the
-      teacher's own wrong answer?
-
-    Items of means over groups are linearised: their mean is the value itself, and resampling them
-    gives the variance that resampling the groups would (the delta method).
+    ``deficit`` is accuracy of the others less that of the group singled out; 0 is even, above 0 it
+    is served worse. With few images a group, ``worst_group`` is too low by chance and ``spread``
+    too high, for every network. These two and kappa stand in the table only. Items of means over
+    groups are linearised: their mean is the value itself, and resampling them gives the variance
+    that resampling the groups would (the delta method).
 
     Raises RequestError when there are fewer than two groups with images, or the group singled out
     has none.
     """
     members = list(cast.everyone())
-    answers = _answers(members, data, batch_size)
-    groups = _Groups.of(data, names)
+    answers = base.all_answers(members, data)
+    places = _places_by_group(data)
+    if names is not None and len(names) <= max(places):
+        raise RequestError(f"{len(names)} names of groups, but there is a group {max(places)}")
+    # a comma and an equals sign would break a condition in two
+    called = {group: re.sub("[,=]", " ", names[group] if names else str(group)) for group in places}
     if unseen is None:
-        unseen = groups.most_neglected(cast, dict(zip(map(id, members), answers, strict=True)))
-    groups.check(unseen)
+        unseen = _most_neglected(cast, members, answers, data.labels, places)
+    if unseen not in places:
+        known = ", ".join(map(str, places))
+        raise RequestError(f"group {unseen} has no images; groups with images: {known}")
     recorder = Recorder(data)
-    for member, its_answers in zip(members, answers, strict=True):
-        if not within:
-            record_accuracy(recorder, member, its_answers)
-        else:
-            right = its_answers == data.labels
-            recorder.add(member, "accuracy", right, its_answers, within)
-        _record_accuracies(recorder, groups, unseen, member, its_answers, within)
+    for member, its in zip(members, answers, strict=True):
+        recorder.add_accuracy(member, its)
+        _add_accuracies(recorder, member, its.numpy(), places, called, unseen)
         if member is not cast.teacher:
-            _record_agreement(recorder, groups, unseen, member, its_answers, answers[0], within)
+            given = its.numpy(), answers[0].numpy()
+            _add_agreement(recorder, member, *given, places, called, unseen)
     return recorder.outcome()
 
 
@@ -86,7 +92,7 @@ def groups_in(data: ImageData) -> list[int]:
     return [int(group) for group in data.factors[FACTOR].unique() if group >= 0]
 
 
-def neglected_group(cast: Cast, data: ImageData, batch_size: int = BATCH_SIZE) -> int:
+def neglected_group(cast: Cast, data: ImageData) -> int:
     """The group in which the teacher is furthest behind the independent students.
 
     Without independent students, the one in which its accuracy is lowest. Where it is measured on
@@ -95,152 +101,108 @@ def neglected_group(cast: Cast, data: ImageData, batch_size: int = BATCH_SIZE) -
     there are fewer than two groups with images.
     """
     members = [cast.teacher, *cast.arm("independent")]
-    answers = _answers(members, data, batch_size)
-    by_member = dict(zip(map(id, members), answers, strict=True))
-    return _Groups.of(data, None).most_neglected(cast, by_member)
+    answers = base.all_answers(members, data)
+    return _most_neglected(cast, members, answers, data.labels, _places_by_group(data))
 
 
-@dataclass(frozen=True)
-class _Groups:
-    """Which images belong to which group: places by group number, and the groups' names."""
+def _most_neglected(
+    cast: Cast,
+    members: Sequence[base.Member],
+    answers: Sequence[Tensor],
+    labels: Tensor,
+    places: _Places,
+) -> int:
+    right = {id(m): (its == labels).numpy() for m, its in zip(members, answers, strict=True)}
 
-    places: Mapping[int, NDArray[np.int64]]
-    names: Mapping[int, str]
-    labels: Tensor
+    def lag(group: int) -> float:
+        of = {member: float(each[places[group]].mean()) for member, each in right.items()}
+        alone = [of[id(member)] for member in cast.arm("independent")]
+        return of[id(cast.teacher)] - float(np.mean(alone or [0.0]))
 
-    @staticmethod
-    def of(data: ImageData, names: Sequence[str] | None) -> _Groups:
-        present = groups_in(data)
-        if len(present) < 2:
-            raise RequestError(
-                "the images have no two groups to compare; groups are the factor 'group' of a "
-                f"data set, and here there {'is one' if present else 'are none'}"
-            )
-        if names is not None and len(names) <= present[-1]:
-            raise RequestError(f"{len(names)} names of groups, but there is a group {present[-1]}")
-        called = {group: names[group] if names else str(group) for group in present}
-        # a comma and an equals sign would break a condition in two
-        called = {group: re.sub("[,=]", " ", name) for group, name in called.items()}
-        of_image = np.asarray(data.factors[FACTOR])
-        places = {group: np.flatnonzero(of_image == group) for group in present}
-        return _Groups(places, called, data.labels)
-
-    def check(self, group: int) -> None:
-        """Raise RequestError unless the group has images."""
-        if group not in self.places:
-            known = ", ".join(map(str, self.places))
-            raise RequestError(f"group {group} has no images; groups with images: {known}")
-
-    def accuracies(self, answers: Tensor) -> dict[int, float]:
-        """Accuracy by group number."""
-        right = np.asarray(answers == self.labels)
-        return {group: float(right[places].mean()) for group, places in self.places.items()}
-
-    def most_neglected(self, cast: Cast, answers: Mapping[int, Tensor]) -> int:
-        """See `neglected_group`; answers (N,) by the members' identity."""
-        teachers = self.accuracies(answers[id(cast.teacher)])
-        alone = [self.accuracies(answers[id(each)]) for each in cast.arm("independent")]
-        expected = {group: np.mean([each[group] for each in alone] or [0.0]) for group in teachers}
-        return min(teachers, key=lambda group: teachers[group] - expected[group])
-
-    def linearised(
-        self, values: NDArray, weights: Mapping[int, float]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """A weighted sum of groups' means as one value per image, and the places of these images.
-
-        values (N,); groups without a weight are left out. The mean of the result is the sum of
-        weights times means; each image's distance from it is its influence on it.
-        """
-        total = sum(weight * values[self.places[group]].mean() for group, weight in weights.items())
-        count = sum(len(self.places[group]) for group in weights)
-        parts = [
-            total
-            + weight
-            * count
-            / len(self.places[group])
-            * (values[self.places[group]] - values[self.places[group]].mean())
-            for group, weight in weights.items()
-        ]
-        where = np.concatenate([self.places[group] for group in weights])
-        order = np.argsort(where, kind="stable")
-        return np.concatenate(parts)[order], where[order]
-
-    def evenly(self, groups: Sequence[int]) -> dict[int, float]:
-        """Weights of a mean over groups in which each counts alike."""
-        return dict.fromkeys(groups, 1 / len(groups))
+    return min(places, key=lag)
 
 
-def _answers(members: Sequence[Member], data: ImageData, batch_size: int) -> list[Tensor]:
-    """Answers (N,) of every network to every image, on the CPU."""
-    parts: list[list[Tensor]] = [[] for _ in members]
-    for _, images in batches(data, device_of(members[0].network), batch_size):
-        for member, part in zip(members, parts, strict=True):
-            part.append(logits_of(member.network, images).argmax(1))
-    return [torch.cat(part) for part in parts]
+def _places_by_group(data: ImageData) -> _Places:
+    present = groups_in(data)
+    if len(present) < 2:
+        raise RequestError(
+            "the images have no two groups to compare; groups are the factor 'group' of a "
+            f"data set, and here there {'is one' if present else 'are none'}"
+        )
+    of_image = np.asarray(data.factors[FACTOR])
+    return {group: np.flatnonzero(of_image == group) for group in present}
 
 
-def _under(within: str, condition: str) -> str:
-    return ",".join(part for part in (within, condition) if part)
+def _linearised(
+    values: NDArray, places: _Places, weights: Mapping[int, float]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """A weighted sum of groups' means as one value per image, and the places of these images.
+
+    values (N,); groups without a weight are left out. The mean of the result is the sum of
+    weights times means; each image's distance from it is its influence on it.
+    """
+    total = sum(weight * values[places[group]].mean() for group, weight in weights.items())
+    where = np.concatenate([places[group] for group in weights])
+    parts = []
+    for group, weight in weights.items():
+        mine = values[places[group]]
+        parts.append(total + weight * len(where) / len(mine) * (mine - mine.mean()))
+    order = np.argsort(where, kind="stable")
+    return np.concatenate(parts)[order], where[order]
 
 
-def _record_accuracies(
-    recorder: Recorder, groups: _Groups, unseen: int, member: Member, answers: Tensor, within: str
-) -> None:
-    right = np.asarray(answers == groups.labels, np.float64)
-    given = np.asarray(answers)
-    others = [group for group in groups.places if group != unseen]
-    by_group = groups.accuracies(answers)
-    for group, places in groups.places.items():
-        condition = _under(within, f"group={groups.names[group]}")
-        recorder.add(member, "accuracy", right[places], given[places], condition, places)
-    of_others = groups.evenly(others)
-    against = {**of_others, unseen: -1.0}
-    for measure_name, condition, weights in (
-        ("accuracy", "side=unseen", {unseen: 1.0}),
-        ("accuracy", "side=others", of_others),
-        ("deficit", "", against),
-        ("mean_accuracy", "", groups.evenly(list(groups.places))),
-    ):
-        values, places = groups.linearised(right, weights)
-        where = _under(within, condition)
-        recorder.add(member, measure_name, values, given[places], where, places)
-    best, worst = max(by_group.values()), min(by_group.values())
-    recorder.add_summary(member.arm, member.seed, "worst_group", worst, within)
-    recorder.add_summary(member.arm, member.seed, "spread", best - worst, within)
+def _evenly(groups: Sequence[int]) -> dict[int, float]:
+    """Weights of a mean over groups in which each counts alike."""
+    return dict.fromkeys(groups, 1 / len(groups))
 
 
-def _record_agreement(
+def _add_accuracies(
     recorder: Recorder,
-    groups: _Groups,
+    member: base.Member,
+    given: NDArray,
+    places: _Places,
+    called: Mapping[int, str],
     unseen: int,
-    member: Member,
-    answers: Tensor,
-    teachers: Tensor,
-    within: str,
 ) -> None:
-    given, taught = np.asarray(answers), np.asarray(teachers)
+    right = (given == recorder.data.labels.numpy()).astype(np.float64)
+    for group, where in places.items():
+        condition = f"group={called[group]}"
+        recorder.add(member, "accuracy", right[where], given[where], condition, where)
+    others = _evenly([group for group in places if group != unseen])
+    for measure_name, condition, weights in (
+        ("accuracy", UNSEEN, {unseen: 1.0}),
+        ("accuracy", OTHERS, others),
+        ("deficit", "", {**others, unseen: -1.0}),
+        ("mean_accuracy", "", _evenly(list(places))),
+    ):
+        values, where = _linearised(right, places, weights)
+        recorder.add(member, measure_name, values, given[where], condition, where)
+    by_group = [float(right[where].mean()) for where in places.values()]
+    recorder.add_value(member, "worst_group", min(by_group))
+    recorder.add_value(member, "spread", max(by_group) - min(by_group))
+
+
+def _add_agreement(
+    recorder: Recorder,
+    member: base.Member,
+    given: NDArray,
+    taught: NDArray,
+    places: _Places,
+    called: Mapping[int, str],
+    unseen: int,
+) -> None:
     same = (given == taught).astype(np.float64)
-    wrong = np.asarray(teachers != groups.labels)
-    for group, places in groups.places.items():
-        names = [f"group={groups.names[group]}"]
-        if group == unseen:
-            names.append("side=unseen")
-        mistakes = places[wrong[places]]
-        beyond_chance = stats.cohen_kappa(given[places], taught[places])
-        for name in names:
-            where, keep = _under(within, name), name == "side=unseen"
-            recorder.add(member, "agreement", same[places], given[places], where, places, keep)
-            recorder.add_summary(member.arm, member.seed, "kappa", beyond_chance, where)
-            recorder.add(
-                member,
-                "agreement_on_teacher_errors",
-                same[mistakes],
-                given[mistakes],
-                where,
-                mistakes,
-                keep,
-            )
-    others = groups.evenly([group for group in groups.places if group != unseen])
-    values, places = groups.linearised(same, others)
-    where = _under(within, "side=others")
-    recorder.add(member, "agreement", values, given[places], where, places)
+    wrong = taught != recorder.data.labels.numpy()
+    shown = [(f"group={called[group]}", where, False) for group, where in places.items()]
+    for condition, where, keep in (*shown, (UNSEEN, places[unseen], True)):
+        kappa = stats.cohen_kappa(given[where], taught[where])
+        recorder.add_value(member, "kappa", kappa, condition)
+        mistakes = where[wrong[where]]
+        for name, at in (("agreement", where), ("agreement_on_teacher_errors", mistakes)):
+            recorder.add(member, name, same[at], given[at], condition, at, keep)
+    others = _evenly([group for group in places if group != unseen])
+    values, where = _linearised(same, places, others)
+    recorder.add(member, "agreement", values, given[where], OTHERS, where)
+
+
+PROPERTY = Property("group_accuracy", "bias", measure, MEASURES, rank=12, needs=("groups",))

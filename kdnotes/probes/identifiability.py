@@ -8,26 +8,56 @@ what on neither can be told apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from kdnotes.lazy import torch
+from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Row, pictures
 
-from kdnotes.data import ImageData
-from kdnotes.data.views import to_float
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.outcome import Outcome, Recorder
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdnotes.data import ImageData
 
 SIDE = 5  # images are reduced to SIDE x SIDE pixels for linear models
 STEPS, RATE = 500, 1.0
-Row = tuple[str, int, str, str, float]  # arm, seed, condition, measure, value
+FILTERS = "part=*,against=teacher", ("part=*,against=independent",)
+_Off = partial(Measure, unit="share of the teacher's length", high=math.inf, direction="down")
+MEASURES = (
+    _Off("weight_error", "is off the teacher's weights", "", ("points=*",)),
+    _Off("part_error", "is off the teacher's weights", "part=*"),
+    _Off("part_moved", "has left its first weights", "part=*", unit="share of their length"),
+    Measure("linear_accuracy", "is right"),
+    Alike("first_layer_cosine", "filters as its teacher", *FILTERS, unit="cosine", low=-1.0),
+)
+
+
+def condition(points: int) -> str:
+    """What is measured of students that saw so many points."""
+    return f"points={points}"
+
+
+def positions(counts: Sequence[int]) -> dict[str, float]:
+    """Numbers of points by their conditions: the places on a figure's axis."""
+    return {condition(count): count for count in sorted(counts)}
 
 
 def with_ones(points: Tensor) -> Tensor:
     """Points (n, m) as float64 (n, m + 1) with a last column of ones, for the bias."""
-    return F.pad(points.double(), (0, 1), value=1.0)
+    return torch.nn.functional.pad(points.double(), (0, 1), value=1.0)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Classes (n,) as targets (n, classes), float64."""
+    return torch.nn.functional.one_hot(labels, classes).double()
+
+
+def _draws(seed: int) -> Callable[..., Tensor]:
+    """Standard normal tensors of any shape, float64, one after the other from one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return partial(torch.randn, generator=generator, dtype=torch.float64)
 
 
 def distil(start: Tensor, points: Tensor, logits: Tensor) -> Tensor:
@@ -71,18 +101,15 @@ class Toy:
     """Two classes in the plane and the boundaries of some linear networks.
 
     points: (n, 2); labels: (n,), 0 or 1; lessons: the places (3,) of the students' points; teacher:
-    (3,), two weights and the bias of one logit, above zero for class 1; independent,
-    distilled_two, distilled_three: (starts, 3), students of labels, and of the teacher's logits
-    at two and at three points.
+    (3,), two weights and the bias of one logit, above zero for class 1; students: (starts, 3) each,
+    taught by the "labels of three" points, the teacher's "logits of two", or of "three".
     """
 
     points: Tensor
     labels: Tensor
     lessons: Tensor
     teacher: Tensor
-    independent: Tensor
-    distilled_two: Tensor
-    distilled_three: Tensor
+    students: dict[str, Tensor]
 
     def distances(self) -> Tensor:
         """Distances (3,) of the students' points from the teacher's boundary."""
@@ -95,28 +122,25 @@ def toy(seed: int = 0, count: int = 60, starts: int = 12) -> Toy:
 
     Students differ in their first weights only.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draw = _draws(seed)
     labels = torch.arange(count) % 2
     centres = torch.tensor([[-1.2, -0.6], [1.2, 0.6]], dtype=torch.float64)
-    noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    points = centres[labels] + 0.6 * noise
-    first = torch.randn(starts + 1, 2, 3, generator=generator, dtype=torch.float64)
+    points = centres[labels] + 0.6 * draw(count, 2)
+    first, *own = draw(starts + 1, 2, 3)
     lessons = torch.tensor([0, 2, 1])
-    teacher = descend(first[0], points, F.one_hot(labels, 2).double())
-    some, theirs = points[lessons], labels[lessons]
-    logits = with_ones(some) @ teacher.T
+    teacher = descend(first, points, one_hot(labels, 2))
+    some, logits = points[lessons], with_ones(points[lessons]) @ teacher.T
     students = {
-        "independent": [descend(own, some, F.one_hot(theirs, 2).double()) for own in first[1:]],
-        "distilled_two": [distil(own, some[1:], logits[1:]) for own in first[1:]],
-        "distilled_three": [distil(own, some, logits) for own in first[1:]],
+        "labels of three": [descend(each, some, one_hot(labels[lessons], 2)) for each in own],
+        "logits of two": [distil(each, some[1:], logits[1:]) for each in own],
+        "logits of three": [distil(each, some, logits) for each in own],
     }
-    boundaries = {name: _boundary(torch.stack(found)) for name, found in students.items()}
-    return Toy(points, labels, lessons, _boundary(teacher), **boundaries)
-
-
-def _boundary(weights: Tensor) -> Tensor:
-    """One logit for class 1 against class 0: (..., 2, 3) to (..., 3)."""
-    return weights[..., 1, :] - weights[..., 0, :]
+    # One logit for class 1 against class 0.
+    boundaries = {
+        name: torch.stack([weights[1] - weights[0] for weights in found])
+        for name, found in students.items()
+    }
+    return Toy(points, labels, lessons, teacher[1] - teacher[0], boundaries)
 
 
 def recovery(
@@ -145,54 +169,30 @@ def recovery(
         counts = sorted({max(2, round(share * needed)) for share in (0.25, 0.5, 0.75, 1, 1.5, 2)})
     rows: list[Row] = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        draw = _Draw(generator, classes, needed)
-        training, pool = draw.points(20 * needed), draw.points(max(*counts, needed))
-        rule, first, own = draw.weights(), draw.weights(), draw.weights()
+        draw = _draws(seed)
+        training, pool = draw(20 * needed, dimension), draw(max(*counts, needed), dimension)
+        rule, first, own = (draw(classes, needed) / math.sqrt(needed) for _ in range(3))
         labels = (with_ones(training) @ rule.T).argmax(1)
-        teacher = descend(first, training, F.one_hot(labels, classes).double())
+        teacher = descend(first, training, one_hot(labels, classes))
         zero = torch.zeros_like(teacher)
         for count in counts:
             points = pool[:count]
             logits = with_ones(points) @ teacher.T
+            student = descend(own, points, one_hot(logits.argmax(1), classes))
             found = {
-                "distilled": distil(zero, points, logits),
-                "distilled-other-start": distil(own, points, logits),
-                "distilled-same-start": distil(first, points, logits),
+                "distilled": weight_error(distil(zero, points, logits), teacher),
+                "distilled-other-start": weight_error(distil(own, points, logits), teacher),
+                "distilled-same-start": weight_error(distil(first, points, logits), teacher),
+                "labels-only": weight_error(student, teacher, free_scale=True),
             }
-            answers = F.one_hot(logits.argmax(1), classes).double()
-            errors = {arm: weight_error(weights, teacher) for arm, weights in found.items()}
-            student = descend(own, points, answers)
-            errors["labels-only"] = weight_error(student, teacher, free_scale=True)
-            rows += [
-                (arm, seed, f"points={count}", "weight_error", error)
-                for arm, error in errors.items()
-            ]
+            where = condition(count)
+            rows += [(arm, seed, where, "weight_error", error) for arm, error in found.items()]
         for arm, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
             points = pool[:count]
-            found_by = distil(zero, points, with_ones(points) @ teacher.T)
-            error = weight_error(found_by, teacher)
+            student = distil(zero, points, with_ones(points) @ teacher.T)
+            error = weight_error(student, teacher)
             rows.append((f"distilled-{arm}", seed, "", "weight_error", error))
-    return _outcome(rows)
-
-
-@dataclass
-class _Draw:
-    generator: torch.Generator
-    classes: int
-    needed: int
-
-    def points(self, count: int) -> Tensor:
-        shape = (count, self.needed - 1)
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def weights(self) -> Tensor:
-        return _random_weights(self.classes, self.needed, self.generator)
-
-
-def _random_weights(classes: int, features: int, generator: torch.Generator) -> Tensor:
-    shape = (classes, features)
-    return torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(features)
+    return Outcome.of_rows(rows)
 
 
 def small_images(data: ImageData) -> Tensor:
@@ -200,10 +200,10 @@ def small_images(data: ImageData) -> Tensor:
 
     The middle is what lies more than a seventh of the side from the edges: the digits' own box.
     """
-    images = to_float(data.images)
+    images = pictures(data, torch.arange(len(data)))
     edge = images.shape[-1] // 7
     middle = images[..., edge : images.shape[-2] - edge, edge : images.shape[-1] - edge]
-    return F.adaptive_avg_pool2d(middle, SIDE).flatten(1).double()
+    return torch.nn.functional.adaptive_avg_pool2d(middle, SIDE).flatten(1).double()
 
 
 def grey_lessons(
@@ -221,31 +221,28 @@ def grey_lessons(
 
     Without a condition, ``linear_accuracy`` on the test images, also of ``linear-teacher``.
     """
-    inputs = {"grey": small_images(grey), "coloured": small_images(coloured)}
-    both = torch.cat(list(inputs.values()))
-    classes = len(grey.classes)
-    targets = F.one_hot(torch.cat([grey.labels, coloured.labels]), classes).double()
+    lessons = small_images(grey)
+    both, classes = torch.cat([lessons, small_images(coloured)]), len(grey.classes)
+    targets = one_hot(torch.cat([grey.labels, coloured.labels]), classes)
     tested = with_ones(small_images(test))
     rows: list[Row] = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        first, own = (_random_weights(classes, both.shape[1] + 1, generator) for _ in range(2))
+        draw, features = _draws(seed), both.shape[1] + 1
+        first, own = (draw(classes, features) / math.sqrt(features) for _ in range(2))
         teacher = descend(first, both, targets, rate=0.2)
-        logits = with_ones(inputs["grey"]) @ teacher.T
+        logits = with_ones(lessons) @ teacher.T
         networks = {"linear-teacher": teacher}
         for arm, start in (("distilled-other-start", own), ("distilled-same-start", first)):
-            networks[arm] = distil(start, inputs["grey"], logits)
-            for part, index in (("grey", 0), ("chroma", 1)):
-                found, true, begun = (
-                    linear_parts(weights)[index] for weights in (networks[arm], teacher, start)
-                )
+            networks[arm] = distil(start, lessons, logits)
+            triple = zip(*map(linear_parts, (networks[arm], teacher, start)), strict=True)
+            for part, (found, true, begun) in zip(("grey", "chroma"), triple, strict=True):
                 where = (arm, seed, f"part={part}")
                 rows.append((*where, "part_error", float((found - true).norm() / true.norm())))
                 rows.append((*where, "part_moved", float((found - begun).norm() / begun.norm())))
         for arm, weights in networks.items():
             right = (tested @ weights.T).argmax(1) == test.labels
             rows.append((arm, seed, "", "linear_accuracy", float(right.double().mean())))
-    return _outcome(rows)
+    return Outcome.of_rows(rows)
 
 
 def linear_parts(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +264,7 @@ def parts(weights: Tensor) -> tuple[Tensor, Tensor]:
 def first_layer(network: nn.Module) -> Tensor | None:
     """Weights (filters, 3, h, w) of the first convolution that reads colours; None without one."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.shape[1] == 3:
+        if isinstance(module, torch.nn.Conv2d) and module.weight.shape[1] == 3:
             return module.weight.detach().double().cpu()
     return None
 
@@ -294,7 +291,7 @@ def first_layers(cast: Cast) -> Outcome:
             for part, value in zip(("grey", "chroma"), _cosines(member, partner), strict=True):
                 where = f"part={part},against={name}"
                 rows.append((member.arm, member.seed, where, "first_layer_cosine", value))
-    return _outcome(rows)
+    return Outcome.of_rows(rows)
 
 
 def _cosines(first: Member, second: Member) -> tuple[float, float]:
@@ -302,16 +299,10 @@ def _cosines(first: Member, second: Member) -> tuple[float, float]:
     if one is None or other is None or one.shape != other.shape:
         return math.nan, math.nan
     grey, chroma = (
-        float(F.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
+        float(torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
         for a, b in zip(parts(one), parts(other), strict=True)
     )
     return grey, chroma
 
 
-def _outcome(rows: list[Row]) -> Outcome:
-    """An outcome of values that have no images behind them."""
-    none = torch.zeros(0, dtype=torch.long)
-    recorder = Recorder(ImageData(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), none, (), none))
-    for arm, seed, condition, measure, value in rows:
-        recorder.add_summary(arm, seed, measure, value, condition)
-    return recorder.outcome()
+PROPERTY = Property("identifiability", "what can be known", first_layers, MEASURES, rank=13)

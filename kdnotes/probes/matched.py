@@ -5,17 +5,18 @@ Each property is measured by its own probe, in the cast in which there is someth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from kdnotes import stats
-from kdnotes.data import ImageData
-from kdnotes.probes import adversarial, color_invariance, fidelity, localization
-from kdnotes.probes.cast import Cast
-from kdnotes.probes.forward import BATCH_SIZE, all_logits, record_accuracy
-from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.lazy import pandas as pd
+from kdnotes.probes import accuracy, adversarial, color_invariance, cue_bias, fidelity
+from kdnotes.probes.base import Cast, Outcome
+
+if TYPE_CHECKING:
+    from kdnotes.data import ImageData
 
 ON_CUES, ON_JITTER = "cast=cues", "cast=jitter"
 # Measures whose values image by image are kept: those that contrasts are made of.
@@ -37,12 +38,11 @@ def measure(
     eps: int = 4,
     steps: int = 5,
     strength: float = 0.4,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Accuracy and, beside it, what was inherited, of every network of up to three casts.
 
     plain: a cast and its test images. cues: a cast, its test images, and such in which two cues
-    (`kdnotes.probes.localization.follows`) name different classes. jitter: a cast whose teacher
+    (`kdnotes.probes.cue_bias.follows`) name different classes. jitter: a cast whose teacher
     was trained with changing colours, and its test images. Conditions of ``plain`` are those of
     the probes, the others' have ``cast=cues`` or ``cast=jitter`` before them. Measures:
 
@@ -59,48 +59,23 @@ def measure(
     Raises RequestError as those probes do.
     """
     cast, images = plain
-    likeness = fidelity.measure(cast, images, batch_size=batch_size)
-    fooling = adversarial.measure(
-        cast, images, eps=(), primary=eps, steps=steps, batch_size=batch_size
-    )
+    likeness = fidelity.measure(cast, images)
+    fooling = adversarial.measure(cast, images, eps=(), primary=eps, steps=steps)
     parts = [
-        _only(likeness, conditions={""}),
-        _only(fooling, without={"accuracy"}, ending="eps=primary"),
+        likeness.keep(lambda rows: rows["condition"] == ""),
+        fooling.keep(lambda rows: rows["condition"].str.endswith("eps=primary")),
     ]
     if cues is not None:
         cast, images, conflicts = cues
-        followed = localization.follows(cast, conflicts, batch_size=batch_size)
-        parts += [
-            within(accuracy(cast, images, batch_size), ON_CUES),
-            within(_only(followed, without={"follows_marker"}), ON_CUES),
-        ]
+        followed = cue_bias.follows(cast, conflicts)
+        followed = followed.keep(lambda rows: rows["measure"] != "follows_marker")
+        right = accuracy.measure(cast, images)
+        parts += [right.under(ON_CUES), followed.under(ON_CUES)]
     if jitter is not None:
-        steady = color_invariance.measure(
-            *jitter, strengths=(), hue_angles=(), primary=strength, batch_size=batch_size
-        )
-        parts.append(within(_only(steady, conditions={"", "strength=primary"}), ON_JITTER))
-    combined = Outcome.combine(parts)
-    return Outcome(combined.table, _rows(combined.items, combined.items["measure"].isin(ITEMS_OF)))
-
-
-def accuracy(cast: Cast, data: ImageData, batch_size: int = BATCH_SIZE) -> Outcome:
-    """Accuracy of every network, and nothing else."""
-    members = list(cast.everyone())
-    recorder = Recorder(data)
-    for member, logits in zip(members, all_logits(members, data, batch_size), strict=True):
-        record_accuracy(recorder, member, logits.argmax(1))
-    return recorder.outcome()
-
-
-def within(outcome: Outcome, name: str) -> Outcome:
-    """The same rows with ``name`` (such as ``cast=cues``) put before every condition."""
-
-    def longer(condition: str) -> str:
-        return f"{name},{condition}" if condition else name
-
-    table = outcome.table.assign(condition=outcome.table["condition"].map(longer))
-    conditions = outcome.items["condition"].cat.rename_categories(longer)
-    return Outcome(table, outcome.items.assign(condition=conditions))
+        steady = color_invariance.measure(*jitter, strengths=(), hue_angles=(), primary=strength)
+        wanted = "", color_invariance.condition()
+        parts.append(steady.keep(lambda rows: rows["condition"].isin(wanted)).under(ON_JITTER))
+    return Outcome.combine(parts).keep_items(lambda items: items["measure"].isin(ITEMS_OF))
 
 
 def gains(
@@ -123,58 +98,15 @@ def gains(
         "accuracy_gain": ("accuracy", accuracy_condition),
         "inheritance": (measure, condition),
     }
-    values = {
-        name: table[(table["measure"] == which) & (table["condition"] == under)]
-        .pivot(index="arm", columns="seed", values="value")
-        .astype(np.float64)
-        for name, (which, under) in columns.items()
-    }
-    for name, (which, _) in columns.items():
-        if reference not in values[name].index:
+    differences = {}
+    for name, (which, under) in columns.items():
+        rows = table[(table["measure"] == which) & (table["condition"] == under)]
+        values = rows.pivot(index="seed", columns="arm", values="value").astype(np.float64)
+        if reference not in values:
             raise stats.NotMeasuredError(f"no '{which}' for arm '{reference}'")
-    parts = []
-    for arm in arms:
-        found = {name: _over(frame, arm, reference) for name, frame in values.items()}
-        rows = pd.DataFrame(found).replace([np.inf, -np.inf], np.nan).dropna()
-        rows = rows.rename_axis("seed").reset_index()
-        parts.append(rows.assign(arm=arm)[["arm", "seed", *columns]])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed"])
-
-
-def _over(values: pd.DataFrame, arm: str, reference: str) -> pd.Series:
-    """Differences by seed of an arm from the reference; of the reference from its next seed."""
-    if arm not in values.index:
-        return pd.Series(dtype=np.float64)
-    base = values.loc[reference].dropna()
-    if arm != reference:
-        return (values.loc[arm] - base).dropna()
-    if len(base) < 2:
-        return pd.Series(dtype=np.float64)
-    return pd.Series(np.roll(base.to_numpy(), -1) - base.to_numpy(), index=base.index)
-
-
-def _only(
-    outcome: Outcome,
-    conditions: Collection[str] | None = None,
-    without: Collection[str] = (),
-    ending: str = "",
-) -> Outcome:
-    """The rows of some conditions and measures."""
-
-    def wanted(frame: pd.DataFrame) -> pd.DataFrame:
-        under = frame["condition"].astype(str)
-        keep = under.str.endswith(ending) & ~frame["measure"].isin(list(without))
-        if conditions is not None:
-            keep &= under.isin(list(conditions))
-        return _rows(frame, keep)
-
-    return Outcome(wanted(outcome.table), wanted(outcome.items))
-
-
-def _rows(frame: pd.DataFrame, keep: pd.Series) -> pd.DataFrame:
-    """Some rows of a table or of items, numbered anew, without names that no longer occur."""
-    kept = frame[keep].reset_index(drop=True)
-    for name in ("arm", "condition", "measure"):
-        if isinstance(kept[name].dtype, pd.CategoricalDtype):
-            kept[name] = kept[name].cat.remove_unused_categories()
-    return kept
+        own = values[reference].dropna()
+        over = values.sub(own, axis=0)
+        over[reference] = pd.Series(np.roll(own, -1), own.index) - own if len(own) > 1 else np.nan
+        differences[name] = over.reindex(columns=list(arms)).unstack()
+    found = pd.DataFrame(differences).replace([np.inf, -np.inf], np.nan).dropna()
+    return found.rename_axis(["arm", "seed"]).reset_index()[["arm", "seed", *columns]]

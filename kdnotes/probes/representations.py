@@ -13,26 +13,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from torch import Tensor, nn
-
-from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
-from kdnotes.networks import tapped
-from kdnotes.probes.cast import Cast, Member
-from kdnotes.probes.forward import batches, device_of, record_accuracy
-from kdnotes.probes.outcome import NAME_COLUMNS, TABLE_COLUMNS, Outcome, Recorder
+from kdnotes.lazy import pandas as pd
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdnotes.data import ImageData
 
 FEATURES, LOGITS = "features", "logits"
 BATCH_SIZE = 125  # products of pairs cost as much as the networks; they grow with the batch
 SMALLEST_BATCH = 4  # the unbiased estimate divides by images - 3
 COUNTS = (50, 100, 200, 500, 1000)
+LAST, OF = "has a last layer like the teacher's", "of=*,with=*"
+MEASURES = (
+    Alike("cka_last", LAST, reported=True, unit="CKA", low=-1.0, chance=0.0),
+    Alike("cka_logits", "has logits like the teacher's", unit="CKA", low=-1.0, chance=0.0),
+    Alike(
+        "cka_diagonal",
+        "has layers like the teacher's of the same depth",
+        "layers=all",
+        ("layers=hidden",),
+        unit="CKA",
+        low=-1.0,
+        chance=0.0,
+    ),
+    Alike(
+        "cka",
+        "has a layer like one of the teacher's",
+        "teacher_layer=*,student_layer=*",
+        unit="CKA",
+        low=-1.0,
+        chance=0.0,
+        twin=None,
+    ),
+    Alike("cka_debiased", LAST, "images=*", unit="CKA", low=-1.0, chance=0.0),
+    Alike("cka_biased", LAST, "images=*", unit="CKA"),
+    *(
+        Alike(f"cka_{name}_shuffled", LAST, "images=*", unit="CKA", low=low, twin=None)
+        for name, low in (("debiased", -1.0), ("biased", 0.0))
+    ),
+    *(
+        Measure(
+            name,
+            "has more of one measure where it has more of another",
+            OF,
+            unit="rho",
+            low=-1.0,
+            chance=0.0,
+        )
+        for name in ("rank_correlation", "rank_correlation_of_means", "rank_correlation_within")
+    ),
+)
 
 
-def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Outcome:
+def condition(images: int) -> str:
+    """What is measured on so many images."""
+    return f"images={images}"
+
+
+def positions(counts: Sequence[int]) -> dict[str, float]:
+    """Numbers of images by their conditions: the places on a figure's axis."""
+    return {condition(count): count for count in sorted(counts)}
+
+
+def measure(cast: Cast, data: ImageData) -> Outcome:
     """Linear CKA of every network's layers with the teacher's, on the same images.
 
     Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
@@ -57,7 +107,7 @@ def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Out
     shared = [torch.zeros(depths[0], depth, dtype=torch.float64) for depth in depths]
     own = [torch.zeros(depth, dtype=torch.float64) for depth in depths]
     answers: list[list[Tensor]] = [[] for _ in members]
-    for _, images in batches(data, device_of(cast.teacher.network), batch_size):
+    for _, images in base.batches(data, base.device_of(cast.teacher.network), BATCH_SIZE):
         teachers: Tensor | None = None
         for number, member in enumerate(members):
             layers = layers_of(member, images)
@@ -71,7 +121,7 @@ def measure(cast: Cast, data: ImageData, *, batch_size: int = BATCH_SIZE) -> Out
             own[number] += weight * grams.square().sum(1).cpu()
     recorder = Recorder(data)
     for number, member in enumerate(members):
-        record_accuracy(recorder, member, torch.cat(answers[number]))
+        recorder.add_accuracy(member, torch.cat(answers[number]))
         values = _ratio(shared[number], torch.outer(own[0], own[number]))
         _record(recorder, member, member is cast.teacher, values, names[0], names[number])
     return recorder.outcome()
@@ -84,7 +134,6 @@ def by_count(
     counts: Sequence[int] = COUNTS,
     arms: Collection[str] = ("independent",),
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
@@ -101,7 +150,7 @@ def by_count(
     first = data.subset(torch.arange(sizes[-1]))
     members = [cast.teacher, *(member for member in cast.members if member.arm in arms)]
     parts: list[list[Tensor]] = [[] for _ in members]
-    for _, images in batches(first, device_of(cast.teacher.network), batch_size):
+    for _, images in base.batches(first, base.device_of(cast.teacher.network), BATCH_SIZE):
         for member, part in zip(members, parts, strict=True):
             part.append(layers_of(member, images)[len(member.taps) - 1])
     grams = [gram(torch.cat(part)) for part in parts]
@@ -114,17 +163,9 @@ def by_count(
             shuffled = teachers[order][:, order]
             for member, students in zip(members[1:], rest, strict=True):
                 for ending, reference in (("", teachers), ("_shuffled", shuffled)):
-                    recorder.add_summary(
-                        member.arm,
-                        member.seed,
-                        f"cka_{name}{ending}",
-                        _alignment(reference, students),
-                        f"images={size}",
-                    )
-    found = recorder.outcome()
-    # Without a row pandas cannot tell that names are text, and refuses to join them with others.
-    text = pd.CategoricalDtype(pd.Index([], dtype="str"))
-    return Outcome(found.table, found.items.astype(dict.fromkeys(NAME_COLUMNS, text)))
+                    value = alignment(reference, students)
+                    recorder.add_value(member, f"cka_{name}{ending}", value, condition(size))
+    return recorder.outcome()
 
 
 def relation(
@@ -154,23 +195,9 @@ def relation(
     found = [(int(seed), "rank_correlation", at) for seed, at in pairs.groupby(level="seed")]
     found.append((0, "rank_correlation_of_means", means.mean()))
     found.append((0, "rank_correlation_within", pairs - means.transform("mean")))
-    condition = f"of={x[0]},with={y[0]}"
-    rows = [("all-arms", seed, condition, name, _spearman(values)) for seed, name, values in found]
-    return Outcome(pd.DataFrame(rows, columns=list(TABLE_COLUMNS)), outcome.items.iloc[:0])
-
-
-def cka(first: Tensor, second: Tensor, debiased: bool = True) -> float:
-    """Linear CKA of two layers' outputs for the same images, (n, ...) each, in double precision.
-
-    In [0, 1] as usually estimated (Kornblith et al. 2019), near that when ``debiased``; NaN where a
-    layer says the same of all images. Raises RequestError when there are fewer than four images,
-    ValueError when the numbers of images differ.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} images: layers must be of the same ones")
-    _check_count(len(first))
-    centre = u_centred if debiased else doubly_centred
-    return _alignment(centre(gram(first)), centre(gram(second)))
+    where = f"of={x[0]},with={y[0]}"
+    rows = [("all-arms", seed, where, name, _spearman(values)) for seed, name, values in found]
+    return Outcome.of_rows(rows)
 
 
 def layer_names(member: Member) -> list[str]:
@@ -195,6 +222,8 @@ def layers_of(member: Member, images: Tensor) -> list[Tensor]:
     found: list[Tensor] = []
     head = _head(member.network)
     handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    from kdnotes.networks import tapped
+
     try:
         with torch.inference_mode(), tapped(member.network, member.taps) as outputs:
             logits = member.network(images)
@@ -246,7 +275,12 @@ def doubly_centred(inner: Tensor) -> Tensor:
     return inner - rows[:, None] - rows + rows.mean()
 
 
-def _alignment(first: Tensor, second: Tensor) -> float:
+def alignment(first: Tensor, second: Tensor) -> float:
+    """Linear CKA of two layers from their centred inner products (n, n), as float64.
+
+    In [0, 1] where these are `doubly_centred` (Kornblith et al. 2019), near that where they are
+    `u_centred`; NaN where a layer says the same of all images.
+    """
     shared = (first * second).sum()
     return float(_ratio(shared, first.square().sum() * second.square().sum()))
 
@@ -267,7 +301,7 @@ def _record(
     """Write down the matrix of values (teacher's layers, student's layers) and what sums it up."""
 
     def add(measure: str, value: Tensor, condition: str = "") -> None:
-        recorder.add_summary(member.arm, member.seed, measure, float(value), condition)
+        recorder.add_value(member, measure, float(value), condition)
 
     for row, teacher_layer in zip(values, teachers, strict=True):
         for value, student_layer in zip(row, students, strict=True):
@@ -295,6 +329,8 @@ def _check_count(count: int) -> None:
 
 def _head(network: nn.Module) -> nn.Module:
     """The last linear layer, whose input are the penultimate features."""
+    from torch import nn
+
     body: Any = getattr(network, "body", network)
     if hasattr(body, "get_classifier"):
         candidates = [body.get_classifier()]
@@ -304,3 +340,8 @@ def _head(network: nn.Module) -> nn.Module:
         if isinstance(head, nn.Linear):
             return head
     raise RequestError(f"{type(network).__name__} has no linear layer that could be its last")
+
+
+PROPERTY = Property(
+    "representations", "representations", measure, MEASURES, rank=11, needs=("maps",), audited=True
+)

@@ -13,8 +13,7 @@ from probe_nets import member, net, numbered_data, small_cast, some_data, value_
 
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
-from kdnotes.probes.forward import all_logits, batches
-from kdnotes.probes.outcome import ITEM_COLUMNS, TABLE_COLUMNS, Outcome, Recorder
+from kdnotes.probes.base import ITEM_COLUMNS, TABLE_COLUMNS, Outcome, Recorder, all_logits, batches
 
 STUDENT = member("kl", 3, net(0))
 
@@ -24,7 +23,7 @@ def recorded() -> Outcome:
     recorder.add(STUDENT, "share", [1, 0, math.nan, 1], [2, 0, 1, 4])
     recorder.add(STUDENT, "part", [0.5, 0.25], [1, 1], "eps=2", items=[3, 1])
     recorder.add(STUDENT, "mean only", [1, 2, 3, 6], [0, 0, 0, 0], keep_items=False)
-    recorder.add_summary("kl", 3, "kappa", 0.75)
+    recorder.add_value(STUDENT, "kappa", 0.75)
     return recorder.outcome()
 
 
@@ -73,16 +72,33 @@ def test_combined_outcomes_keep_every_row() -> None:
 
 
 def test_outcomes_without_items_combine_with_others() -> None:
-    some = numbered_data(torch.zeros(0, dtype=torch.int64))
-    values = Recorder(some)
-    values.add_summary("kl", 3, "cosine", 0.5, "part=grey")
-    for order in ([recorded(), values.outcome()], [values.outcome(), recorded()]):
+    values = Outcome.of_rows([("kl", 3, "part=grey", "cosine", 0.5)])
+    for order in ([recorded(), values], [values, recorded()]):
         both = Outcome.combine(order)
         assert len(both.items) == len(recorded().items)
         assert len(both.table) == len(recorded().table) + 1
-    alone = Outcome.combine([values.outcome()])
+    alone = Outcome.combine([values])
     assert tuple(alone.items.columns) == ITEM_COLUMNS
     assert len(alone.items) == 0
+
+
+def test_a_condition_put_before_all_others_names_rows_and_items_alike() -> None:
+    named = recorded().under("cast=x")
+    assert set(named.table["condition"]) == {"cast=x", "cast=x,eps=2"}
+    assert set(named.items["condition"]) == {"cast=x", "cast=x,eps=2"}
+    assert named.items["condition"].dtype == "category"
+    assert set(named.under("run=1").items["condition"]) == {"run=1,cast=x", "run=1,cast=x,eps=2"}
+    assert set(recorded().table["condition"]) == {"", "eps=2"}
+
+
+def test_kept_rows_leave_no_names_behind() -> None:
+    kept = recorded().keep(lambda rows: rows["condition"] == "eps=2")
+    assert kept.table["measure"].tolist() == ["part"]
+    assert kept.items["measure"].cat.categories.tolist() == ["part"]
+    assert kept.items.index.tolist() == [0, 1]
+    table_only = recorded().keep_items(lambda items: items["measure"] == "part")
+    assert len(table_only.table) == len(recorded().table)
+    assert len(table_only.items) == 2
 
 
 def test_two_values_of_one_thing_are_refused() -> None:
@@ -101,7 +117,7 @@ def test_lengths_must_fit() -> None:
 def test_logits_do_not_depend_on_batches(batch_size: int) -> None:
     data, cast = some_data(60), small_cast()
     members = list(cast.everyone())
-    for each, logits in zip(members, all_logits(members, data, batch_size), strict=True):
+    for each, logits in zip(members, all_logits(members, data, batch_size=batch_size), strict=True):
         expected = each.network(to_float(data.images))
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
         assert not logits.requires_grad
@@ -124,7 +140,7 @@ def test_batches_cover_a_streaming_source_once() -> None:
             return data.images[indices]
 
     stream = Stream()
-    all_logits(list(small_cast().everyone()), replace(data, images=stream), 10)
+    all_logits(list(small_cast().everyone()), replace(data, images=stream), batch_size=10)
     assert stream.read == list(range(23))
 
 

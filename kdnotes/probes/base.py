@@ -1,0 +1,403 @@
+"""What every probe is made of: the networks compared, their answers, and what is written down.
+
+Importing this, or a probe's declarations, does not import torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kdnotes.errors import RequestError
+from kdnotes.lazy import pandas as pd
+from kdnotes.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdnotes.data import ImageData
+
+BATCH_SIZE = 250  # small nets on a CPU are as fast at 100 to 500 images; smaller needs less memory
+TABLE_COLUMNS = ("arm", "seed", "condition", "measure", "value")
+ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "measure", "value")
+NAME_COLUMNS = ("arm", "condition", "measure")
+# A chapter that joins several casts in one table puts one of these before all its conditions.
+CASTS = ("", "cast=*", "pair=*")
+
+Row = tuple[str, int, str, str, float]  # arm, seed, condition, measure, value
+_Answers = TypeVar("_Answers")
+
+
+# --- who is compared ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained network of a cast.
+
+    ``network`` maps float images in [0, 1] of shape (N, 3, H, W) to logits (N, classes); it is
+    frozen, in evaluation mode, with BatchNorm folded. ``taps`` are the dotted paths of its feature
+    layers, from shallow to deep.
+    """
+
+    arm: str
+    seed: int
+    network: nn.Module
+    taps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A teacher, an optional second teacher of the same recipe, and the students compared."""
+
+    teacher: Member
+    second_teacher: Member | None
+    members: tuple[Member, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the students' arms, in order of first appearance."""
+        return tuple(dict.fromkeys(member.arm for member in self.members))
+
+    def arm(self, name: str) -> tuple[Member, ...]:
+        """All members of one arm, in order of their seeds."""
+        return tuple(sorted((m for m in self.members if m.arm == name), key=lambda m: m.seed))
+
+    def everyone(self) -> Iterator[Member]:
+        """The teacher, the second teacher if there is one, then all members."""
+        yield self.teacher
+        if self.second_teacher is not None:
+            yield self.second_teacher
+        yield from self.members
+
+
+# --- what is declared -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a probe measures under one main condition, as a reader meets it.
+
+    name: as in the tables; sentence: completes "A student ..."; condition: the main one; others:
+    conditions under which it is measured too, with ``*`` for the value of a factor; unit, low,
+    high: what it is measured in, and its range; chance: its value without teaching or looking, None
+    where that depends on the networks; twin: its value for a copy of the teacher, None where that
+    depends on the teacher; direction: more of the teacher's property is "up" or "down", "none"
+    where neither can be said; of: one network, or the pair of it and the teacher; reported: whether
+    an audit shows it.
+    """
+
+    name: str
+    sentence: str
+    condition: str = ""
+    others: tuple[str, ...] = ()
+    reported: bool = False
+    unit: str = "share"
+    low: float = 0.0
+    high: float = 1.0
+    chance: float | None = None
+    twin: float | None = None
+    direction: Literal["up", "down", "none"] = "up"
+    of: Literal["network", "pair"] = "network"
+
+    @property
+    def label(self) -> str:
+        """For an axis: what networks do, and in which unit it is counted."""
+        return f"{self.sentence[0].upper()}{self.sentence[1:]} ({self.unit})"
+
+    def is_measured_under(self, condition: str) -> bool:
+        """Whether the probe can have measured it there, in one cast or in one among several."""
+        own = (self.condition, *self.others)
+        known = [joined(cast, each) for cast in CASTS for each in own]
+        patterns = (re.escape(each).replace(r"\*", "[^,]+") for each in known)
+        return any(re.fullmatch(pattern, condition) for pattern in patterns)
+
+
+# Kinds of measures that differ in name, words and conditions only.
+Alike = partial(Measure, of="pair", twin=1.0)
+BeyondChance = partial(Measure, of="pair", twin=1.0, unit="kappa", low=-1.0, chance=0.0)
+
+
+@dataclass(frozen=True)
+class Property:
+    """What one probe asks of networks: declared in its file, found there by whoever reports it.
+
+    title: as reports call it; measure: from a cast and images (for some, more) to an outcome; rank:
+    its place in reports; needs: layers that give "maps", "gradients", or what must be known of the
+    images; audited: whether an audit measures it.
+    """
+
+    name: str
+    title: str
+    measure: Callable[..., Outcome]
+    measures: tuple[Measure, ...]
+    rank: int
+    needs: tuple[Literal["maps", "gradients", "masks", "cues", "groups", "domains"], ...] = ()
+    audited: bool = False
+
+
+def joined(*conditions: str) -> str:
+    """Conditions as one, those that are empty left out."""
+    return ",".join(each for each in conditions if each)
+
+
+# --- answers --------------------------------------------------------------------------------
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's weights are; the CPU for a network that has none."""
+    first = next(iter((*network.parameters(), *network.buffers())), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def pictures(data: ImageData, places: Tensor, device: torch.device | None = None) -> Tensor:
+    """Images at some places, float (n, 3, H, W) in [0, 1]."""
+    from kdnotes.data.views import to_float
+
+    images = data.batch(places)
+    return to_float(images if device is None else images.to(device))
+
+
+def batches(
+    data: ImageData, device: torch.device, batch_size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices int64 (n,) on the CPU with their images, float (n, 3, H, W) in [0, 1] on the device.
+
+    Raises RequestError when there are no images.
+    """
+    if len(data) == 0:
+        raise RequestError("the data set holds no images to measure on")
+    for indices in torch.arange(len(data)).split(batch_size or BATCH_SIZE):
+        yield indices, pictures(data, indices, device)
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits (n, classes) on the CPU in float32, without a graph."""
+    with torch.inference_mode():
+        return network(images).float().cpu()
+
+
+def answers_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Answers int64 (n,) on the CPU."""
+    return logits_of(network, images).argmax(1)
+
+
+def all_logits(
+    members: Sequence[Member],
+    data: ImageData,
+    change: Callable[[Tensor], Tensor] = lambda images: images,
+    batch_size: int | None = None,
+) -> list[Tensor]:
+    """Logits (N, classes) of every network on every image, maybe changed first, on the CPU.
+
+    Each batch is read once for all networks.
+    """
+    parts: list[list[Tensor]] = [[] for _ in members]
+    for _, images in batches(data, device_of(members[0].network), batch_size):
+        shown = change(images)
+        for member, part in zip(members, parts, strict=True):
+            part.append(logits_of(member.network, shown))
+    return [torch.cat(part) for part in parts]
+
+
+def all_answers(members: Sequence[Member], data: ImageData, *change: Any) -> list[Tensor]:
+    """Answers int64 (N,) of every network to every image, maybe changed first, on the CPU."""
+    return [logits.argmax(1) for logits in all_logits(members, data, *change)]
+
+
+# --- what is written down -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Tidy results of one or more probes.
+
+    table: arm, seed, condition, measure, value; value is the mean over the images for which the
+    measure is defined (NaN where there is none), or a value that has no images behind it.
+    items: item, source, arm, seed, condition, prediction (int16), measure, value (float32, NaN
+    where the measure is undefined). Names are categorical in items: group with observed=True.
+    """
+
+    table: pd.DataFrame
+    items: pd.DataFrame
+
+    @staticmethod
+    def of_rows(rows: Iterable[Row]) -> Outcome:
+        """An outcome of values that have no images behind them."""
+        table = pd.DataFrame(list(rows), columns=list(TABLE_COLUMNS))
+        _check_unique(table)
+        return Outcome(table, _items([], np.empty(0, np.int64)))
+
+    @staticmethod
+    def combine(outcomes: Iterable[Outcome]) -> Outcome:
+        """All rows of several outcomes, in their order.
+
+        Raises ValueError when there is none, or when two outcomes hold a value for the same arm,
+        seed, condition and measure.
+        """
+        parts = list(outcomes)
+        if not parts:
+            raise ValueError("no outcomes to combine")
+        table = pd.concat([part.table for part in parts], ignore_index=True)
+        _check_unique(table)
+        # Names without a row have categories of no type, which go with no others.
+        filled = [part.items for part in parts if len(part.items)] or [parts[0].items]
+        items = {
+            name: pd.api.types.union_categoricals([part[name] for part in filled])
+            if name in NAME_COLUMNS
+            else pd.concat([part[name] for part in filled], ignore_index=True)
+            for name in ITEM_COLUMNS
+        }
+        return Outcome(table, pd.DataFrame(items))
+
+    def under(self, condition: str) -> Outcome:
+        """The same rows, with ``condition`` put before each row's own."""
+        table = self.table.assign(
+            condition=[joined(condition, own) for own in self.table["condition"]]
+        )
+        names = self.items["condition"].cat.rename_categories(lambda own: joined(condition, own))
+        return Outcome(table, self.items.assign(condition=names))
+
+    def keep(self, wanted: Callable[[pd.DataFrame], pd.Series]) -> Outcome:
+        """The rows and items for which a function of such a frame is true."""
+        table = self.table[wanted(self.table)].reset_index(drop=True)
+        return Outcome(table, self.items).keep_items(wanted)
+
+    def keep_items(self, wanted: Callable[[pd.DataFrame], pd.Series]) -> Outcome:
+        """All rows, and the items for which a function of their frame is true."""
+        items = self.items[wanted(self.items)].reset_index(drop=True)
+        names = {name: items[name].cat.remove_unused_categories() for name in NAME_COLUMNS}
+        return Outcome(self.table, items.assign(**names))
+
+    def without_accuracy(self) -> Outcome:
+        """All but the accuracy on the images as they are, which every probe measures."""
+        return self.keep(lambda rows: (rows["measure"] != "accuracy") | (rows["condition"] != ""))
+
+
+@dataclass
+class Recorder:
+    """Collects the values of a probe and puts them into an Outcome."""
+
+    data: ImageData
+    rows: list[Row] = field(default_factory=list)
+    blocks: list[tuple[str, int, str, str, NDArray, NDArray, NDArray]] = field(default_factory=list)
+
+    def add(
+        self,
+        member: Member,
+        measure: str,
+        values: ArrayLike,
+        predictions: ArrayLike,
+        condition: str = "",
+        items: ArrayLike | None = None,
+        keep_items: bool = True,
+    ) -> None:
+        """Values (n,) of one network for the images at ``items`` (n,); all images by default.
+
+        predictions: its answers (n,) that go with them. Without ``keep_items`` only the mean stays.
+        Raises ValueError when the lengths differ.
+        """
+        numbers = np.asarray(values, np.float32)
+        answers = np.asarray(predictions, np.int16)
+        which = np.arange(len(self.data)) if items is None else np.asarray(items)
+        if not len(numbers) == len(answers) == len(which):
+            raise ValueError(
+                f"{measure}: {len(numbers)} values, {len(answers)} predictions, {len(which)} items"
+            )
+        self.add_value(member, measure, mean_of_defined(numbers), condition)
+        if keep_items:
+            block = (member.arm, member.seed, condition, measure)
+            self.blocks.append((*block, which.astype(np.int32), answers, numbers))
+
+    def add_value(self, member: Member, measure: str, value: float, condition: str = "") -> None:
+        """One value of a network that is no mean over images."""
+        self.rows.append((member.arm, member.seed, condition, measure, float(value)))
+
+    def add_accuracy(self, member: Member, answers: Tensor, condition: str = "") -> None:
+        """The measure that stands beside every other: are the answers (N,) right?"""
+        self.add(member, "accuracy", answers == self.data.labels, answers, condition)
+
+    def add_pairs(
+        self,
+        members: Sequence[Member],
+        answers: Sequence[_Answers],
+        likeness: Mapping[str, Callable[[_Answers, _Answers], float]],
+        condition: str = "",
+    ) -> None:
+        """How alike every two independent students are, by measure: the spread by chance.
+
+        Under ``against=SEED`` and the lower of the two seeds.
+        """
+        students = [pair for pair in zip(members, answers, strict=True) if is_independent(pair[0])]
+        students.sort(key=lambda pair: pair[0].seed)
+        for (first, its), (second, others) in itertools.combinations(students, 2):
+            for measure, alike in likeness.items():
+                where = joined(condition, f"against={second.seed}")
+                self.add_value(first, measure, alike(its, others), where)
+
+    def outcome(self) -> Outcome:
+        """Everything recorded. Raises ValueError when a value was recorded twice."""
+        values = Outcome.of_rows(self.rows)
+        return Outcome(values.table, _items(self.blocks, np.asarray(self.data.sources)))
+
+
+def is_independent(member: Member) -> bool:
+    """Whether a network is a student that had no teacher: what chance alone would bring."""
+    return member.arm == "independent"
+
+
+def share_alike(first: Tensor, second: Tensor) -> float:
+    """Share of equal answers, in double precision."""
+    return float((first == second).double().mean())
+
+
+def mean_of_defined(values: NDArray) -> float:
+    """Mean of the values that are not NaN, in double precision; NaN when there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean(dtype=np.float64)) if len(defined) else float("nan")
+
+
+def _check_unique(table: pd.DataFrame) -> None:
+    repeated = table[table.duplicated(list(TABLE_COLUMNS[:-1]))]
+    if len(repeated):
+        first = repeated.iloc[0]
+        raise ValueError(
+            f"two values of {first['measure']!r} for arm {first['arm']!r}, seed {first['seed']}, "
+            f"condition {first['condition']!r}"
+        )
+
+
+def _items(blocks: Sequence[tuple], sources: NDArray) -> pd.DataFrame:
+    """Blocks of values by network, condition and measure as one frame with ITEM_COLUMNS."""
+    lengths = [len(block[-1]) for block in blocks]
+
+    def repeated(place: int) -> pd.Categorical:
+        # Without a row pandas cannot tell that names are text, and would not join them with others.
+        names = np.array([block[place] for block in blocks], dtype=object if blocks else "str")
+        codes, known = pd.factorize(names)
+        return pd.Categorical.from_codes(np.repeat(codes, lengths), categories=pd.Index(known))
+
+    def stacked(place: int, dtype: type) -> NDArray:
+        return np.concatenate([np.empty(0, dtype), *(block[place] for block in blocks)])
+
+    which = stacked(4, np.int32)
+    return pd.DataFrame(
+        {
+            "item": which,
+            "source": sources[which],
+            "arm": repeated(0),
+            "seed": np.repeat(np.array([block[1] for block in blocks], np.int64), lengths),
+            "condition": repeated(2),
+            "prediction": stacked(5, np.int16),
+            "measure": repeated(3),
+            "value": stacked(6, np.float32),
+        }
+    )
