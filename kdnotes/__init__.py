@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -32,12 +32,19 @@ _SUBMODULES = {
     "study": "kdnotes.study",
     "training": "kdnotes.training",
 }
-__all__ = ["__version__", *_SUBMODULES]
+# Names that lie deeper, by where that is.
+_DEEPER = {
+    "Findings": ("kdnotes.probes.findings", "Findings"),
+}
+__all__ = ["__version__", *_DEEPER, *_SUBMODULES]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(_SUBMODULES[name])
+    if name in _DEEPER:
+        module, attribute = _DEEPER[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

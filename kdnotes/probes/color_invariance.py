@@ -17,9 +17,14 @@ from kdnotes.errors import RequestError
 from kdnotes.probes.cast import Cast
 from kdnotes.probes.forward import BATCH_SIZE, batches, device_of, logits_of, record_accuracy
 from kdnotes.probes.outcome import Outcome, Recorder
+from kdnotes.probes.wording import Measure
 
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6)
 HUE_ANGLES = (45, 90, 135, 180, 225, 270, 315)
+
+MEASURES = (
+    Measure("same_answer", "gives the same answer when colours change", "strength=primary"),
+)
 
 
 def measure(
