@@ -70,7 +70,7 @@ def test_a_difference_is_students_interval_over_seeds() -> None:
     )
     text = f"KL: .20 [{low:.2f}, {high:.2f}]".replace("0.", ".")
     assert found(rows(FULL)).differences(["kl"]) == text
-    each = found(rows(FULL)).differences({"kl": "hint", "hint": "independent"})
+    each = found(rows(FULL)).differences(["kl", "hint"], {"kl": "hint", "hint": "independent"})
     assert [part[:8] for part in each.split("; ")] == ["KL: .14 ", "Hint: .0"]
 
 
@@ -82,6 +82,8 @@ def test_a_share_is_the_way_from_the_reference_to_the_end() -> None:
     further = full.share("hint", "kl").gap
     assert further.estimate == pytest.approx(0.20)
     assert full.shares(["kl"]).startswith("KL: .50 [.4")
+    # All of the way to itself, and .08 / .20 of the way to KL would be .4: ends differ by arm.
+    assert full.shares(["kl", "hint"], {"kl": "kl", "hint": "kl"}).startswith("KL: 1.00 [")
 
 
 def test_a_measure_of_a_pair_ends_at_the_second_teacher() -> None:
@@ -109,7 +111,8 @@ def test_images_apart() -> None:
     )
     frame["arm"] = frame["arm"].astype("category")
     apart = kd.Findings(Outcome(rows(FULL), frame), SAME).apart("kl", count=1)
-    assert list(apart.itertuples(name=None)) == [(0, 2, 0), (2, 0, 2)]
+    assert list(apart[["kl", "independent"]].itertuples(name=None)) == [(0, 2, 0), (2, 0, 2)]
+    assert list(apart["said"]) == ["KL 2/2, Independent 0/2", "KL 0/2, Independent 2/2"]
     assert found(rows(FULL)).apart("kl").empty
 
 
@@ -118,7 +121,7 @@ def test_images_apart() -> None:
 
 def test_tables() -> None:
     full = found(rows(FULL), rows({"kl": [0.8], "hint": [0.6]}, "accuracy", ""))
-    lines = full.table(["kl", "hint"], {"it": ("same", "changed"), "right": ("accuracy", "")})
+    lines = full.table(["kl", "hint"], {"it": "same", "right": ("accuracy", "")})
     assert lines.splitlines()[0] == "|  | it | right |"
     assert lines.splitlines()[2:] == [
         "| KL (soft labels) | .70 | .80 |",
@@ -156,7 +159,7 @@ def test_no_gap_and_one_too_uncertain_are_told_apart() -> None:
     none = found(rows(FULL | {"teacher": [0.51]}))
     assert none.sentence() == (
         "A student gives the same answer, as its teacher does: there is no gap to close "
-        "(Teacher .51 minus Independent .50 (share): .01 [.00, .02]). "
+        "(Teacher .51 minus Independent .50: .01 [.00, .02]). "
         + none.differences(none.methods).replace(": ", ": difference ")
         + "."
     )
@@ -194,7 +197,7 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert kl[4] == f"{VERDICTS['reproduced']} reproduced"
     assert hint[3:] == ["CIFAR-10: not measured, –", f"{VERDICTS['not reproduced']} not reproduced"]
     assert crd[4] == "–"
-    assert gap == "*The gap:* Teacher .90 minus Independent .50 (share): .40 [.39, .41]."
+    assert gap == "*The gap (share):* Teacher .90 minus Independent .50: .40 [.39, .41]."
     # A symbol answers the second question only.
     assert not any(mark in sentence + gap for mark in (VERDICTS["reproduced"], "\N{BALLOT X}"))
     assert "students: 5 KL, 5 Hint, 5 CRD (seeds 0 to 4); teachers: 1; no single images" in (
@@ -209,6 +212,16 @@ def test_a_picture_that_is_given_is_kept() -> None:
 
     given = Figure()
     assert found(rows(FULL)).first_screen(given).picture is given
+
+
+def test_a_picture_of_every_network_leaves_out_what_was_not_measured() -> None:
+    full = found(rows(FULL))
+    figure = full.points(["independent", "kl", "control-smoothed"])
+    assert figure is not None
+    axis = figure.axes[0]
+    assert len(axis.get_yticks()) == 2
+    assert axis.get_xlabel() == "Gives the same answer (share)"
+    assert full.points(["control-smoothed"]) is None
 
 
 def test_images_limit_where_their_choice_weighs_more() -> None:
@@ -261,7 +274,7 @@ def test_a_crippled_table_is_said_in_words(values: Values, says: str, row: str) 
 def test_one_student_and_no_method() -> None:
     one = found(rows({"teacher": [0.9], "independent": [0.5], "kl": [0.7]}), methods=("kl",))
     sure = one.first_screen().sure
-    assert "students: 1 KL (seeds 0); " in sure
+    assert "students: 1 KL (seed 0); " in sure
     assert "there being one student only (KL)" in sure
     assert "no way of teaching was compared" in found(rows(FULL), methods=()).sentence()
 

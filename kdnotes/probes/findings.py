@@ -81,7 +81,8 @@ class Findings:
     def apart(self, arm: str, count: int = 2) -> pd.DataFrame:
         """Images on which an arm gains most over the reference, then those where it loses most.
 
-        Columns: how many networks of either arm have the measure there; index: the image's place.
+        Columns: how many networks of either arm have the measure there, and the same ``said`` as
+        ``KL 5/5, Independent 1/5``; index: the image's place.
         """
         pair = [arm, self.reference]
         rows = self._rows(self.outcome.items, pair).fillna({"value": 0}).astype({"arm": str})
@@ -89,7 +90,13 @@ class Findings:
         counts = counts.reindex(columns=pair).dropna().astype(int)
         order = (counts[arm] - counts[self.reference]).sort_values(kind="stable").index
         ends = min(count, len(order) // 2)
-        return counts.loc[[*order[::-1][:ends], *order[:ends]]]
+        counts = counts.loc[[*order[::-1][:ends], *order[:ends]]]
+        of = rows.groupby("arm")["seed"].nunique()
+        said = [
+            ", ".join(f"{wording.short(each)} {row[each]}/{of[each]}" for each in pair)
+            for _, row in counts.iterrows()
+        ]
+        return counts.assign(said=said)
 
     # --- text -------------------------------------------------------------------------------
 
@@ -105,43 +112,44 @@ class Findings:
 
     def differences(
         self,
-        arms: Iterable[str] | Mapping[str, str],
-        reference: Name = None,
+        arms: Iterable[str],
+        reference: Name | Mapping[str, str] = None,
         measure: Name = None,
         condition: Name = None,
     ) -> str:
-        """Several arms minus another, or each minus the one that it is mapped to."""
-        pairs = arms if isinstance(arms, Mapping) else dict.fromkeys(arms, reference)
+        """Several arms minus another, or minus the one that each is mapped to."""
+        pairs = _paired(arms, reference)
         found = {arm: self.difference(arm, of, measure, condition) for arm, of in pairs.items()}
         return wording.listed({arm: each.format() if each.n else "" for arm, each in found.items()})
 
-    def shares(self, arms: Iterable[str] | Mapping[str, str], end: Name = None) -> str:
-        """How far several arms are on the way to an end, or each to the one it is mapped to."""
-        ends = arms if isinstance(arms, Mapping) else dict.fromkeys(arms, end)
-        found = {arm: self.share(arm, to) for arm, to in ends.items()}
+    def shares(self, arms: Iterable[str], end: Name | Mapping[str, str] = None) -> str:
+        """How far several arms are on the way to an end, or to the one that each is mapped to."""
+        found = {arm: self.share(arm, to) for arm, to in _paired(arms, end).items()}
         return wording.listed({arm: wording.number_or_why(each) for arm, each in found.items()})
 
     def table(
         self,
         arms: Iterable[str],
-        measures: Iterable[str] | Mapping[str, tuple[str, str]] = (),
+        measures: Iterable[str] | Mapping[str, str | tuple[str, str]] = (),
         reference: Name = None,
     ) -> Text:
         """A row per arm: means, or with a reference the differences from it.
 
-        measures: under the main condition, or headings of columns with a measure and its condition.
+        measures: names, or headings of columns with a name; with a condition where it is not the
+        main one.
         """
         import pandas as pd
 
         if not isinstance(measures, Mapping):
             names = list(measures) or [self.measure.name]
-            measures = {name.replace("_", " "): self._where(name) for name in names}
+            measures = {name.replace("_", " "): name for name in names}
 
-        def cell(arm: str, where: tuple[str, str]) -> Any:
+        def cell(arm: str, where: str | tuple[str, str]) -> Any:
+            of = (where,) if isinstance(where, str) else where
             if reference is None:
-                values = self.values(arm, *where)
+                values = self.values(arm, *of)
                 return values.mean() if len(values) else NOT_MEASURED
-            found = self.difference(arm, reference, *where)
+            found = self.difference(arm, reference, *of)
             return found if found.n else NOT_MEASURED
 
         frame = pd.DataFrame({"arm": list(arms)})
@@ -159,6 +167,12 @@ class Findings:
         """All claims: what decides each, what the paper has, what was found."""
         return Text(of_the_paper.verdict_table(self.claims))
 
+    def points(self, arms: Iterable[str] | None = None) -> Figure | None:
+        """A picture of every network of the arms that were measured; None where none was."""
+        known = [arm for arm in arms or (self.reference, *self.methods) if len(self.values(arm))]
+        where = (*self._where(), known, self.measure.label)
+        return figures.points(self.outcome.table, *where) if known else None
+
     # --- the first screen -------------------------------------------------------------------
 
     def sentence(self) -> Text:
@@ -174,15 +188,16 @@ class Findings:
             found = wording.word(share), wording.amount(share, self.measure.unit)
             rows.append((wording.short(arm), *found, self._photographs(arm), self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        answer = Text(f"{self._sentence(shares)}\n\n{table}\n\n*The gap:* {self._gap()}.")
-        return FirstScreen(answer, figure or self._picture(), self._how_sure(shares))
+        gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
+        answer = Text("\n\n".join([self._sentence(shares), table, gap]))
+        return FirstScreen(answer, figure or self.points(), self._how_sure(shares))
 
     def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:
         return Text(wording.sentence(self.measure, shares, self._gap()))
 
     def _gap(self) -> str:
         gap, ends = self.difference(self.end), (self.end, self.reference)
-        said = f"{' minus '.join(self.means([arm]) for arm in ends)} ({self.measure.unit})"
+        said = " minus ".join(self.means([arm]) for arm in ends)
         return f"{said}: {gap.format()}" if gap.n else said
 
     def _photographs(self, arm: str) -> str:
@@ -203,11 +218,6 @@ class Findings:
                 return f"{VERDICTS[claim['verdict']]} {claim['verdict']}"
         return DASH
 
-    def _picture(self) -> Figure | None:
-        arms = [arm for arm in (self.reference, *self.methods) if len(self.values(arm))]
-        where = (*self._where(), arms, self.measure.label)
-        return figures.points(self.outcome.table, *where) if arms else None
-
     def _how_sure(self, shares: Mapping[str, stats.GapClosed]) -> Text:
         seeds = {arm: list(self.values(arm).index) for arm in shares}
         everyone = self.outcome.table.groupby("arm")["seed"].nunique()
@@ -227,3 +237,7 @@ class Findings:
         name, under = self._where(measure, condition)
         wanted = (frame["measure"] == name) & (frame["condition"] == under)
         return frame[wanted & frame["arm"].isin(list(arms))]
+
+
+def _paired(arms: Iterable[str], other: Name | Mapping[str, str]) -> dict[str, Name]:
+    return {arm: other[arm] if isinstance(other, Mapping) else other for arm in arms}

@@ -134,7 +134,10 @@ def how_sure(
     students = ", ".join(f"{len(mine)} {short(arm)}" for arm, mine in seeds.items()) or "none"
     all_seeds = sorted({seed for mine in seeds.values() for seed in mine})
     span = " to ".join(str(end) for end in dict.fromkeys(all_seeds[:1] + all_seeds[-1:]))
-    made = [f"students: {students}" + (f" (seeds {span})" if span else "")]
+    made = [
+        f"students: {students}"
+        + (f" ({'seeds' if len(all_seeds) > 1 else 'seed'} {span})" if span else "")
+    ]
     made += [f"{short(arm).lower()}s: {count}" for arm, count in teachers.items()]
     images = items["item"].nunique() if len(items) else 0
     made.append(f"test images: {images:,}" if images else "no single images, so seeds alone")
