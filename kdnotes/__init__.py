@@ -40,6 +40,7 @@ _DEEPER = {
     "begin": ("kdnotes.book.planning", "begin"),
     "trained": ("kdnotes.book.planning", "trained"),
     "independent": ("kdnotes.study.arms", "INDEPENDENT"),
+    "Findings": ("kdnotes.probes.findings", "Findings"),
 }
 __all__ = ["__version__", *_DEEPER, *_SUBMODULES]
 

@@ -10,6 +10,7 @@ from kdnotes import paths, stats
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks
+from kdnotes.stats.claims import estimate, verdict_table
 from kdnotes.training import cache
 
 if TYPE_CHECKING:
@@ -18,12 +19,20 @@ if TYPE_CHECKING:
     from kdnotes.probes.base import Outcome
     from kdnotes.study import Study
 
+# For chapters that do not ask Findings yet.
+found, verdicts = estimate, verdict_table
+
 
 def say(text: str) -> None:
     """Show computed Markdown as a part of the page's text."""
     from IPython.display import Markdown, display
 
     display(Markdown(text))
+
+
+def notice(*bullets: str) -> None:
+    """Show what to notice in a chapter's main picture, at most three things."""
+    say("### What to notice\n\n" + "\n".join(f"- {bullet}" for bullet in bullets))
 
 
 def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
@@ -47,37 +56,6 @@ def answer(claims: Sequence[Mapping[str, Any]]) -> str:
         mark = stats.VERDICTS[claim["verdict"]]
         lines.append(f"- {mark} **{claim['verdict']}**: {claim['statement']} {found(claim)}")
     return "\n".join(lines)
-
-
-def found(claim: Mapping[str, Any]) -> str:
-    """The estimate of a claim with its interval, or why there is none, as a short sentence."""
-    if claim["estimate"] is None:
-        return f"({claim['reason']})"
-    bounds = [
-        stats.format_number(claim[name]) for name in ("low", "high") if claim[name] is not None
-    ]
-    number = f"{stats.format_number(claim['estimate'])} [{', '.join(bounds)}]"
-    undecided = claim["verdict"] in ("inconclusive", "not applicable")
-    reason = f"; {claim['reason']}" if undecided else ""
-    return f"({claim['kind']} {number}{reason})"
-
-
-def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of claims: what is claimed and decides, what the paper has, what was found.
-
-    Three columns, because more would be too narrow to read beside each other.
-    """
-    rows = ["| claim, and when it counts as reproduced | the paper | here |", "|:--|:--|:--|"]
-    for claim in claims:
-        paper, section = claim["paper"]["numbers"], claim["section"]
-        if isinstance(paper, Mapping):  # else "not reported"
-            paper = "; ".join(f"{name}: {value}" for name, value in paper.items())
-        where = f"section {section}" if section[0].isdigit() else section
-        rows.append(
-            f"| {claim['statement']} ({where}) *{claim['criterion']}* | {paper} "
-            f"| **{claim['verdict']}** {found(claim)} |"
-        )
-    return "\n".join(rows)
 
 
 def students(seeds: pd.Series) -> str:

@@ -8,7 +8,7 @@ which hold all that ``kdnotes.stats.scorecard_verdicts`` needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -202,3 +202,32 @@ def _entry(
     found["seeds"] = found.pop("n")
     words = {"criterion": claim.criterion, "verdict": says.label, "reason": says.reason}
     return claim.model_dump() | words | found
+
+
+def estimate(claim: Mapping[str, Any]) -> str:
+    """The estimate of a claim with its interval, or why there is none, as a short sentence."""
+    if claim["estimate"] is None:
+        return f"({claim['reason']})"
+    bounds = [format_number(claim[name]) for name in ("low", "high") if claim[name] is not None]
+    number = f"{format_number(claim['estimate'])} [{', '.join(bounds)}]"
+    undecided = claim["verdict"] in ("inconclusive", "not applicable")
+    reason = f"; {claim['reason']}" if undecided else ""
+    return f"({claim['kind']} {number}{reason})"
+
+
+def verdict_table(claims: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of claims: what is claimed and decides, what the paper has, what was found.
+
+    Three columns, because more would be too narrow to read beside each other.
+    """
+    rows = ["| claim, and when it counts as reproduced | the paper | here |", "|:--|:--|:--|"]
+    for claim in claims:
+        paper, section = claim["paper"]["numbers"], claim["section"]
+        if isinstance(paper, Mapping):  # else "not reported"
+            paper = "; ".join(f"{name}: {value}" for name, value in paper.items())
+        where = f"section {section}" if section[0].isdigit() else section
+        rows.append(
+            f"| {claim['statement']} ({where}) *{claim['criterion']}* | {paper} "
+            f"| **{claim['verdict']}** {estimate(claim)} |"
+        )
+    return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""The words for verdicts and the writing of numbers, the same in text and figures."""
+"""The words for shares and verdicts, and the writing of numbers: the same in text and figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ VERDICTS: dict[VerdictLabel, str] = {
     "inconclusive": "?",
     "not applicable": "\N{EN DASH}",
 }
+
+NEGLIGIBLE = 0.15  # a share whose interval lies within plus or minus this is none to speak of
+CANNOT_TELL = "cannot tell"
+
+
+def how_much(low: float, high: float) -> str:
+    """How much was inherited, by the 95% interval of a share of the gap: the first word that fits.
+
+    Says nothing about the paper: whether a claim holds is the matter of a verdict.
+    """
+    ladder = {
+        "the opposite": high < 0,
+        "none to speak of": low > -NEGLIGIBLE and high < NEGLIGIBLE,
+        "most": low > 0.5,
+        "part": low > NEGLIGIBLE,
+        "a little": low > 0 and high < 0.5,
+        "some, how much is open": low > 0,
+    }
+    known = math.isfinite(low) and math.isfinite(high)
+    return next((word for word, fits in ladder.items() if known and fits), CANNOT_TELL)
 
 
 def format_number(value: float, digits: int = 2) -> str:

@@ -1,0 +1,243 @@
+"""What a run found, asked for in the words of the book: means, differences, shares, a first screen.
+
+Two questions, two vocabularies, never mixed: how much was inherited (a share of the gap and a word
+for it), and whether that agrees with the paper (the verdict on a claim, which alone has a symbol).
+Nothing here raises for what was not measured: it is said in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from kdnotes import figures, stats
+from kdnotes.probes import wording
+from kdnotes.probes.wording import DASH, NOT_MEASURED, FirstScreen, Text
+from kdnotes.stats import claims as of_the_paper
+from kdnotes.stats.words import VERDICTS, format_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from kdnotes.probes.base import Measure, Outcome
+
+Name = str | None  # of a measure, a condition or an arm; None: the main one
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """The tables of a run with the measure that it is about, under its main condition.
+
+    methods: the arms whose inheritance is asked for; reference: the arm at 0 of a share; claims:
+    entries of `kdnotes.claims.evaluate`; photographs: tables of a data set's run, by its name.
+    """
+
+    outcome: Outcome
+    measure: Measure
+    methods: Sequence[str] = ()
+    reference: str = "independent"
+    claims: Sequence[Mapping[str, Any]] = ()
+    photographs: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def end(self) -> str:
+        """The arm at 1 of a share: a teacher agrees with itself, so pairs have the second one."""
+        return "second-teacher" if self.measure.of == "pair" else "teacher"
+
+    # --- numbers ----------------------------------------------------------------------------
+
+    def values(self, arm: str, measure: Name = None, condition: Name = None) -> pd.Series:
+        """Finite values of an arm by seed; empty where there are none."""
+        rows = self._rows(self.outcome.table, [arm], measure, condition)
+        return rows.set_index("seed")["value"].dropna().sort_index()
+
+    def difference(
+        self, arm: str, reference: Name = None, measure: Name = None, condition: Name = None
+    ) -> stats.Interval:
+        """An arm minus another, paired by seed; its n is 0 where either was not measured."""
+        where = self._where(measure, condition)
+        tables = (self.outcome.table, self.outcome.items, *where)
+        try:
+            return stats.contrast(*tables, arm, reference or self.reference)
+        except stats.NotMeasuredError:
+            return stats.Interval(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
+
+    def share(
+        self, arm: str, end: Name = None, measure: Name = None, condition: Name = None
+    ) -> stats.GapClosed:
+        """How far an arm is on the way from the reference to an end."""
+        where, to = self._where(measure, condition), end or self.end
+        tables = (self.outcome.table, self.outcome.items, *where)
+        try:
+            return stats.gap_closed(*tables, arm, self.reference, to)
+        except stats.NotMeasuredError:
+            difference, gap = (self.difference(each, None, *where) for each in (arm, to))
+            none = (math.nan,) * 3
+            return stats.GapClosed(None, difference, gap, NOT_MEASURED, *none)
+
+    def apart(self, arm: str, count: int = 2) -> pd.DataFrame:
+        """Images on which an arm gains most over the reference, then those where it loses most.
+
+        Columns: how many networks of either arm have the measure there, and the same ``said`` as
+        ``KL 5/5, Independent 1/5``; index: the image's place.
+        """
+        pair = [arm, self.reference]
+        rows = self._rows(self.outcome.items, pair).fillna({"value": 0}).astype({"arm": str})
+        counts = rows.groupby(["item", "arm"])["value"].sum().unstack()
+        counts = counts.reindex(columns=pair).dropna().astype(int)
+        order = (counts[arm] - counts[self.reference]).sort_values(kind="stable").index
+        ends = min(count, len(order) // 2)
+        counts = counts.loc[[*order[::-1][:ends], *order[:ends]]]
+        of = rows.groupby("arm")["seed"].nunique()
+        said = [
+            ", ".join(f"{wording.short(each)} {row[each]}/{of[each]}" for each in pair)
+            for _, row in counts.iterrows()
+        ]
+        return counts.assign(said=said)
+
+    # --- text -------------------------------------------------------------------------------
+
+    def mean(self, arm: str, measure: Name = None, condition: Name = None) -> str:
+        """Mean over the seeds of an arm, as the book prints numbers."""
+        values = self.values(arm, measure, condition)
+        return format_number(values.mean()) if len(values) else NOT_MEASURED
+
+    def means(self, arms: Iterable[str], measure: Name = None, condition: Name = None) -> str:
+        """The means of several arms: ``KL .87, Hint .83``."""
+        found = {wording.short(arm): self.mean(arm, measure, condition) for arm in arms}
+        return ", ".join(f"{name} {mean}" for name, mean in found.items())
+
+    def differences(
+        self,
+        arms: Iterable[str],
+        reference: Name | Mapping[str, str] = None,
+        measure: Name = None,
+        condition: Name = None,
+    ) -> str:
+        """Several arms minus another, or minus the one that each is mapped to."""
+        pairs = _paired(arms, reference)
+        found = {arm: self.difference(arm, of, measure, condition) for arm, of in pairs.items()}
+        return wording.listed({arm: each.format() if each.n else "" for arm, each in found.items()})
+
+    def shares(self, arms: Iterable[str], end: Name | Mapping[str, str] = None) -> str:
+        """How far several arms are on the way to an end, or to the one that each is mapped to."""
+        found = {arm: self.share(arm, to) for arm, to in _paired(arms, end).items()}
+        return wording.listed({arm: wording.number_or_why(each) for arm, each in found.items()})
+
+    def table(
+        self,
+        arms: Iterable[str],
+        measures: Iterable[str] | Mapping[str, str | tuple[str, str]] = (),
+        reference: Name = None,
+    ) -> Text:
+        """A row per arm: means, or with a reference the differences from it.
+
+        measures: names, or headings of columns with a name; with a condition where it is not the
+        main one.
+        """
+        import pandas as pd
+
+        if not isinstance(measures, Mapping):
+            names = list(measures) or [self.measure.name]
+            measures = {name.replace("_", " "): name for name in names}
+
+        def cell(arm: str, where: str | tuple[str, str]) -> Any:
+            of = (where,) if isinstance(where, str) else where
+            if reference is None:
+                values = self.values(arm, *of)
+                return values.mean() if len(values) else NOT_MEASURED
+            found = self.difference(arm, reference, *of)
+            return found if found.n else NOT_MEASURED
+
+        frame = pd.DataFrame({"arm": list(arms)})
+        for head, where in measures.items():
+            frame[head] = [cell(arm, where) for arm in frame["arm"]]
+        return Text(figures.markdown_table(frame))
+
+    def trained(self, networks: pd.DataFrame) -> Text:
+        """Who was trained how (the plan's table), and how accurate each is on unchanged images."""
+        shown = networks.drop(columns=["images", "epochs"], errors="ignore")
+        shown["test accuracy"] = [self.values(arm, "accuracy", "").mean() for arm in shown["arm"]]
+        return Text(figures.markdown_table(shown, digits=3))
+
+    def verdicts(self) -> Text:
+        """All claims: what decides each, what the paper has, what was found."""
+        return Text(of_the_paper.verdict_table(self.claims))
+
+    def points(self, arms: Iterable[str] | None = None) -> Figure | None:
+        """A picture of every network of the arms that were measured; None where none was."""
+        known = [arm for arm in arms or (self.reference, *self.methods) if len(self.values(arm))]
+        where = (*self._where(), known, self.measure.label)
+        return figures.points(self.outcome.table, *where) if known else None
+
+    # --- the first screen -------------------------------------------------------------------
+
+    def sentence(self) -> Text:
+        """The answer in one sentence: how much each method hands on."""
+        return self._sentence({arm: self.share(arm) for arm in self.methods})
+
+    def first_screen(self, figure: Figure | None = None) -> FirstScreen:
+        """The answer with a row per method, a picture (by default of every network), how sure."""
+        shares = {arm: self.share(arm) for arm in self.methods}
+        heads = "method", "how much", "amount", "on photographs", "as in the paper?"
+        rows = [heads, (":--",) * len(heads)]
+        for arm, share in shares.items():
+            found = wording.word(share), wording.amount(share, self.measure.unit)
+            rows.append((wording.short(arm), *found, self._photographs(arm), self._verdict(arm)))
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
+        answer = Text("\n\n".join([self._sentence(shares), table, gap]))
+        return FirstScreen(answer, figure or self.points(), self._how_sure(shares))
+
+    def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:
+        return Text(wording.sentence(self.measure, shares, self._gap()))
+
+    def _gap(self) -> str:
+        gap, ends = self.difference(self.end), (self.end, self.reference)
+        said = " minus ".join(self.means([arm]) for arm in ends)
+        return f"{said}: {gap.format()}" if gap.n else said
+
+    def _photographs(self, arm: str) -> str:
+        cells = []
+        for name, table in self.photographs.items():
+            there = replace(self, outcome=replace(self.outcome, table=table, items=table[:0]))
+            share = there.share(arm)
+            cells.append(
+                f"{name}: {wording.word(share)}, {wording.amount(share, self.measure.unit)}"
+            )
+        return "; ".join(cells) or DASH
+
+    def _verdict(self, arm: str) -> str:
+        """The verdict on the first claim about an arm's main measure, with its symbol."""
+        about = (arm, *self._where())
+        for claim in self.claims:
+            if (claim["arm"], claim["measure"], claim["condition"]) == about:
+                return f"{VERDICTS[claim['verdict']]} {claim['verdict']}"
+        return DASH
+
+    def _how_sure(self, shares: Mapping[str, stats.GapClosed]) -> Text:
+        seeds = {arm: list(self.values(arm).index) for arm in shares}
+        everyone = self.outcome.table.groupby("arm")["seed"].nunique()
+        teachers = {arm: int(everyone.get(arm, 0)) for arm in ("teacher", self.end)}
+        items = self._rows(self.outcome.items, [self.reference, *shares])
+        return Text(wording.how_sure(shares, seeds, teachers, items))
+
+    # --- rows -------------------------------------------------------------------------------
+
+    def _where(self, measure: Name = None, condition: Name = None) -> tuple[str, str]:
+        under = self.measure.condition if condition is None else condition
+        return measure or self.measure.name, under
+
+    def _rows(
+        self, frame: pd.DataFrame, arms: Sequence[str], measure: Name = None, condition: Name = None
+    ) -> pd.DataFrame:
+        name, under = self._where(measure, condition)
+        wanted = (frame["measure"] == name) & (frame["condition"] == under)
+        return frame[wanted & frame["arm"].isin(list(arms))]
+
+
+def _paired(arms: Iterable[str], other: Name | Mapping[str, str]) -> dict[str, Name]:
+    return {arm: other[arm] if isinstance(other, Mapping) else other for arm in arms}

@@ -1,0 +1,152 @@
+"""How findings are said: shares of a gap in words, one sentence for all methods, how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdnotes import figures, stats
+from kdnotes.stats.words import CANNOT_TELL, how_much
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from kdnotes.probes.base import Measure
+
+    Shares = Mapping[str, stats.GapClosed]
+
+NOT_MEASURED = "not measured"
+DASH = "\N{EN DASH}"
+
+
+class Text(str):
+    """Markdown, which a notebook shows as a part of the page's text."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True)
+class FirstScreen:
+    """The answer, a picture of it, and how sure it is; a notebook shows them in this order."""
+
+    answer: Text
+    picture: Figure | None
+    sure: Text
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(*(part for part in (self.answer, self.picture, self.sure) if part is not None))
+
+
+def short(arm: str) -> str:
+    """An arm's name as it stands in the text."""
+    return figures.looks.of(arm).short
+
+
+def listed(texts: Mapping[str, str]) -> str:
+    """What is said of several arms: ``KL: .16 [.10, .21]; Hint: not measured``."""
+    return "; ".join(f"{short(arm)}: {text or NOT_MEASURED}" for arm, text in texts.items())
+
+
+def word(share: stats.GapClosed) -> str:
+    """How much was inherited; where nothing can be divided, which of the two cases it is."""
+    if share.ratio is not None:
+        return how_much(share.ratio.low, share.ratio.high)
+    if not share.difference.n:
+        return NOT_MEASURED
+    return share.reason if share.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP) else CANNOT_TELL
+
+
+def number(share: stats.GapClosed) -> str:
+    """The share with its interval, else the plain difference; empty where neither was measured."""
+    if share.ratio is not None:
+        return share.ratio.format()
+    return f"difference {share.difference.format()}" if share.difference.n else ""
+
+
+def number_or_why(share: stats.GapClosed) -> str:
+    """The share with its interval, else why there is none, with the plain difference."""
+    plain = number(share)
+    return plain if share.ratio is not None or not plain else f"{word(share)} ({plain})"
+
+
+def amount(share: stats.GapClosed, unit: str) -> str:
+    """The same with what it is counted in."""
+    if share.ratio is not None:
+        return f"{number(share)} of the gap"
+    return f"{number(share)} ({unit})" if number(share) else DASH
+
+
+def sentence(measure: Measure, shares: Shares, gap: str) -> str:
+    """How much each method hands on; ``gap`` is said where there is nothing to divide by."""
+    verb = "is" if measure.sentence.startswith("is ") else "does"
+    alike = f", as its teacher {verb}" if measure.of == "network" else ""
+    found = {word(share) for share in shares.values()}
+    if found in ({stats.NO_GAP}, {stats.UNCERTAIN_GAP}):
+        plain = listed({arm: number(share) for arm, share in shares.items()})
+        says = f"there is {found.pop()} ({gap}). {plain}"
+    else:
+        says = "; ".join(_clauses(shares)) or "no way of teaching was compared"
+    return f"A student {measure.sentence}{alike}: {says}."
+
+
+def _clauses(shares: Shares) -> Iterator[str]:
+    """One for each method; the verb stands with the first that hands on anything."""
+    verb, of = " hands on", " of it"
+    for arm, share in shares.items():
+        much = word(share)
+        if share.ratio is None:
+            yield f"{short(arm)}: {much}{number(share) and ', '}{number(share)}"
+        elif much == CANNOT_TELL:
+            yield f"{short(arm)}: {much}"
+        else:
+            part = of if much in ("most", "part") else ""
+            yield f"{short(arm)}{verb} {much}{part}, {number(share)}"
+            verb = of = ""
+
+
+def how_sure(
+    shares: Shares, seeds: Mapping[str, list[int]], teachers: Mapping[str, int], items: pd.DataFrame
+) -> str:
+    """What the intervals are made of, what makes them as wide as they are, what they leave out.
+
+    seeds: of the students of each method; teachers: how many there are of each kind; items: the
+    outcomes of single images that count.
+    """
+    students = ", ".join(f"{len(mine)} {short(arm)}" for arm, mine in seeds.items()) or "none"
+    all_seeds = sorted({seed for mine in seeds.values() for seed in mine})
+    span = " to ".join(str(end) for end in dict.fromkeys(all_seeds[:1] + all_seeds[-1:]))
+    made = [
+        f"students: {students}"
+        + (f" ({'seeds' if len(all_seeds) > 1 else 'seed'} {span})" if span else "")
+    ]
+    made += [f"{short(arm).lower()}s: {count}" for arm, count in teachers.items()]
+    images = items["item"].nunique() if len(items) else 0
+    made.append(f"test images: {images:,}" if images else "no single images, so seeds alone")
+    if images and (originals := items["source"].nunique()) < images:
+        made[-1] += f", made from {originals:,} originals"
+    causes: dict[str, list[str]] = {}
+    for arm, share in shares.items():
+        causes.setdefault(_limit(share.ratio or share.difference), []).append(short(arm))
+    causes.pop("", None)
+    limits = "; ".join(f"{cause} ({', '.join(arms)})" for cause, arms in causes.items())
+    return (
+        f"**How sure?** Behind the intervals: {'; '.join(made)}. "
+        + (f"What limits them most: {limits}. " if limits else "")
+        + "They do not cover another teacher, other training images or another machine."
+    )
+
+
+def _limit(found: stats.Interval) -> str:
+    """What makes an interval as wide as it is; nothing where there is none."""
+    if not found.n:
+        return ""
+    if found.n == 1:
+        return "there being one student only"
+    of_images = found.item_standard_error**2
+    differ = found.standard_error**2 - of_images > of_images
+    return "how students of different seeds differ" if differ else "which images were tested"
