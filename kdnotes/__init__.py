@@ -39,6 +39,8 @@ _DEEPER = {
     "Crops": ("kdnotes.data.views", "Crops"),
     "begin": ("kdnotes.book.planning", "begin"),
     "trained": ("kdnotes.book.planning", "trained"),
+    "conclude": ("kdnotes.book.report", "conclude"),
+    "finish": ("kdnotes.book.report", "finish"),
     "independent": ("kdnotes.study.arms", "INDEPENDENT"),
     "Findings": ("kdnotes.probes.findings", "Findings"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import re
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,7 @@ def trained(plan: Plan) -> Cast:
     from kdnotes.training import cache
 
     plan.study.train()
+    plan.study.started = plan.study.started or time.perf_counter()
     members = []
     for item in plan.planned:
         network = networks.freeze(cache.load(item.spec))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths, stats
+from kdnotes import paths
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks
-from kdnotes.stats.claims import estimate, verdict_table
+from kdnotes.probes.findings import Findings
+from kdnotes.probes.wording import Text
+from kdnotes.stats import claims
 from kdnotes.training import cache
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdnotes.probes.base import Outcome
+    from kdnotes.probes.base import Measure, Outcome
     from kdnotes.study import Study
-
-# For chapters that do not ask Findings yet.
-found, verdicts = estimate, verdict_table
 
 
 def say(text: str) -> None:
@@ -49,15 +47,6 @@ def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
         ) from error
 
 
-def answer(claims: Sequence[Mapping[str, Any]]) -> str:
-    """The chapter's claims as a list, verdict first: what stands at the top of a chapter."""
-    lines = []
-    for claim in claims:
-        mark = stats.VERDICTS[claim["verdict"]]
-        lines.append(f"- {mark} **{claim['verdict']}**: {claim['statement']} {found(claim)}")
-    return "\n".join(lines)
-
-
 def students(seeds: pd.Series) -> str:
     """How many students of each kind claims compare: "5", or "5 (2 of 81 claims: 10)".
 
@@ -73,20 +62,32 @@ def students(seeds: pd.Series) -> str:
     return f"{most} ({counts[others].sum()} of {counts.sum()} claims: {span})"
 
 
-def finish(
-    study: Study, outcome: Outcome, claims: Sequence[Mapping[str, Any]], started: float
-) -> str:
+def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -> Findings:
+    """What a chapter found: its outcome with the claims that it decides, told by one main measure.
+
+    ``options`` are those of `Findings`, such as another reference than the independent students.
+    """
+    decided = claims.evaluate(claims.load(study.chapter), outcome)
+    return Findings(outcome, measure, study.settings.methods, claims=decided, **options)
+
+
+def finish(study: Study, found: Findings) -> Text:
     """Save a chapter's table, items, claims and provenance; returns the stamp to show."""
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - (study.started or time.perf_counter())
     parameters = study.parameters()
     training = sum(cache.seconds(item.spec) for item in cache.with_teachers(study.networks))
     results.save(
-        study.chapter, outcome, claims, parameters, seconds, training_seconds=float(training)
+        study.chapter,
+        found.outcome,
+        found.claims,
+        parameters,
+        seconds,
+        training_seconds=float(training),
     )
     versions = results.versions()
     said = ", ".join(f"{name} {value}" for name, value in parameters.items() if value is not None)
     packages = ", ".join(f"{name} {versions[name]}" for name in ("kdnotes", "torch", "timm"))
-    return (
+    return Text(
         f"Table: `{study.chapter}.csv`, one row per arm, seed, condition and measure; single "
         f"images: `{study.chapter}.items.parquet`. Settings: {said}. Versions: {packages}. "
         f"Measured in {seconds:.0f} seconds, training not counted."
@@ -101,7 +102,7 @@ def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
 
 def beside_published(
     study: Study, outcome: Outcome, measure: str, condition: str = "", preset: str = "full"
-) -> str:
+) -> Text:
     """A measure's mean per arm in this run and in the published one, as Markdown.
 
     Where no such run is published, or this is one of that preset, a sentence that says so.
@@ -111,10 +112,12 @@ def beside_published(
     from kdnotes.figures import tables
 
     if study.settings.preset == preset:
-        return f"This is a run of the preset `{preset}`: there is no larger one to set beside it."
+        return Text(
+            f"This is a run of the preset `{preset}`: there is no larger one to set beside it."
+        )
     other = published(study.chapter, preset)
     if other is None:
-        return f"No run of the preset `{preset}` is published with this version of the book."
+        return Text(f"No run of the preset `{preset}` is published with this version of the book.")
     here = f"this run ({study.settings.preset})"
     columns = {}
     for name, table in ((here, outcome.table), (f"published ({preset})", other)):
@@ -126,7 +129,7 @@ def beside_published(
     larger = results.load(study.chapter, paths.root() / "results" / preset)
     made, spent = larger.parameters, larger.training_seconds
     trained = "" if spent is None else f", where training took {spent / 60:.0f} minutes of one core"
-    return (
+    return Text(
         f"{tables.markdown_table(beside)}\n\nMean over seeds. The published run used "
         f"{made['train_count'] or 'all'} training images of `{made['dataset']}`, the teacher "
         f"`{made['teacher']}` and the student `{made['student']}`, {made['seeds']} seeds, on "

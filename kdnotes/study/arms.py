@@ -94,6 +94,8 @@ _CONTROLS: dict[str, tuple[str, str, str, str, Any, Labels]] = {
     "permuted": ("Soft labels, permuted", "Permuted", "#D55E00", ">", (0, (3, 1, 1)), "permuted"),
 }
 
+CONTROLS = tuple(f"control-{kind}" for kind in _CONTROLS)
+
 
 def taught_by(method: Method) -> Arm:
     """The students of a method, called and drawn as it says."""

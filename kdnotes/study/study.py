@@ -37,6 +37,7 @@ class Study:
         self._given = {name: value for name, value in given.items() if name != "data_dir"}
         self._own = dict(own or {})
         self._planning = planning
+        self.started: float | None = None  # when measuring began, by time.perf_counter
         self._preferred: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
 
@@ -108,6 +109,11 @@ class Study:
     def device(self) -> str:
         """Where networks are trained and run."""
         return resolve_device(self.settings.device)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the main students: those without a teacher, and those of each method."""
+        return ("independent", *self.settings.methods)
 
     @property
     def networks(self) -> list[Planned]:
