@@ -112,9 +112,8 @@ def beside_published(
     from kdnotes.figures import tables
 
     if study.settings.preset == preset:
-        return Text(
-            f"This is a run of the preset `{preset}`: there is no larger one to set beside it."
-        )
+        said = f"This is a run of the preset `{preset}`: there is no larger one to set beside it."
+        return Text(said)
     other = published(study.chapter, preset)
     if other is None:
         return Text(f"No run of the preset `{preset}` is published with this version of the book.")
