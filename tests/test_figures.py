@@ -7,13 +7,14 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from asked import NOTEBOOKS, study_of
 from matplotlib import pyplot as plt
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -21,25 +22,17 @@ from matplotlib.text import Text
 from scipy import stats as scipy_stats
 
 from kdnotes import figures as draw
-from kdnotes import stats
+from kdnotes import methods, stats
 from kdnotes.figures import looks
 from kdnotes.figures.tables import choose, select
+from kdnotes.study import arms
 
+METHODS = [arms.taught_by(methods.get(name)()) for name in ("kl", "hint", "crd")]
 SEEN_TOGETHER = [
-    "teacher",
-    "second-teacher",
-    "independent",
-    "kl",
-    "hint",
-    "crd",
-    "control-second-teacher",
-    "control-smoothed",
-    "control-permuted",
-    "foreign",
+    *(arms.TEACHER, arms.SECOND_TEACHER, arms.INDEPENDENT, *METHODS),
+    *(arms.control(kind, METHODS[0]) for kind in ("second-teacher", "smoothed", "permuted")),
+    arms.FOREIGN,
 ]
-OTHERS = ["plain-teacher", "kl-plain", "hint-plain", "crd-plain"]
-DEPTHS = ["hint-1", "hint-2", "hint-3", "hint-logits"]
-ARM_NAMES = [*SEEN_TOGETHER, *OTHERS, *DEPTHS]
 VALUES = {
     "independent": [0.70, 0.72, 0.71, 0.69, 0.73],
     "kl": [0.82, 0.85, 0.83, 0.80, 0.86],
@@ -129,7 +122,7 @@ def make_figures() -> dict[str, Figure]:
         "heatmap": draw.heatmap({"": make_shares()}, "Method", "Property", "Share", low=-1),
         "scorecard": draw.scorecard(make_claims()),
         "image_grid": draw.image_grid(pictures, ["a", "b", "c"], maps, overlay_label="Map"),
-        "views": draw.views({"original": pictures, "changed": pictures}),
+        "versions": draw.versions({"original": pictures, "changed": pictures}),
     }
 
 
@@ -195,7 +188,7 @@ def test_lab_of_known_colours() -> None:
 
 @pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
 def test_arms_seen_together_stay_apart(deficiency: str) -> None:
-    labs = {arm: as_lab(draw.colour(arm), deficiency) for arm in SEEN_TOGETHER}
+    labs = {arm.name: as_lab(draw.colour(arm.name), deficiency) for arm in SEEN_TOGETHER}
     closest = min(
         float(np.linalg.norm(labs[a] - labs[b])) for a, b in itertools.combinations(labs, 2)
     )
@@ -204,21 +197,21 @@ def test_arms_seen_together_stay_apart(deficiency: str) -> None:
 
 
 def test_every_arm_differs_in_more_than_colour() -> None:
-    assert set(ARM_NAMES) <= set(looks.order())
-    seen = [looks.of(arm) for arm in ARM_NAMES]
+    seen = [looks.of(arm.name) for arm in SEEN_TOGETHER]
     assert len({look.colour for look in seen}) == len(seen)
     assert len({look.label for look in seen}) == len(seen)
     assert len({(look.marker, look.hollow) for look in seen}) == len(seen)
 
 
-def test_all_arms_of_a_cast_have_looks_of_their_own() -> None:
-    for chapter in NOTEBOOKS:
-        for name, plan in study_of(chapter).plans.items():
-            shown = list(plan.arms.values())
-            assert len({look.label for look in shown}) == len(shown), name
-            assert len({look.short for look in shown}) == len(shown), name
-            seen = {(look.colour, look.marker, look.hollow) for look in shown}
-            assert len(seen) == len(shown), name
+@pytest.mark.parametrize("chapter", NOTEBOOKS)
+def test_all_arms_of_a_cast_have_looks_of_their_own(chapter: str) -> None:
+    for name, plan in study_of(chapter).plans.items():
+        shown = [looks.of(arm) for arm in plan.arms]
+        assert set(plan.arms) <= set(looks.order()), name
+        assert len({look.label for look in shown}) == len(shown), name
+        assert len({look.short for look in shown}) == len(shown), name
+        seen = {(look.colour, look.marker, look.hollow) for look in shown}
+        assert len(seen) == len(shown), name
 
 
 def test_unknown_arm_has_a_fixed_look_and_a_readable_name() -> None:
@@ -240,9 +233,8 @@ def test_an_arm_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks.of("mine") == mine
 
 
-def test_every_verdict_has_a_sign_and_a_colour() -> None:
-    assert set(looks.VERDICTS) == set(get_args(stats.VerdictLabel))
-    assert len({sign for sign, _ in looks.VERDICTS.values()}) == len(looks.VERDICTS)
+def test_every_verdict_has_a_colour() -> None:
+    assert list(looks.VERDICTS) == list(stats.VERDICTS)
 
 
 def test_looks_are_declared_without_anything_that_draws() -> None:
@@ -494,6 +486,15 @@ def test_scorecard_tints_where_a_claim_has_to_lie(figures: dict[str, Figure]) ->
     assert right > 0.45
 
 
+def test_scorecard_tints_nothing_where_no_margin_applies() -> None:
+    claims = make_claims().iloc[:2].assign(margin=None, equivalence_margin=None)
+    axis = draw.scorecard(claims.assign(verdict="inconclusive")).axes[0]
+    grounds = [each for each in axis.collections if isinstance(each, PolyCollection)]
+    corners = [path.vertices[:, 0] for ground in grounds for path in ground.get_paths()]
+    assert all(np.ptp(across) == 0 for across in corners)
+    assert len(axis.containers) == 2
+
+
 def test_scorecard_calls_arms_as_all_figures_do() -> None:
     claims = make_claims().iloc[:1]
     claims = claims.assign(id="looks-crd-plain-over-kl", arm="crd-plain", reference="kl")
@@ -525,9 +526,9 @@ def test_image_grid_without_maps_keeps_colours_and_refuses_wrong_shapes() -> Non
         draw.image_grid(pictures[0], ["a"])
 
 
-def test_views_puts_versions_side_by_side() -> None:
+def test_versions_stand_side_by_side() -> None:
     original = np.zeros((2, 3, 4, 4))
-    figure = draw.views({"original": original, "white": original + 1})
+    figure = draw.versions({"original": original, "white": original + 1})
     assert [axis.get_title() for axis in figure.axes] == ["original", "white", "", ""]
     shades = [float(axis.images[0].get_array().mean()) for axis in figure.axes]
     assert shades == [0, 1, 0, 1]

@@ -77,7 +77,7 @@ def marks(axis: Axes, look: Look, row: float, found: Interval, **options: Any) -
     axis.errorbar(found.estimate, row, xerr=bar, elinewidth=options["markersize"] / 3, **options)
 
 
-def networks(
+def arm_marks(
     axis: Axes, arm: str, row: float, seeds: Series, spread: float = 0.0, **options: Any
 ) -> None:
     """An arm's networks as small marks within ``spread`` of a row, their mean as a large one.

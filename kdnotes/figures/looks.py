@@ -26,12 +26,12 @@ class Look:
     hollow: bool = False
 
 
-# Sign and colour of each verdict; the words are those of kdnotes.stats.VerdictLabel.
-VERDICTS: dict[str, tuple[str, str]] = {
-    "reproduced": ("\N{CHECK MARK}", "#007F5C"),
-    "not reproduced": ("\N{BALLOT X}", "#C04A00"),
-    "inconclusive": ("?", "#666666"),
-    "not applicable": ("\N{EN DASH}", "#666666"),
+# The colour of each verdict, whose words and signs are those of kdnotes.stats.VERDICTS.
+VERDICTS: dict[str, str] = {
+    "reproduced": "#007F5C",
+    "not reproduced": "#C04A00",
+    "inconclusive": "#666666",
+    "not applicable": "#666666",
 }
 
 # The book's palette: the eight colours of Okabe and Ito (2008, "Color Universal Design"), with grey

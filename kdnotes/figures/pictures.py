@@ -59,7 +59,7 @@ def image_grid(
     return figure
 
 
-def views(columns: Mapping[str, Any]) -> Figure:
+def versions(columns: Mapping[str, Any]) -> Figure:
     """The same images in several versions: a row per image, a column per named version.
 
     ``columns`` maps each heading to images (N, 3, H, W), uint8 or float in [0, 1], all of one N.

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
+from kdnotes import stats
 from kdnotes.figures import drawing, looks
 from kdnotes.figures.looks import VERDICTS, Look
 from kdnotes.figures.tables import Which, choose, number, select, teachers_in
@@ -84,7 +85,7 @@ def grouped(
         if group % 2:
             axis.axhspan(group - 0.5, group + 0.5, color="#F3F3F3", linewidth=0, zorder=0)
         for place, arm in enumerate(arms, start=1):
-            drawing.networks(axis, arm, group - 0.5 + place * step, values[arm], markersize=6.5)
+            drawing.arm_marks(axis, arm, group - 0.5 + place * step, values[arm], markersize=6.5)
     _name_rows(axis, conditions)
     drawing.legend(figure)
     return figure
@@ -121,7 +122,7 @@ def closed(
 def _arm_rows(axis: Axes, values: DataFrame, names: Mapping[str, str]) -> None:
     for row, arm in enumerate(names):
         if arm in values:
-            drawing.networks(axis, arm, row, values[arm], spread=0.3, label=None)
+            drawing.arm_marks(axis, arm, row, values[arm], spread=0.3, label=None)
     _name_rows(axis, names.values())
 
 
@@ -146,6 +147,7 @@ def scorecard(claims: DataFrame) -> Figure:
     ``claims`` has one row per claim, in order, as `kdnotes.stats.scorecard_verdicts` returns them.
     A claim that is not applicable shows its verdict only.
     """
+    claims = claims.astype({"margin": float, "equivalence_margin": float})  # None where not given
     chapters = claims.groupby("chapter", sort=False)
     bottom = len(claims) + len(chapters)
     figure, (axis,) = drawing.subplots(0.6 + 0.41 * bottom)
@@ -166,7 +168,7 @@ def scorecard(claims: DataFrame) -> Figure:
         side.grid(visible=False, axis="y")
         side.spines[["left", "right", "top"]].set_visible(False)
     for text, claim in zip(beside.get_yticklabels(), rows.values(), strict=True):
-        text.set_color(VERDICTS[claim.verdict][1])
+        text.set_color(VERDICTS[claim.verdict])
     known = claims[claims["verdict"] != "not applicable"]
     axis.set_xlim(min(known["low"].min(), 0) - 0.05, max(known["high"].max(), 0) + 0.05)
     for marker, name in _KINDS.values():
@@ -177,18 +179,15 @@ def scorecard(claims: DataFrame) -> Figure:
 
 def _draw_claim(axis: Axes, claim: Any, row: int) -> str:
     """A claim's estimate and interval, and where it has to lie; the words that stand beside it."""
-    sign, tint = VERDICTS[claim.verdict]
-    words = f"{sign} {claim.verdict}"
+    words = f"{stats.VERDICTS[claim.verdict]} {claim.verdict}"
     if claim.verdict == "not applicable" or not math.isfinite(claim.estimate):
         return words
-    needed = {
-        "greater": (claim.margin, _FAR),
-        "less": (-_FAR, claim.margin),
-        "equivalent": (-claim.equivalence_margin, claim.equivalence_margin),
-    }
-    axis.fill_between(needed[claim.direction], row - 0.4, row + 0.4, color="#DDEBE6", zorder=0)
+    same = claim.equivalence_margin
+    needed = {"greater": (claim.margin, _FAR), "less": (-_FAR, claim.margin)}
+    reach = needed.get(claim.direction, (-same, same))
+    axis.fill_between(reach, row - 0.4, row + 0.4, color="#DDEBE6", zorder=0)
     found = Interval(claim.estimate, claim.low, claim.high, 0, math.nan, math.nan)
-    look = Look(claim.id, claim.id, tint, _KINDS[claim.kind][0], "")
+    look = Look(claim.id, claim.id, VERDICTS[claim.verdict], _KINDS[claim.kind][0], "")
     drawing.marks(axis, look, row, found, gid=claim.id, label=None)
     return f"{words}\n{number(found)}"
 
