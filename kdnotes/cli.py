@@ -105,27 +105,24 @@ def list_chapters(
 ) -> None:
     """The chapters with their parameters: name, type, default, meaning.
 
-    What most chapters have in common comes first, then what each has besides or instead.
+    What all chapters have in common comes first, then what each has besides or instead.
 
     \b
     kdnotes list
     kdnotes list localization
     kdnotes list --json
     """
-    from kdnotes.book import running
+    from kdnotes.book import parameters, running
 
     found = running.chapters([chapter] if chapter else ())
     if as_json:
         typer.echo(json.dumps([_as_json(each) for each in found], indent=1))
         return
-    counted = Counter(item for each in found for item in each.parameters.values())
-    shared = [item for item, count in counted.items() if 2 * count > len(found) > 1]
-    parts = [f"most chapters\n{_parameters(shared)}"] if shared else []
+    shared = [] if chapter else list(parameters.shared().values())
+    parts = [f"every chapter\n{_parameters(shared)}"] if shared else []
     for each in found:
         own = _parameters([item for item in each.parameters.values() if item not in shared])
-        lacking = ", ".join(item.name for item in shared if item.name not in each.parameters)
-        said = f"{each.name}: {each.title}" + (f" (without {lacking})" if lacking else "")
-        parts.append(f"{said}\n{own}".strip())
+        parts.append(f"{each.name}: {each.title}\n{own}".strip())
     typer.echo("\n\n".join(parts))
 
 

@@ -20,6 +20,7 @@ from asked import study_of
 from tiny_book import SAVE_TAU, chapter, code, files_under, kdnotes
 
 from kdnotes.book import results, running
+from kdnotes.book.parameters import SHARED
 
 CAST_CELL = code(tiny_book.CAST, tags=["cast"])
 FAILING = "value = 1\nraise ValueError(f'value was {value}')"
@@ -56,22 +57,25 @@ def test_help_is_quick_and_shows_an_example_of_each_command() -> None:
 def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = {f"0{number}-{name}": chapter(name) for number, name in enumerate(("a", "b", "c"))}
     cells["scorecard"] = chapter("scorecard")
-    source = cells["02-c"][1]["source"].replace("kl, hint, crd", "kl only")
-    cells["02-c"][1]["source"] = re.sub("first_seed.*\n", "", source) + 'own: int = 1  # "its"\n'
+    for name, source in (
+        ("00-a", SHARED),
+        ("02-c", tiny_book.PARAMETERS + 'own: int = 1  # "its"'),
+    ):
+        cells[name][1]["source"] = source
     monkeypatch.setenv("KDNOTES_BOOK", str(tiny_book.make(tmp_path, cells)))
     shown = kdnotes("list")
     assert shown.exit_code == 0
     shared, *each = shown.stdout.strip().split("\n\n")
     assert re.search(r"seeds +int \| None +None +students of each kind", shared)
-    assert len(shared.splitlines()) == 1 + len(tiny_book.PARAMETERS.splitlines())
+    assert len(shared.splitlines()) == 1 + len(SHARED.splitlines())
     assert each[0] == "a: Does the student a?"
-    title, methods, own = each[2].splitlines()
-    assert title == "c: Does the student c? (without first_seed)"
-    assert re.fullmatch(r"  methods  str  'kl' +comma-separated: kl only", methods)
-    assert re.fullmatch(r'  own      int  1 +"its"', own)
+    title, *different, _, own = each[2].splitlines()
+    assert title == "c: Does the student c?"
+    assert [line.split()[0] for line in different] == ["preset", "methods", "tau", "device"]
+    assert re.fullmatch(r'  own +int +1 +"its"', own)
     alone = kdnotes("list", "c").stdout
     assert alone.startswith("c: Does the student c?\n")
-    assert len(alone.splitlines()) == 1 + len(tiny_book.PARAMETERS.splitlines())
+    assert len(alone.splitlines()) == 2 + len(tiny_book.PARAMETERS.splitlines())
     assert "did you mean 'scorecard'" in kdnotes("list", "scorecar").stderr
 
 
@@ -158,7 +162,7 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("run scorecard -p methods=kl,hnt", "unknown method 'hnt' (did you mean 'hint'?)"),
         ("run scorecard -p dataset=digit", "unknown data set 'digit'"),
         ("run scorecard -p dataset=imagefolder:none", "no folder 'none'"),
-        ("run scorecard -p data_dir=none", "no folder 'none'"),
+        ("run scorecard -p data_dir=nowhere", "no folder 'nowhere'"),
         ("run scorecard -p teacher=vgg-huge", "unknown model 'vgg-huge'"),
         ("run scorecard -p device=tpu", "parameter 'device' must be cpu, cuda or cuda:all"),
         ("run scorecard --preset tiny", "'preset' must be smoke, laptop, full or paper"),

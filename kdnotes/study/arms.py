@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -143,9 +144,8 @@ def weighted(soft: Arm, weight: float) -> Arm:
 def at_temperature(soft: Arm, tau: float) -> Arm:
     """The same students with soft labels at another temperature."""
     names = (f"tau-{tau:g}", f"temperature {tau:g}", f"tau {tau:g}")
-    if tau > dict(soft.method or ())["tau"]:
-        return soft.variant(*names, {"tau": tau}, tint=-0.4, marker=">")
-    return soft.variant(*names, {"tau": tau}, tint=0.6, marker="<")
+    tint = min(max(0.6 - math.log2(tau) / 4, -0.8), 0.8)  # the hotter, the darker
+    return soft.variant(*names, {"tau": tau}, tint=tint)
 
 
 def mixed_teacher(share: float) -> Arm:

@@ -45,8 +45,9 @@ class Study:
 
     def prefer(self, **parameters: Any) -> None:
         """Say what parameters are in this chapter where they were not given; before all else."""
-        assert "settings" not in vars(self), "prefer comes before what depends on it"
-        self._preferred |= parameters
+        self._preferred = parameters
+        for known in ("settings", "device"):  # of a cell that is run once more
+            vars(self).pop(known, None)
 
     def needs(self, fulfilled: object, what: str) -> None:
         """Refuse the request with a message unless it fulfils a condition. Raises RequestError."""
@@ -71,9 +72,10 @@ class Study:
         return worlds.make(self.settings, name, teacher or {}, students or {}, both, mirrored)
 
     def plan(self, name: str, world: World, *, teacher: str = "", student: str = "") -> Plan:
-        """A cast to be filled; ``teacher`` and ``student``: architectures other than asked for."""
-        if name in self.plans:
-            raise RequestError(f"two plans are called {name!r}")
+        """A cast to be filled, in place of one of that name.
+
+        ``teacher`` and ``student``: architectures other than those that were asked for.
+        """
         self.plans[name] = Plan(self, name, world, teacher, student)
         return self.plans[name]
 
@@ -85,13 +87,12 @@ class Study:
             f"unseen is for a folder of images (dataset=imagefolder:PATH), not for {dataset!r}",
         )
         there = folders.domain_names(dataset)
-        others = tuple(name for name in there if name != first)
-        if first not in there or not others:
-            raise RequestError(
-                f"unseen={first!r} must be one of two or more domain folders of {dataset!r}, each "
-                f"with class folders; it has: {', '.join(there) or 'none'}"
-            )
-        return (first, *others)
+        self.needs(
+            first in there and len(there) > 1,
+            f"unseen={first!r} must be one of two or more domain folders of {dataset!r}, each with "
+            f"class folders; it has: {', '.join(there) or 'none'}",
+        )
+        return (first, *(name for name in there if name != first))
 
     def epochs(self, share: float) -> int:
         """A share of the students' epochs, at least one."""
@@ -169,12 +170,9 @@ class Study:
     def parameters(self) -> dict[str, Any]:
         """What goes into a chapter's results: settings, and what was changed of its own."""
         settings = self.settings
-        values = settings.model_dump(exclude={"students", "controls"}) | {
-            "methods": ",".join(settings.methods),
-            "seeds": settings.students,
-            "control_seeds": len(settings.control_seeds),
-            "device": self.device,
-        }
+        values = settings.model_dump(exclude={"students", "controls"})
+        values |= {"seeds": settings.students, "control_seeds": len(settings.control_seeds)}
+        values |= {"methods": ",".join(settings.methods), "device": self.device}
         for name in ("independent_epochs", "skip_damaged"):
             if not values[name]:
                 del values[name]

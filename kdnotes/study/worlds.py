@@ -81,12 +81,12 @@ def make(
     if settings.is_scenes:
         label, drawn = SCENES[name]
         common = drawn | common
+    if settings.skip_damaged:
+        common["skip_damaged"] = True
     if settings.is_imagenet:
         common["size"] = paper.settings().imagenet.stored_size
     elif domains := teacher.get("domains"):  # teachers and students see images of one size
-        common["size"] = folders.image_size(settings.dataset, {"domains": domains})
-    if settings.skip_damaged:
-        common["skip_damaged"] = True
+        common["size"] = folders.image_size(settings.dataset, common | {"domains": domains})
     still = name == "fixed"
     return World(
         name=name if settings.is_scenes else settings.dataset,
