@@ -172,11 +172,7 @@ def measure_shifts(
     return _measure(cast, data, changes, "kind=shift", primary_only)
 
 
-def measure_mirrors(
-    learned: Cast | None,
-    exact: Cast | None,
-    data: ImageData,
-) -> Outcome:
+def measure_mirrors(learned: Cast | None, exact: Cast | None, data: ImageData) -> Outcome:
     """Answers of every network to each image and to its mirror image.
 
     ``learned`` is taught by a teacher that saw mirror images, ``exact`` by one that cannot tell

@@ -41,11 +41,7 @@ MEASURES = (
 
 
 def measure(
-    cast: Cast,
-    data: ImageData,
-    *,
-    cues: tuple[str, str] = SCENE_CUES,
-    condition: str = CONFLICT,
+    cast: Cast, data: ImageData, *, cues: tuple[str, str] = SCENE_CUES, condition: str = CONFLICT
 ) -> Outcome:
     """Which cue the answers of every network name, on images whose two cues name two classes.
 
@@ -65,12 +61,7 @@ def measure(
     return recorder.outcome()
 
 
-def follows(
-    cast: Cast,
-    data: ImageData,
-    *,
-    cues: tuple[str, str] = SCENE_CUES,
-) -> Outcome:
+def follows(cast: Cast, data: ImageData, *, cues: tuple[str, str] = SCENE_CUES) -> Outcome:
     """Which of two cues do answers follow on images where the cues name different classes?
 
     As `measure`, by the cues' own names: ``follows_CUE`` for each cue, 1 where the answer is its

@@ -41,11 +41,7 @@ _Places = Mapping[int, NDArray[np.int64]]  # of a group's images, by its number
 
 
 def measure(
-    cast: Cast,
-    data: ImageData,
-    *,
-    unseen: int | None = None,
-    names: Sequence[str] | None = None,
+    cast: Cast, data: ImageData, *, unseen: int | None = None, names: Sequence[str] | None = None
 ) -> Outcome:
     """Accuracy of every network, and the students' agreement with the teacher, group by group.
 

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kdnotes.errors import RequestError
@@ -35,41 +36,22 @@ def condition(layer: str = "last", of: str = "true") -> str:
 
 LAST, EARLIER, ANY = condition(), condition("earlier"), (condition("*", "*"),)
 PAIRS = (*ANY, base.joined(*ANY, "against=*"))
+_Energy = partial(Measure, unit="times an even map's share", high=math.inf, chance=1.0)
 MEASURES = (
     Alike(
-        "win_rate",
-        "looks where the teacher looks more than its twin does",
-        LAST,
-        PAIRS,
-        True,
-        chance=0.5,
+        "win_rate", "looks more like the teacher than its twin does", LAST, PAIRS, True, chance=0.5
     ),
     Alike("cam_cosine", "looks where the teacher looks", LAST, ANY, True, unit="cosine"),
     Alike("cam_cosine", "looks where the teacher looks, earlier", EARLIER, (), True, unit="cosine"),
     Alike("rank_correlation", "ranks places as the teacher does", LAST, ANY, unit="rho", low=-1.0),
     Alike("top_iou", "looks most at what the teacher looks at most", LAST, ANY, unit="IoU"),
-    *(
-        Measure(
-            f"energy_{name}",
-            f"looks at the {name}",
-            LAST,
-            ANY,
-            unit="times what an even map would",
-            high=math.inf,
-            chance=1.0,
-        )
-        for name in ("digit", "marker")
-    ),
+    _Energy("energy_digit", "looks at the digit", LAST, ANY),
+    _Energy("energy_marker", "looks at the marker", LAST, ANY),
     Measure("empty_map", "looks nowhere", LAST, ANY, direction="none"),
 )
 
 
-def measure(
-    cast: Cast,
-    data: ImageData,
-    *,
-    layers: Mapping[str, int] = LAYERS,
-) -> Outcome:
+def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) -> Outcome:
     """Grad-CAM of every network, compared with the teacher's and with what is in the image.
 
     layers: a name for the condition -> which of a network's taps. Conditions are

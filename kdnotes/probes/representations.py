@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdnotes.errors import RequestError
@@ -30,45 +31,22 @@ FEATURES, LOGITS = "features", "logits"
 BATCH_SIZE = 125  # products of pairs cost as much as the networks; they grow with the batch
 SMALLEST_BATCH = 4  # the unbiased estimate divides by images - 3
 COUNTS = (50, 100, 200, 500, 1000)
+LAYERS = "teacher_layer=*,student_layer=*"
 LAST, OF = "has a last layer like the teacher's", "of=*,with=*"
+_Cka = partial(Alike, unit="CKA", low=-1.0, chance=0.0)
+_Relation = partial(Measure, unit="rho", low=-1.0, chance=0.0)
 MEASURES = (
-    Alike("cka_last", LAST, reported=True, unit="CKA", low=-1.0, chance=0.0),
-    Alike("cka_logits", "has logits like the teacher's", unit="CKA", low=-1.0, chance=0.0),
-    Alike(
-        "cka_diagonal",
-        "has layers like the teacher's of the same depth",
-        "layers=all",
-        ("layers=hidden",),
-        unit="CKA",
-        low=-1.0,
-        chance=0.0,
-    ),
-    Alike(
-        "cka",
-        "has a layer like one of the teacher's",
-        "teacher_layer=*,student_layer=*",
-        unit="CKA",
-        low=-1.0,
-        chance=0.0,
-        twin=None,
-    ),
-    Alike("cka_debiased", LAST, "images=*", unit="CKA", low=-1.0, chance=0.0),
-    Alike("cka_biased", LAST, "images=*", unit="CKA"),
-    *(
-        Alike(f"cka_{name}_shuffled", LAST, "images=*", unit="CKA", low=low, twin=None)
-        for name, low in (("debiased", -1.0), ("biased", 0.0))
-    ),
-    *(
-        Measure(
-            name,
-            "has more of one measure where it has more of another",
-            OF,
-            unit="rho",
-            low=-1.0,
-            chance=0.0,
-        )
-        for name in ("rank_correlation", "rank_correlation_of_means", "rank_correlation_within")
-    ),
+    _Cka("cka_last", LAST, reported=True),
+    _Cka("cka_logits", "has logits like the teacher's"),
+    _Cka("cka_diagonal", "has layers like the teacher's", "layers=all", ("layers=hidden",)),
+    _Cka("cka", "has a layer like one of the teacher's", LAYERS, twin=None),
+    _Cka("cka_debiased", LAST, "images=*"),
+    _Cka("cka_biased", LAST, "images=*", low=0.0, chance=None),
+    _Cka("cka_debiased_shuffled", LAST, "images=*", twin=None),
+    _Cka("cka_biased_shuffled", LAST, "images=*", low=0.0, chance=None, twin=None),
+    _Relation("rank_correlation", "has more of one measure with more of another", OF),
+    _Relation("rank_correlation_of_means", "has more of one with more of another, by arm", OF),
+    _Relation("rank_correlation_within", "has more of one with more of another, in an arm", OF),
 )
 
 
@@ -169,10 +147,7 @@ def by_count(
 
 
 def relation(
-    outcome: Outcome,
-    x: tuple[str, str],
-    y: tuple[str, str],
-    arms: Collection[str],
+    outcome: Outcome, x: tuple[str, str], y: tuple[str, str], arms: Collection[str]
 ) -> Outcome:
     """Do networks that have more of one measure have more of another? Spearman's correlation.
 

@@ -48,13 +48,7 @@ MEASURES = (
 )
 
 
-def measure(
-    cast: Cast,
-    data: ImageData,
-    *,
-    ground: str = "own",
-    seed: int = 0,
-) -> Outcome:
+def measure(cast: Cast, data: ImageData, *, ground: str = "own", seed: int = 0) -> Outcome:
     """Answers of every network in the seen domain and in five renderings of the same images.
 
     Conditions: ``domain=seen``, ``domain=sketch``, ``stylised``, ``silhouette``, ``edge`` and
