@@ -38,7 +38,6 @@ class Outputs(NamedTuple):
     of the layer that the method names, (B, C, H, W), or (B, classes) where it names the logits.
     """
 
-    # No dataclass: Fabric, which casts what a module is given, opens tuples only.
     logits: Tensor = None  # type: ignore[assignment]
     features: Tensor = None  # type: ignore[assignment]
     layer: Tensor = None  # type: ignore[assignment]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class KL(Method):
-    """Soft labels: tau^2 times the divergence of the teacher's and the student's softened answers."""
+    """Soft labels: tau^2 times the divergence of the softened answers from the teacher's."""
 
     name = "kl"
     label = "KL (soft labels)"
