@@ -176,11 +176,10 @@ class _Ours:
         student: Any,
         folder: Path,
     ) -> None:
-        from kdnotes.methods.objectives import ObjectiveSpec
-
         from kdnotes import networks
         from kdnotes.data import DataSpec, ImageData
         from kdnotes.data.views import Views
+        from kdnotes.methods.kl import KL
         from kdnotes.training.specification import NetworkSpec, Recipe
 
         self.device = setting.device
@@ -190,19 +189,17 @@ class _Ours:
         self.first = student
         self.folder, self.number = folder, 0
         self.filled = folder / "filled"
-        self.spec = NetworkSpec(
-            role="student",
-            model="resnet-20",
+        taught_by = NetworkSpec(
+            role="teacher",
+            model="resnet-56",
             num_classes=10,
             data=DataSpec(name="random", split="train"),
             recipe=Recipe(epochs=1, batch=64, views=Views(pad=4, step=1, flip=True)),
-            objective=ObjectiveSpec(
-                method="kl",
-                gamma=repdistiller.GAMMA,
-                weight=repdistiller.WEIGHT,
-                tau=repdistiller.TAU,
-            ),
         )
+        weights = {"gamma": repdistiller.GAMMA, "weight": repdistiller.WEIGHT}
+        method = KL(**weights, tau=repdistiller.TAU)
+        changes = {"role": "student", "model": "resnet-20", "method": method, "teacher": taught_by}
+        self.spec = taught_by.model_copy(update=changes)
 
     def prepare_empty(self) -> None:
         self.number += 1
@@ -225,7 +222,7 @@ class _Ours:
 
     def table_agrees(self) -> bool:
         """Whether rows that the timed epochs made and read are the teacher's answers."""
-        from kdnotes.training.teacher_table import TableError
+        from kdnotes.training.teachers import TableError
 
         table = self._table(self.filled)
         order = torch.Generator().manual_seed(self.spec.order_seed)
@@ -238,7 +235,7 @@ class _Ours:
         return True
 
     def _table(self, folder: Path) -> Any:
-        from kdnotes.training.teacher_table import TeacherTable
+        from kdnotes.training.teachers import TeacherTable
 
         views, place = self.spec.recipe.views, torch.device(self.device)
         return TeacherTable(folder, self.teacher, self.data, views, place)
@@ -256,29 +253,23 @@ def tutorial_loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 def _check_losses(setting: Setting) -> None:
     """The four losses on one set of logits."""
-    from kdnotes.methods.objectives import ObjectiveSpec
-
-    from kdnotes.methods import objectives
+    from kdnotes.methods.kl import divergence
 
     generator = torch.Generator().manual_seed(3)
     student, teacher = (3 * torch.randn(64, 10, generator=generator) for _ in range(2))
     labels = torch.randint(10, (64,), generator=generator)
-    spec = ObjectiveSpec(
-        method="kl", gamma=repdistiller.GAMMA, weight=repdistiller.WEIGHT, tau=repdistiller.TAU
-    )
-    terms = {
-        "ce": F.cross_entropy(student, labels),
-        "kl": objectives.kl(student, teacher, spec.tau),
-    }
+    tau = repdistiller.TAU
+    ours = repdistiller.GAMMA * F.cross_entropy(student, labels)
+    ours += repdistiller.WEIGHT * divergence(student, torch.softmax(teacher / tau, 1), tau)
     losses = [
         repdistiller.kl_loss(student, teacher, labels),
         tutorial_loss(student, teacher, labels),
-        objectives.combine(terms, spec),
+        ours,
     ]
     if setting.with_peer("torchdistill", lambda: Contender("torchdistill", lambda: None)):
         from torchdistill.losses.mid_level import KDLoss
 
-        kd = KDLoss(".", "output", ".", "output", repdistiller.TAU, alpha=repdistiller.GAMMA)
+        kd = KDLoss(".", "output", ".", "output", tau, alpha=repdistiller.GAMMA)
         losses.append(kd({".": {"output": student}}, {".": {"output": teacher}}, labels))
     values = torch.stack(losses)
     spread = float(values.max() - values.min())

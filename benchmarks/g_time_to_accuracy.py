@@ -119,14 +119,14 @@ def _by_kdnotes(
     from kdnotes import networks
     from kdnotes.probes.base import Member, all_logits
     from kdnotes.training import loop
-    from kdnotes.training.teacher_table import TeacherTable
+    from kdnotes.training.teachers import TeacherTable
 
     torch.set_num_threads(1)
     data, test = scenes("train", count), scenes("test", test_count)
     spec = _spec("student", seed, count, epochs)
     network = networks.build(spec.model, 10, spec.initialisation_seed)
     taught_by = _teacher(teacher)
-    loop.distributed.fabric_for(device)  # imports, which the reference does not need
+    loop.distributed.joined(device)  # imports, which the reference does not need
     clock = clock_of(device)
     with tempfile.TemporaryDirectory(prefix="kdnotes-benchmark-") as folder:
         started = clock()

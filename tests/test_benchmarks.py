@@ -17,14 +17,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kdnotes.methods.objectives import ObjectiveSpec  # noqa: E402
-
 from benchmarks import timing  # noqa: E402
 from benchmarks.setting import DisagreementError, Setting  # noqa: E402
 from benchmarks.timing import Contender, Row  # noqa: E402
 from kdnotes import networks  # noqa: E402
 from kdnotes.book import costs  # noqa: E402
 from kdnotes.data import DataSpec  # noqa: E402
+from kdnotes.methods.kl import KL  # noqa: E402
 from kdnotes.training import cache  # noqa: E402
 from kdnotes.training.cache import Planned  # noqa: E402
 from kdnotes.training.specification import NetworkSpec, Recipe  # noqa: E402
@@ -171,8 +170,7 @@ def test_the_profile_counts_every_network_once_and_every_cell(
     common = {"model": "vgg-small", "num_classes": 10, "data": data, "recipe": Recipe(epochs=1)}
     teacher = NetworkSpec(role="teacher", **common)
     alone = NetworkSpec(role="student", **common)
-    soft = ObjectiveSpec(method="kl", weight=0.9, gamma=0.1)
-    taught = NetworkSpec(role="student", **common, teacher=teacher, objective=soft)
+    taught = NetworkSpec(role="student", **common, teacher=teacher, method=KL())
     for spec, seconds in ((teacher, 40.0), (alone, 6.0), (taught, 14.0)):
         cache.save(Planned("any", spec), networks.build("vgg-small", 10, 0), [], seconds)
     runs = []
@@ -192,7 +190,7 @@ def test_the_profile_counts_every_network_once_and_every_cell(
     assert costs.profile(runs).splitlines()[2:] == [  # type: ignore[arg-type]
         "| training teachers | 1 | 40 | 40% |",
         "| chapters: measuring | 2 | 29 | 29% |",
-        "| training students by soft labels | 1 | 14 | 14% |",
+        "| training students by KL | 1 | 14 | 14% |",
         "| training students without a teacher | 1 | 6 | 6% |",
         "| chapters: kernels, notebooks read and written | 2 | 6 | 6% |",
         "| chapters: figures, tables and verdicts | 2 | 5 | 5% |",

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from asked import study_of
-from kdnotes.methods.objectives import CRD, ObjectiveSpec
+from method_batches import Contrast
 from PIL import Image
 from torch import nn
 
@@ -23,18 +26,23 @@ from kdnotes import networks
 from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.errors import RequestError
+from kdnotes.methods.crd import CRD
+from kdnotes.methods.kl import KL
+from kdnotes.methods.sp import SP
 from kdnotes.study import Study, paper
-from kdnotes.training import checkpoints, distributed, loop
+from kdnotes.training import cache as networks_cache
+from kdnotes.training import checkpoints, distributed, loop, pool
 from kdnotes.training.checkpoints import Checkpoints
-from kdnotes.training.specification import NetworkSpec, Recipe
+from kdnotes.training.specification import NetworkSpec, Planned, Recipe
 
 BATCH = 16
 TEACHER_EPOCHS = 20
-OBJECTIVES = {
-    "none": ObjectiveSpec(),
-    "kl": ObjectiveSpec(method="kl", gamma=0.1, weight=0.9, tau=4),
-    "permuted": ObjectiveSpec(method="kl", gamma=0.1, weight=0.9, tau=4, labels="permuted"),
-    "crd": ObjectiveSpec(method="crd", weight=0.8, crd_negatives=16),
+TAUGHT: dict[str, dict[str, object]] = {
+    "none": {},
+    "kl": {"method": KL()},
+    "permuted": {"method": KL(), "labels": "permuted"},
+    "crd": {"method": CRD(weight=0.8, negatives=16)},
+    "sp": {"method": SP(weight=30)},
 }
 
 
@@ -42,10 +50,10 @@ def images() -> ImageData:
     return load(DataSpec(name="scenes", split="train", count=4 * BATCH))
 
 
-def specification(objective: ObjectiveSpec, **changes: object) -> NetworkSpec:
+def specification(name: str, **changes: object) -> NetworkSpec:
     teacher = None
-    if objective.method != "none":
-        teacher = specification(OBJECTIVES["none"]).model_copy(update={"role": "teacher"})
+    if name != "none":
+        teacher = specification("none").model_copy(update={"role": "teacher"})
     recipe = {
         "epochs": 2,
         "batch": BATCH,
@@ -61,8 +69,8 @@ def specification(objective: ObjectiveSpec, **changes: object) -> NetworkSpec:
         num_classes=10,
         data=DataSpec(name="scenes", split="train", count=4 * BATCH),
         recipe=Recipe(**(recipe | changes)),
-        objective=objective,
         teacher=teacher,
+        **TAUGHT[name],
     )
 
 
@@ -76,8 +84,8 @@ def without_batch_norm(seed: int) -> networks.Normalized:
 
 
 def trained(name: str) -> torch.Tensor:
-    """Weights after a few steps under an objective, here or by the whole group."""
-    spec = specification(OBJECTIVES[name])
+    """Weights after a few steps, here or by the whole group."""
+    spec = specification(name)
     teacher = None if spec.teacher is None else loop.Teacher(without_batch_norm(9).eval())
     network = without_batch_norm(1)
     loop.train(spec, network, images(), teacher)
@@ -90,25 +98,27 @@ def weights(network: nn.Module) -> torch.Tensor:
 
 def contrast() -> dict[str, torch.Tensor]:
     """Two steps of CRD on features of this process's share: loss, slopes and memory."""
+    fabric = distributed.joined("cpu")
+    group = distributed.Together(fabric)
     numbers = torch.Generator().manual_seed(3)
     labels = torch.arange(40) % 4
-    crd = CRD(6, 5, labels, n_negatives=8, tau=0.1, momentum=0.5, seed=0)
+    settings = {"negatives": 8, "contrast_temperature": 0.1}
+    crd = Contrast(labels, (6, 5), group=group, **settings)
     draws = torch.Generator().manual_seed(4)
     loss = torch.tensor(0.0)
     for _ in range(2):
         chosen = torch.randperm(40, generator=numbers)[:BATCH]
         student = torch.randn(BATCH, 6, generator=numbers)
         teacher = torch.randn(BATCH, 5, generator=numbers)
-        own = distributed.share(BATCH)
+        own = group.share(BATCH)
         loss = loss + crd(student[own], teacher[own], chosen[own], draws)
     loss.backward()
-    slopes = crd.student_embedding.weight.grad
-    assert slopes is not None
+    beside = crd.beside
     return {
-        "loss": distributed.mean(loss.detach()),
-        "slopes": distributed.mean(slopes),
-        "banks": torch.cat([crd.student_bank, crd.teacher_bank]),
-        "normalizers": crd.log_normalizers,
+        "loss": fabric.all_reduce(loss.detach()),
+        "slopes": fabric.all_reduce(beside.student_embedding.weight.grad),
+        "banks": torch.cat([beside.student_bank, beside.teacher_bank]),
+        "normalizers": beside.log_normalizers,
     }
 
 
@@ -169,7 +179,6 @@ def chapter_command(folder: Path) -> list[str]:
         "fidelity",
         "--preset",
         "paper",
-        "--lines",
         *options,
     ]
 
@@ -188,6 +197,11 @@ def teacher_of(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> tuple[St
         patch.setenv(name, value)
     chosen = study_of("fidelity", preset="paper", dataset=f"imagefolder:{folder}", methods="kl")
     return chosen, chosen.networks[0].spec.key
+
+
+def epoch_of(kept: Checkpoints) -> int:
+    last = kept.last()
+    return 0 if last is None else int(last.name.split("-")[1])
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +224,13 @@ def killed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     process.communicate(timeout=120)
     assert process.returncode != 0
     assert not (cache / "networks" / teacher).exists()
-    return cache, kept.last()
+    return cache, epoch_of(kept)
+
+
+@contextmanager
+def printed(to_train: list[Planned], quiet: bool = False) -> Iterator[pool.Show]:
+    """In place of the display: every epoch that a group has trained."""
+    yield lambda item, epoch, loss: quiet or print(f"{item}: epoch {epoch}, {loss}", flush=True)
 
 
 # What the two processes run after that: the same command, an uninterrupted run of two networks in
@@ -221,19 +241,19 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 import test_parallel as shared
-from kdnotes.training import distributed
 from asked import study_of
 from kdnotes.book import train_networks
-from kdnotes.training import cache as networks_cache
+from kdnotes.training import cache as networks_cache, pool
 torch.set_num_threads(1)
+pool.display = shared.printed
 train_networks.app({arguments!r}, standalone_mode=False)
 os.environ["KDNOTES_CACHE"] = "{out}/cache"
 chapter = study_of("fidelity", preset="paper", dataset="imagefolder:{folder}", methods="kl")
 for item in chapter.networks:
     if item.arm in ("teacher", "kl"):
         networks_cache.train_one(item, "cpu", None)
-found = {{name: shared.trained(name) for name in shared.OBJECTIVES}} | shared.contrast()
-torch.save(found, f"{out}/rank-{{distributed.rank()}}.pt")
+found = {{name: shared.trained(name) for name in shared.TAUGHT}} | shared.contrast()
+torch.save(found, f'{out}/rank-{{os.environ["RANK"]}}.pt')
 """
 
 
@@ -257,7 +277,7 @@ def together(
 def test_two_processes_train_as_one_does(together: Path) -> None:
     """Weights equal one process's to 1e-5 without BatchNorm, and are the same in both."""
     first, second = (torch.load(together / f"rank-{rank}.pt") for rank in (0, 1))
-    for name in OBJECTIVES:
+    for name in TAUGHT:
         alone = trained(name)
         start = weights(without_batch_norm(1))
         assert (alone - start).abs().max() > 5e-3, "nothing was trained"
@@ -279,10 +299,8 @@ def test_killed_group_goes_on_to_the_same_networks(
     chosen, teacher = teacher_of(folder, cache, monkeypatch)
     assert 1 <= kept < TEACHER_EPOCHS
     printed = (together / "printed.txt").read_text()
-    epochs = re.findall(r"^teacher, .*: epoch (\d+) of", printed, re.MULTILINE)
+    epochs = re.findall(r"^teacher, .*: epoch (\d+), \d", printed, re.MULTILINE)
     assert [int(epoch) for epoch in epochs] == [*range(kept + 1, TEACHER_EPOCHS + 1)]
-    from kdnotes.training import cache as networks_cache
-
     assert networks_cache.missing(chosen.networks) == []
     assert networks_cache.verify() == []
     assert not list((cache / "checkpoints").iterdir())
@@ -303,7 +321,7 @@ class Killed(Exception):  # noqa: N818
 
 
 @pytest.mark.parametrize(
-    ("objective", "model", "changes"),
+    ("name", "model", "changes"),
     [
         ("crd", "vgg-small", {}),
         ("kl", "paper-mnist", {"optimizer": "adadelta", "schedule": "exponential"}),
@@ -312,9 +330,9 @@ class Killed(Exception):  # noqa: N818
     ids=["memory and momentum", "dropout and adadelta", "adamw"],
 )
 def test_one_process_goes_on_to_the_same_bits(
-    objective: str, model: str, changes: dict[str, object], tmp_path: Path
+    name: str, model: str, changes: dict[str, object], tmp_path: Path
 ) -> None:
-    spec = specification(OBJECTIVES[objective], epochs=4, **changes)
+    spec = specification(name, epochs=4, **changes)
     spec = spec.model_copy(update={"model": model})
     data = images()
 
@@ -322,7 +340,7 @@ def test_one_process_goes_on_to_the_same_bits(
         network = networks.build(model, 10, seed=1)
         teacher = networks.freeze(networks.build("vgg-small", 10, seed=9))
         taught = None if spec.teacher is None else loop.Teacher(teacher)
-        history = loop.train(spec, network, data, taught, report=report, checkpoints=kept)
+        history = loop.train(spec, network, data, taught, report=report, kept=kept)
         assert len(history) == 4
         return weights(network)
 
@@ -334,20 +352,24 @@ def test_one_process_goes_on_to_the_same_bits(
     kept = Checkpoints(tmp_path / "kept", every=0)
     with pytest.raises(Killed):
         run(kept, kill)
-    assert kept.last() == 2
+    assert epoch_of(kept) == 2
     torch.rand(7)  # another process: the global generator is elsewhere
     assert torch.equal(run(kept), whole)
 
 
 def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path / "kept", every=0)
-    assert kept.last() == 0
-    kept.write(1, {"x": torch.ones(3)}, {"history": []})
-    kept.write(2, {"x": torch.zeros(3)}, {"history": []})
-    assert [path.name for path in kept.folder.iterdir()] == ["epoch-00002"]
-    assert torch.equal(kept.read(2)[0]["x"], torch.zeros(3))
-    (kept.folder / "epoch-00002" / "state.safetensors").write_bytes(b"half")
-    assert kept.last() == 0
+    assert kept.last() is None
+    kept.write(1, {"x": torch.ones(3), "history": []})
+    kept.write(2, {"x": torch.zeros(3), "history": [{"loss": 1.5}]})
+    (path,) = kept.folder.iterdir()
+    assert path == kept.last()
+    assert epoch_of(kept) == 2
+    state = checkpoints.read(path)
+    assert torch.equal(state["x"], torch.zeros(3))
+    assert state["history"] == [{"loss": 1.5}]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert kept.last() is None
     kept.remove()
     assert not kept.folder.exists()
 
@@ -361,9 +383,35 @@ def test_short_training_leaves_no_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
         checkpoints.seconds_between()
 
 
-def test_batch_must_be_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "2")
-    assert distributed.share(12) == slice(8, 12)
+def test_batch_must_be_shared_evenly() -> None:
+    group = distributed.Together(SimpleNamespace(world_size=3, global_rank=2))  # type: ignore[arg-type]
+    assert group.share(12) == slice(8, 12)
     with pytest.raises(RequestError, match="a batch of 16 images cannot be shared evenly by 3"):
-        distributed.share(16)
+        group.share(16)
+
+
+def test_too_few_devices_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="2 processes but 1 CUDA devices"):
+        distributed.joined("cuda:all")
+
+
+def test_all_graphics_cards_are_asked_for_in_a_group_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes on the CPU stand for two cards."""
+    monkeypatch.setattr(pool, "_gpus", lambda: 2)
+    started = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        request = Path(command[-1])
+        request.write_text(request.read_text().replace("cuda:all", "cpu"))
+        started.append(command)
+        return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+
+    monkeypatch.setattr(pool, "subprocess", SimpleNamespace(run=run))
+    item = Planned("independent", specification("none", epochs=1))
+    assert networks_cache.ensure([item], device="cuda:all") == 1
+    assert networks_cache.is_complete(item.spec)
+    assert started[0][-2] == "kdnotes.training.group"

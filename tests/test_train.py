@@ -8,17 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdnotes.methods.objectives import ObjectiveSpec
 
 from kdnotes import networks
-from kdnotes.data import DataSpec, ImageData
+from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import ColorJitter, Views, to_float
 from kdnotes.errors import RequestError
-from kdnotes.training import loop
+from kdnotes.methods import Method, Outputs
+from kdnotes.methods.crd import CRD
+from kdnotes.methods.dkd import DKD
+from kdnotes.methods.hint import Hint
+from kdnotes.methods.kl import KL
+from kdnotes.methods.sp import SP
+from kdnotes.training import loop, teachers
+from kdnotes.training.batches import Shown
+from kdnotes.training.distributed import Together, joined
 from kdnotes.training.specification import NetworkSpec, Recipe
-from kdnotes.training.teacher_table import CHUNK, TableError, TeacherTable
-
-KL = ObjectiveSpec(method="kl", gamma=0.1, weight=0.9, tau=4)
+from kdnotes.training.teachers import CHUNK, TableError, TeacherTable
 
 
 def specification(**changes: object) -> NetworkSpec:
@@ -30,6 +35,10 @@ def specification(**changes: object) -> NetworkSpec:
         "recipe": Recipe(epochs=2, batch=64),
     }
     return NetworkSpec(**(fields | changes))
+
+
+def taught(method: Method | None = None, **changes: object) -> NetworkSpec:
+    return specification(method=method or KL(), teacher=specification(role="teacher"), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +65,13 @@ def weights(network: networks.Normalized) -> torch.Tensor:
 
 
 def table_for(
-    folder: Path, teacher: networks.Normalized, data: ImageData, views: Views
+    folder: Path,
+    teacher: networks.Normalized,
+    data: ImageData,
+    views: Views,
+    layer: str | None = None,
 ) -> TeacherTable:
-    return TeacherTable(folder, teacher, data, views, torch.device("cpu"))
+    return TeacherTable(folder, teacher, data, views, torch.device("cpu"), layer)
 
 
 def test_same_seed_same_weights_another_seed_others(data: ImageData) -> None:
@@ -83,12 +96,13 @@ def test_table_says_what_the_live_teacher_says(
         indices = torch.randperm(len(data), generator=generator)[:batch]
         numbers = views.draw(batch, generator)
         table.fill(indices, numbers)
-        logits, features = table.rows(indices, numbers)
+        answers = table.rows(indices, numbers)
         seen = to_float(views.apply(data.batch(indices), numbers))
         with torch.inference_mode():
             live_logits, live_features = networks.forward_with_features(teacher, seen)
-        assert torch.allclose(logits, live_logits, atol=1e-5)
-        assert torch.allclose(features, live_features, atol=1e-5)
+        assert torch.allclose(answers.logits, live_logits, atol=1e-5)
+        assert torch.allclose(answers.features, live_features, atol=1e-5)
+        assert torch.equal(answers.layer, answers.logits)
 
 
 def test_table_rows_do_not_depend_on_their_company(
@@ -105,6 +119,21 @@ def test_table_rows_do_not_depend_on_their_company(
     assert torch.equal(alone.rows(indices, numbers)[0], together.rows(indices, numbers)[0])
 
 
+@pytest.mark.parametrize("layer", ["body.stages.0", "body.head"])
+def test_table_of_a_layer_has_its_maps(
+    layer: str, tmp_path: Path, data: ImageData, teacher: networks.Normalized
+) -> None:
+    table = table_for(tmp_path, teacher, data, Views(pad=0), layer)
+    indices = torch.tensor([7, 200, 3])
+    table.fill(indices, torch.zeros_like(indices))
+    kept = table.rows(indices, torch.zeros_like(indices))
+    asked = teachers.live(teacher, to_float(data.batch(indices)), layer)
+    assert (kept.logits, kept.features) == (None, None)
+    assert kept.layer.shape == asked.layer.shape
+    assert torch.allclose(kept.layer, asked.layer, atol=1e-5)
+    table.recheck(indices, torch.zeros_like(indices))
+
+
 def test_table_is_filled_once_and_shared(
     tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
@@ -113,6 +142,8 @@ def test_table_is_filled_once_and_shared(
     numbers = torch.zeros_like(indices)
     assert table_for(tmp_path, teacher, data, views).fill(indices, numbers) == CHUNK
     assert table_for(tmp_path, teacher, data, views).fill(indices, numbers) == 0
+    with pytest.raises(TableError, match="made for other data"):
+        table_for(tmp_path, teacher, data, Views(pad=0))
 
 
 def test_altered_table_is_noticed(
@@ -130,7 +161,7 @@ def test_altered_table_is_noticed(
 def test_student_of_a_table_equals_student_of_the_live_teacher(
     tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
-    spec = specification(objective=KL, teacher=specification(role="teacher"))
+    spec = taught()
     table = table_for(tmp_path, teacher, data, spec.recipe.views)
     from_table, _ = trained(spec, data, loop.Teacher(teacher, table))
     from_live, _ = trained(spec, data, loop.Teacher(teacher, None))
@@ -141,45 +172,65 @@ def test_students_of_one_seed_share_start_and_views(data: ImageData) -> None:
     """With weight zero on the teacher, a distilled student is the independent one."""
     alone, _ = trained(specification(), data)
     teacher_net = networks.freeze(networks.build("vgg-small", 10, seed=9))
-    no_weight = ObjectiveSpec(method="kl", gamma=1, weight=1e-12)
-    spec = specification(objective=no_weight, teacher=specification(role="teacher"))
-    taught, _ = trained(spec, data, loop.Teacher(teacher_net, None))
-    assert torch.allclose(weights(alone), weights(taught), atol=1e-5)
+    spec = taught(KL(gamma=1, weight=1e-12))
+    student, _ = trained(spec, data, loop.Teacher(teacher_net, None))
+    assert torch.allclose(weights(alone), weights(student), atol=1e-5)
 
 
 def test_teacher_and_student_of_one_architecture_start_apart() -> None:
     student, teacher = specification(), specification(role="teacher")
     assert student.initialisation_seed != teacher.initialisation_seed
-    assert specification(objective=KL).initialisation_seed == student.initialisation_seed
-    assert specification(objective=KL).order_seed == student.order_seed
+    assert taught().initialisation_seed == student.initialisation_seed
+    assert taught().order_seed == student.order_seed
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("method", "labels"),
     [
-        ObjectiveSpec(
-            method="hint", weight=10, hint_student="body.stages.1", hint_teacher="body.stages.1"
-        ),
-        ObjectiveSpec(method="hint", weight=1, hint_student="logits", hint_teacher="logits"),
-        ObjectiveSpec(method="crd", weight=0.8, crd_negatives=64),
-        KL.model_copy(update={"labels": "permuted"}),
-        KL.model_copy(update={"labels": "smoothed"}),
+        (Hint(student_layer="body.stages.1", teacher_layer="2/3"), "teacher"),
+        (Hint(weight=1, student_layer="logits", teacher_layer="logits"), "teacher"),
+        (CRD(weight=0.8, negatives=64), "teacher"),
+        (KL(), "permuted"),
+        (KL(), "smoothed"),
+        (SP(), "teacher"),
+        (DKD(), "teacher"),
+        (DKD(), "permuted"),
+        (DKD(), "smoothed"),
     ],
-    ids=["hint", "hint at the logits", "crd", "permuted", "smoothed"],
+    ids=lambda value: value if isinstance(value, str) else value.describe(),
 )
-def test_every_objective_lowers_its_own_term(
-    objective: ObjectiveSpec, tmp_path: Path, data: ImageData, teacher: networks.Normalized
+def test_every_method_lowers_its_own_term(
+    method: Method, labels: str, tmp_path: Path, data: ImageData, teacher: networks.Normalized
 ) -> None:
-    spec = specification(
-        objective=objective,
-        teacher=specification(role="teacher"),
-        # CRD's loss rises while the banks are still those of their birth: give it time.
-        recipe=Recipe(epochs=20 if objective.method == "crd" else 4, batch=64),
-    )
-    live = loop.needs_map(objective)
-    table = None if live else table_for(tmp_path, teacher, data, spec.recipe.views)
+    # CRD's loss rises while the banks are still those of their birth: give it time.
+    recipe = Recipe(epochs=20 if method.name == "crd" else 4, batch=64)
+    spec = taught(method, labels=labels, recipe=recipe)
+    table = None if spec.needs_layer else table_for(tmp_path, teacher, data, spec.recipe.views)
     _, history = trained(spec, data, loop.Teacher(teacher, table))
-    assert history[-1][objective.method] < history[0][objective.method]
+    assert history[-1][method.name] < history[0][method.name]
+
+
+def test_the_loss_weighs_the_terms(data: ImageData, teacher: networks.Normalized) -> None:
+    method = KL(gamma=0.5, weight=2.0)
+    learner = loop.Learner(teacher, taught(method), Together(joined("cpu")), compiled=False)
+    images, labels = to_float(data.batch(torch.arange(9))), data.labels[:9]
+    answers = teachers.live(teacher, images.flip(3), None)
+    terms = learner(Shown(images, labels, torch.arange(9), answers))
+    assert list(terms) == ["ce", "kl", "loss"]
+    assert terms["loss"].item() == pytest.approx(0.5 * terms["ce"].item() + 2 * terms["kl"].item())
+    alone = loop.Learner(teacher, specification(), Together(joined("cpu")), compiled=False)
+    terms = alone(Shown(images, labels, torch.arange(9), None))
+    assert terms["loss"] is terms["ce"]
+
+
+def test_what_a_student_is_given_keeps_its_precision_on_cuda(data: ImageData) -> None:
+    """Fabric casts tensors in tuples to bfloat16 there, and refuses a frozen dataclass."""
+    from lightning_fabric.plugins.precision import MixedPrecision
+
+    images = to_float(data.batch(torch.arange(2)))
+    given = Shown(images, data.labels[:2], torch.arange(2), Outputs(images))
+    ((passed,), _) = MixedPrecision("bf16-mixed", "cuda").convert_input(((given,), {}))
+    assert passed.images.dtype == passed.answers.logits.dtype == torch.float32
 
 
 def test_permuted_labels_come_from_other_images_of_the_class(
@@ -188,8 +239,7 @@ def test_permuted_labels_come_from_other_images_of_the_class(
     """Permuting within the class changes the student, though labels and images are the same."""
     students = []
     for labels in ("teacher", "permuted"):
-        objective = KL.model_copy(update={"labels": labels})
-        spec = specification(objective=objective, teacher=specification(role="teacher"))
+        spec = taught(labels=labels)
         table = table_for(tmp_path, teacher, data, spec.recipe.views)
         students.append(weights(trained(spec, data, loop.Teacher(teacher, table))[0]))
     assert not torch.allclose(students[0], students[1], atol=1e-3)
@@ -207,40 +257,40 @@ def test_jitter_is_drawn_from_the_seed(data: ImageData) -> None:
 
 def test_schedules_worked_by_hand() -> None:
     def rates(schedule: str) -> list[float]:
-        rate = loop._schedule(Recipe(schedule=schedule, learning_rate=1.0), 80, 10)
-        return [rate(step) for step in (0, 11, 12, 49, 50, 60, 70, 79)]
+        recipe = Recipe(schedule=schedule, learning_rate=1.0, epochs=8)
+        return [recipe.rate(step, 10) for step in (0, 11, 12, 46, 79)]
 
-    assert rates("step") == pytest.approx([1, 1, 1, 1, 0.1, 0.01, 0.001, 0.001])
-    assert rates("exponential") == pytest.approx(
-        [1, 0.7, 0.7, 0.7**4, 0.7**5, 0.7**6, 0.7**7, 0.7**7]
+    assert rates("exponential") == pytest.approx([1, 0.7, 0.7, 0.7**4, 0.7**7])
+    # Cosine: half of it is gone in the middle of the 68 steps after the first 12.
+    assert rates("one-cycle") == pytest.approx([1 / 12, 1, 1, 0.5, 0.000533], rel=1e-2)
+    assert rates("cosine")[0] == 1
+    assert Recipe(schedule="cosine", learning_rate=2.0, epochs=8).rate(40, 10) == pytest.approx(1)
+    long = Recipe(schedule="step-30", learning_rate=1.0, epochs=90)
+    assert [long.rate(step, 10) for step in (0, 299, 300, 600, 899)] == pytest.approx(
+        [1, 1, 0.1, 0.01, 0.01]
     )
-    one_cycle = rates("one-cycle")
-    assert one_cycle[:3] == pytest.approx([1 / 12, 1, 1])
-    assert one_cycle[-1] < 0.002
 
 
-@pytest.mark.parametrize("at_once", [1, 100, 150, 1000])
+@pytest.mark.parametrize("rows_at_once", [1, 100, 150, 1000])
 def test_stored_answers_come_step_by_step(
-    at_once: int,
+    rows_at_once: int,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     data: ImageData,
     teacher: networks.Normalized,
 ) -> None:
-    monkeypatch.setattr(loop, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(teachers, "NUMBERS_AT_ONCE", rows_at_once * (10 + 64))
     views = Views(pad=2, step=2)
     table = table_for(tmp_path, teacher, data, views)
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     drawn = views.draw(256, torch.Generator().manual_seed(1))
     table.fill(order, drawn)
-    parts = [slice(start, start + 50) for start in range(0, 250, 50)]
-    answers = list(loop._stored(table, order, drawn, parts))
+    parts = tuple(slice(start, start + 50) for start in range(0, 250, 50))
+    answers = list(table.in_parts(order, drawn, parts))
     assert len(answers) == len(parts)
     for part, each in zip(parts, answers, strict=True):
-        logits, features = table.rows(order[part], drawn[part])
-        assert torch.equal(each.logits, logits)
-        assert torch.equal(each.features, features)
-        assert torch.equal(each.feature_map, logits)
+        expected = table.rows(order[part], drawn[part])
+        assert all(torch.equal(*both) for both in zip(each, expected, strict=True))
 
 
 def test_diverging_training_is_told(data: ImageData) -> None:

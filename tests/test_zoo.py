@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdnotes.methods.objectives import ObjectiveSpec
 
 from kdnotes import networks
 from kdnotes.data import DataSpec
 from kdnotes.errors import RequestError
+from kdnotes.methods.kl import KL
 from kdnotes.training import cache
 from kdnotes.training.cache import Planned
 from kdnotes.training.specification import NetworkSpec, Recipe
@@ -29,10 +29,9 @@ def planned(seeds: tuple[int, ...] = (0, 1), epochs: int = 1) -> list[Planned]:
     teacher = NetworkSpec(
         role="teacher", model="vgg-small", num_classes=10, data=DATA, recipe=recipe
     )
-    kl = ObjectiveSpec(method="kl", gamma=0.1, weight=0.9, tau=4)
     students = [teacher.model_copy(update={"role": "student", "seed": seed}) for seed in seeds]
     taught = [
-        student.model_copy(update={"objective": kl, "teacher": teacher}) for student in students
+        student.model_copy(update={"method": KL(), "teacher": teacher}) for student in students
     ]
     return [Planned("independent", s) for s in students] + [Planned("kl", s) for s in taught]
 
@@ -71,10 +70,11 @@ def test_everything_that_matters_changes_the_name() -> None:
         spec.model_copy(update={"model": "vgg-medium"}),
         spec.model_copy(update={"data": DATA.model_copy(update={"fingerprint": "other"})}),
         spec.model_copy(update={"recipe": Recipe(epochs=2, batch=50)}),
-        spec.model_copy(update={"objective": spec.objective.model_copy(update={"tau": 5.0})}),
+        spec.model_copy(update={"method": KL(tau=5.0)}),
+        spec.model_copy(update={"labels": "permuted"}),
         spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"seed": 3})}),
     ]
-    assert len({spec.key, *(s.key for s in changed)}) == 7
+    assert len({spec.key, *(s.key for s in changed)}) == 8
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "manifest", "gone"])

@@ -145,8 +145,6 @@ def _client(address: str) -> Iterator[Any]:
 
 def _train_there(client: Any, wanted: Sequence[Run]) -> None:
     """Train networks on a scheduler's workers, students when their teachers are there."""
-    from kdnotes.training.cache import keys_behind
-
     folder = str(paths.cache_folder().absolute())
     futures: dict[str, Any] = {}
     for run in wanted:
@@ -154,7 +152,7 @@ def _train_there(client: Any, wanted: Sequence[Run]) -> None:
         data_dir = study.data_dir and study.data_dir.absolute()
         for item in running.networks([run.request]):
             if item.spec.key not in futures:
-                behind = [futures[key] for key in keys_behind(item.spec)]
+                behind = [futures[spec.key] for spec in item.spec.trained_before]
                 futures[item.spec.key] = client.submit(
                     _train_one, item, study.device, data_dir, folder, behind
                 )

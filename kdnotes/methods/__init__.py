@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from kdnotes.errors import RequestError
 from kdnotes.methods import controls
-from kdnotes.methods.base import Batch, Method, Outputs, code_mark, source_file
+from kdnotes.methods.base import Batch, Group, Method, Outputs
+from kdnotes.store import checksum
 
-GROUP = "kdnotes.methods"
+GROUP = "kdnotes.methods"  # of entry points, by which other packages add theirs
 
-__all__ = [
-    "GROUP",
-    "Batch",
-    "Method",
-    "Outputs",
-    "by_default",
-    "code_mark",
-    "controls",
-    "from_settings",
-    "get",
-    "known",
-    "source_file",
-]
+__all__ = ["Batch", "Group", "Method", "Outputs", "controls"]
 
 
 @lru_cache(maxsize=1)
 def known() -> Mapping[str, type[Method]]:
-    """All methods by name: those of this folder in order of their ``order``, then others'.
+    """All methods by name: those used by default first, each kind in order of ``rank``.
 
-    Raises RequestError where two have one name.
+    Raises RequestError where two have one name, or an entry point names something else.
     """
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    for entry in entry_points(group=GROUP):
-        entry.load()
     found: dict[str, type[Method]] = {}
-    for method in _subclasses(Method):
+    for method in (*_in_this_folder(), *_of_other_packages()):
         if method.name in found:
-            raise RequestError(
-                f"two methods are called {method.name!r}: {source_file(found[method.name])} and "
-                f"{source_file(method)}"
-            )
+            both = f"{found[method.name].__module__} and {method.__module__}"
+            raise RequestError(f"two methods are called {method.name!r}: in {both}")
         found[method.name] = method
     return dict(sorted(found.items(), key=lambda item: (not item[1].by_default, item[1].rank)))
+
+
+def _in_this_folder() -> Iterator[type[Method]]:
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        for value in vars(module).values():
+            if _is_method(value) and value.__module__ == module.__name__:
+                yield value
+
+
+def _of_other_packages() -> Iterator[type[Method]]:
+    for entry in entry_points(group=GROUP):
+        value = entry.load()
+        if not _is_method(value):
+            raise RequestError(f"{entry.value}, an entry point of {GROUP}, is no class of a method")
+        yield value
+
+
+def _is_method(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Method) and value is not Method
 
 
 def by_default() -> tuple[str, ...]:
@@ -72,6 +77,16 @@ def from_settings(settings: Mapping[str, Any]) -> Method:
     return get(values.pop("name")).model_validate(values)
 
 
-def _subclasses(of: type[Method]) -> list[type[Method]]:
-    direct = of.__subclasses__()
-    return [*direct, *(deeper for each in direct for deeper in _subclasses(each))]
+@lru_cache
+def code_mark(method: type[Method]) -> str:
+    """Content hash of a method's file: who edits a method trains its students again.
+
+    Raises RequestError for a class that is not among the `known`, such as one from a notebook.
+    """
+    if known().get(method.name) is not method:
+        raise RequestError(
+            f"method {method.name!r} is a class of {method.__module__!r}, where the processes that "
+            "train cannot find it (they see no notebook); write it into a file in kdnotes/methods, "
+            f"or into a package of yours with an entry point in the group {GROUP}"
+        )
+    return checksum(Path(inspect.getfile(method)))[:16]

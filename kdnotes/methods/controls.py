@@ -13,11 +13,9 @@ if TYPE_CHECKING:
 def smoothed_labels(labels: Tensor, num_classes: int, confidence: float) -> Tensor:
     """Soft labels without a teacher: the true class at a confidence, the rest shared evenly.
 
-    ``labels`` int64 (N,); returns probabilities (N, num_classes), to be given to
-    `kdnotes.methods.kl.divergence` at the temperature at which the confidence was measured.
-
-    Raises ``ValueError`` for fewer than two classes or a confidence outside [0, 1]. Source: label
-    smoothing of Szegedy et al. 2016, arXiv 1512.00567, section 7, as a teacher-free control.
+    ``labels`` int64 (N,); returns probabilities (N, num_classes). Raises ``ValueError`` for fewer
+    than two classes or a confidence outside [0, 1]. Source: label smoothing of Szegedy et al. 2016,
+    arXiv 1512.00567, section 7, as a teacher-free control.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but must be at least 2")

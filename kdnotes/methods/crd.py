@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from kdnotes.lazy import torch
 from kdnotes.methods.base import Batch, Method
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
 
 class CRD(Method):
@@ -31,19 +31,20 @@ class CRD(Method):
     layers are trained; the banks are buffers and never receive a gradient.
     """
 
-    name: ClassVar[str] = "crd"
-    label: ClassVar[str] = "CRD (contrastive)"
-    short: ClassVar[str] = "CRD"
-    colour: ClassVar[str] = "#007F5C"
-    marker: ClassVar[str] = "D"
-    line: ClassVar[tuple[int, tuple[int, int]]] = (0, (5, 1))
-    source: ClassVar[str] = (
+    name = "crd"
+    label = "CRD (contrastive)"
+    short = "CRD"
+    colour = "#007F5C"
+    marker = "D"
+    line = (0, (5, 1))
+    source = (
         "Tian, Krishnan and Isola 2020, arXiv 1910.10699, equations 9-19; the RepDistiller code "
         "for what the paper leaves open (mode exact, both roles, Z, momentum), except that "
         "negatives are drawn with replacement"
     )
-    by_default: ClassVar[bool] = True
-    rank: ClassVar[int] = 3
+    by_default = True
+    rank = 3
+    details = "{negatives} negatives"
 
     weight: float = Field(default=0.2, ge=0, description="weight of the contrast")
     negatives: int = Field(default=512, ge=1, description="images of other classes per image")
@@ -52,15 +53,34 @@ class CRD(Method):
     embedding: int = Field(default=128, ge=1, description="numbers per embedding")
     normalizer: float | None = Field(default=None, gt=0)
 
-    def prepare(self, example: Batch, labels: Tensor, seed: int) -> Any:
-        """The linear layers and memory banks, for the labels (M,) of the training set.
+    def prepare(self, example: Batch, labels: Tensor, seed: int) -> nn.Module:
+        """Two linear layers and two memory banks (M, embedding) for the labels (M,).
 
         Raises ``ValueError`` for labels of a single class.
         """
-        assert example.student.features is not None
-        assert example.teacher.features is not None
-        widths = example.student.features.shape[1], example.teacher.features.shape[1]
-        return memory(self, widths, labels.detach().cpu(), seed)
+        _, classes, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+        if len(counts) < 2:
+            raise ValueError("labels name a single class, but negatives come from other classes")
+        beside: Any = torch.nn.Module()
+        generator = torch.Generator().manual_seed(seed)
+        for name, network in (("student", example.student), ("teacher", example.teacher)):
+            layer = _seeded_linear(network.features[0].numel(), self.embedding, generator)
+            beside.add_module(f"{name}_embedding", layer)
+        # Entries of about unit length, as in RepDistiller: a uniform number has variance a^2 / 3.
+        bound = math.sqrt(3 / self.embedding)
+        for name in ("student_bank", "teacher_bank"):
+            start = torch.empty(len(labels), self.embedding)
+            beside.register_buffer(name, start.uniform_(-bound, bound, generator=generator))
+        log_normalizer = math.log(self.normalizer) if self.normalizer else math.nan
+        beside.register_buffer("log_normalizers", torch.full((2,), log_normalizer))
+        beside.normalizers_known = self.normalizer is not None
+        # Items grouped by class and written twice: those of all other classes then follow, without
+        # a break, the items of any class.
+        items = classes.argsort(stable=True)
+        beside.register_buffer("items_twice", items.repeat(2), persistent=False)
+        beside.register_buffer("first_other", counts.cumsum(0)[classes], persistent=False)
+        beside.register_buffer("others", len(labels) - counts[classes], persistent=False)
+        return beside
 
     def term(self, batch: Batch) -> Tensor:
         """The contrast, both roles, and in training mode the update of the memory banks.
@@ -68,8 +88,6 @@ class CRD(Method):
         Where several processes share a batch, each gives its rows; negatives, Z and banks are
         those of the whole batch, the same in all processes.
         """
-        assert batch.student.features is not None
-        assert batch.teacher.features is not None
         beside = batch.beside
         everybody = batch.group.gathered(batch.indices)
         chosen = draw(beside, everybody, self.negatives, batch.generator)
@@ -82,12 +100,10 @@ class CRD(Method):
         beside.normalizers_known = True
         if beside.training:
             for bank, own in ((beside.student_bank, student), (beside.teacher_bank, teacher)):
-                _remember(bank, everybody, batch.group.gathered(own.detach()), self.momentum)
+                new = batch.group.gathered(own.detach())
+                mixed = bank.index_select(0, everybody).lerp_(new, 1 - self.momentum)
+                bank.index_copy_(0, everybody, torch.nn.functional.normalize(mixed, dim=1))
         return loss
-
-    def detail(self) -> str:
-        """The number of negatives."""
-        return f"{self.negatives} negatives"
 
     def _one_role(
         self, batch: Batch, anchors: Tensor, bank: Tensor, chosen: Tensor, role: int
@@ -104,8 +120,8 @@ class CRD(Method):
             scores = _scores(anchors, bank, chosen).div_(temperature)
             if not beside.normalizers_known:
                 estimate = scores.logsumexp((0, 1)) + math.log(len(bank) / scores.numel())
-                if batch.group.count() > 1:
-                    estimate = batch.group.mean(estimate.exp()).log()
+                every = batch.group.gathered(estimate.unsqueeze(0))  # one of each process
+                estimate = every.logsumexp(0) - math.log(len(every))
                 known = beside.log_normalizers[role]
                 # A restored state brings its own constant; asking the device would wait for it.
                 known.copy_(torch.where(known.isnan(), estimate, known))
@@ -122,36 +138,6 @@ class CRD(Method):
         # A term that is zero, to the last digit, and has that gradient.
         slope = (anchors * gradient).sum()
         return value + (slope - slope.detach())
-
-
-def memory(method: CRD, widths: tuple[int, int], labels: Tensor, seed: int) -> Any:
-    """Linear layers from the student's and the teacher's features, and two banks (M, embedding).
-
-    Raises ``ValueError`` for labels of a single class.
-    """
-    _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
-    if len(counts) < 2:
-        raise ValueError("labels name a single class, but negatives come from other classes")
-    beside: Any = torch.nn.Module()
-    generator = torch.Generator().manual_seed(seed)
-    beside.student_embedding = _seeded_linear(widths[0], method.embedding, generator)
-    beside.teacher_embedding = _seeded_linear(widths[1], method.embedding, generator)
-    # Entries of about unit length, as in RepDistiller: a uniform number has variance a^2 / 3.
-    bound = math.sqrt(3 / method.embedding)
-    for name in ("student_bank", "teacher_bank"):
-        start = torch.empty(len(labels), method.embedding)
-        beside.register_buffer(name, start.uniform_(-bound, bound, generator=generator))
-    known = method.normalizer is not None
-    log_normalizer = math.log(method.normalizer) if method.normalizer else math.nan
-    beside.register_buffer("log_normalizers", torch.full((2,), log_normalizer))
-    beside.normalizers_known = known
-    # Items grouped by class and written twice: those of all other classes then follow, without
-    # a break, the items of any class.
-    items = classes.argsort(stable=True)
-    beside.register_buffer("items_twice", items.repeat(2), persistent=False)
-    beside.register_buffer("first_other", counts.cumsum(0)[classes], persistent=False)
-    beside.register_buffer("others", len(labels) - counts[classes], persistent=False)
-    return beside
 
 
 def draw(beside: Any, indices: Tensor, negatives: int, generator: Generator) -> Tensor:
@@ -179,13 +165,6 @@ def _scores(anchors: Tensor, bank: Tensor, chosen: Tensor) -> Tensor:
         return (anchors @ bank.T).gather(1, chosen)
     rows = torch.nn.functional.embedding(chosen, bank)
     return torch.bmm(rows, anchors.unsqueeze(2)).squeeze(2)
-
-
-def _remember(bank: Tensor, indices: Tensor, embeddings: Tensor, momentum: float) -> None:
-    """Move the images' entries of a bank (M, D) towards their embeddings (B, D)."""
-    with torch.no_grad():
-        mixed = bank.index_select(0, indices).lerp_(embeddings, 1 - momentum)
-        bank.index_copy_(0, indices, torch.nn.functional.normalize(mixed, dim=1))
 
 
 def _embed(layer: Any, features: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -20,17 +20,18 @@ class Hint(Method):
     layer of the second third of the network's stages.
     """
 
-    name: ClassVar[str] = "hint"
-    label: ClassVar[str] = "Hint (feature maps)"
-    short: ClassVar[str] = "Hint"
-    colour: ClassVar[str] = "#E69F00"
-    marker: ClassVar[str] = "^"
-    line: ClassVar[str] = "-."
-    source: ClassVar[str] = (
+    name = "hint"
+    label = "Hint (feature maps)"
+    short = "Hint"
+    colour = "#E69F00"
+    marker = "^"
+    line = "-."
+    source = (
         "Romero et al. 2015 (FitNets), arXiv 1412.6550, trained in one stage as in RepDistiller"
     )
-    by_default: ClassVar[bool] = True
-    rank: ClassVar[int] = 2
+    by_default = True
+    rank = 2
+    details = "layer {student_layer}"
 
     weight: float = Field(default=10.0, ge=0, description="weight of the squared error")
     student_layer: str = Field(default="2/3", min_length=1)
@@ -43,29 +44,19 @@ class Hint(Method):
     def prepare(self, example: Batch, labels: Tensor, seed: int) -> nn.Module:
         """The projection from the student's layer to the shape of the teacher's."""
         student, teacher = example.student.layer, example.teacher.layer
-        assert student is not None
-        assert teacher is not None
         return projection(student.shape[1:], teacher.shape[1:], signed=bool((teacher < 0).any()))
 
     def term(self, batch: Batch) -> Tensor:
         """The mean-squared error over all elements."""
-        assert batch.teacher.layer is not None
         return squared_error(batch.beside(batch.student.layer), batch.teacher.layer)
-
-    def detail(self) -> str:
-        """The matched layer."""
-        return f"layer {self.student_layer.removeprefix('body.')}"
 
 
 def squared_error(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean-squared error between the student's projected features and the teacher's.
 
     Both of the same shape, (N, C, H, W) or (N, D); returns the mean over all elements, without the
-    factor 1/2 of the paper's formula, as in RepDistiller: the weights in use (such as 100 on
-    CIFAR) mean this normalisation.
-
-    Raises ``ValueError`` for different shapes. Source: Romero et al. 2015 (FitNets), arXiv
-    1412.6550, equation 3.
+    factor 1/2 of the paper's equation 3, as in RepDistiller: the weights in use (such as 100 on
+    CIFAR) mean this normalisation. Raises ``ValueError`` for different shapes.
     """
     if student_map.shape != teacher_map.shape:
         raise ValueError(
@@ -92,9 +83,8 @@ def projection(
     signs. ``signed``: no ReLU, for a map whose values may be negative (before an activation, or of
     a transformer). Weights are drawn from torch's global generator.
 
-    Raises ``ValueError`` unless both shapes are maps or both are vectors. Source: Romero et al.
-    2015 (FitNets), arXiv 1412.6550; sizes follow ConvReg of Tian's RepDistiller, which stops at a
-    factor of two.
+    Raises ``ValueError`` unless both shapes are maps or both are vectors. Source: sizes follow
+    ConvReg of Tian's RepDistiller, which stops at a factor of two.
     """
     if len(student_shape) != len(teacher_shape) or len(student_shape) not in (1, 3):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -14,47 +14,36 @@ if TYPE_CHECKING:
 
 
 class KL(Method):
-    """Soft labels: tau^2 times the divergence of the student's softened answer from the teacher's.
+    """Soft labels: tau^2 times the divergence of the softened answers from the teacher's."""
 
-    ``tau``: the temperature that both logits are divided by.
-    """
-
-    name: ClassVar[str] = "kl"
-    label: ClassVar[str] = "KL (soft labels)"
-    short: ClassVar[str] = "KL"
-    colour: ClassVar[str] = "#0072B2"
-    marker: ClassVar[str] = "s"
-    source: ClassVar[str] = (
-        "Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2; weights of RepDistiller"
-    )
-    by_default: ClassVar[bool] = True
-    rank: ClassVar[int] = 1
-    from_logits: ClassVar[bool] = True
+    name = "kl"
+    label = "KL (soft labels)"
+    short = "KL"
+    colour = "#0072B2"
+    marker = "s"
+    source = "Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2; weights of RepDistiller"
+    by_default = True
+    rank = 1
+    details = "temperature {tau:g}"
+    from_logits = True
 
     gamma: float = Field(default=0.1, ge=0, description="weight of the cross-entropy")
     weight: float = Field(default=0.9, ge=0, description="weight of the divergence")
-    tau: float = Field(default=4.0, gt=0, description="temperature")
+    tau: float = Field(default=4.0, gt=0, description="temperature that divides both logits")
 
     def term(self, batch: Batch) -> Tensor:
         """tau^2 * KL(teacher || student) of the softened answers, in nats."""
-        assert batch.student.logits is not None
         return divergence(batch.student.logits, batch.soft_labels(self.tau), self.tau)
-
-    def detail(self) -> str:
-        """The temperature."""
-        return f"temperature {self.tau:g}"
 
 
 def divergence(student_logits: Tensor, probabilities: Tensor, tau: float) -> Tensor:
     """tau^2 * KL(target || student at temperature tau), the scalar batch mean, in nats.
 
-    ``student_logits`` and ``probabilities`` (N, classes), each row of the latter a distribution,
-    already at the temperature; a probability of 0 counts 0. The gradient is that of the
-    tau^2-scaled cross-entropy with these soft labels, the form in which the paper writes it: the
-    two differ by the target's entropy.
+    ``student_logits`` and ``probabilities`` (N, classes), the latter already at the temperature; a
+    probability of 0 counts 0. The gradient is that of the tau^2-scaled cross-entropy with these
+    soft labels, the form in which the paper writes it: the two differ by the target's entropy.
 
-    Raises ``ValueError`` for different shapes. Source: Hinton, Vinyals and Dean 2015, arXiv
-    1503.02531, section 2.
+    Raises ``ValueError`` for different shapes.
     """
     if student_logits.shape != probabilities.shape:
         raise ValueError(

@@ -318,8 +318,8 @@ def describe(spec: NetworkSpec) -> str:
     """What a network is trained on in a line, for tables."""
     if spec.method is None:
         return "labels only"
-    kind = {"teacher": "", "smoothed": ", no teacher", "permuted": ", permuted in class"}
-    return spec.method.describe().removesuffix(")") + kind[spec.labels] + ")"
+    kind = {"teacher": "", "smoothed": "no teacher", "permuted": "permuted in class"}
+    return spec.method.describe(kind[spec.labels])
 
 
 @lru_cache(maxsize=6)

@@ -7,7 +7,6 @@ written one is never read; a damaged one is noticed, named and trained again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -19,19 +18,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdnotes.errors import RequestError
 from kdnotes.paths import cache_folder
-from kdnotes.training.specification import NetworkSpec
+from kdnotes.store import appearing, appearing_folder, checksum, write_json
+from kdnotes.training.specification import NetworkSpec, Planned
 
+if TYPE_CHECKING:
+    from kdnotes.data import ImageData
+    from kdnotes.networks import Composite, Normalized
+    from kdnotes.training.loop import EpochReport
+    from kdnotes.training.teachers import Teacher
 
-@dataclass(frozen=True)
-class Planned:
-    """A network that is wanted, and the arm that it plays (for display only)."""
-
-    arm: str
-    spec: NetworkSpec
+MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Entry:
     seed: int
     bytes: int
     seconds: float
+
+
+class DamagedError(RuntimeError):
+    """A cached file is truncated, altered or missing."""
+
+
+# --- what is there ----------------------------------------------------------------------------
 
 
 def networks_folder() -> Path:
@@ -63,7 +70,7 @@ def is_complete(spec: NetworkSpec) -> bool:
     """
     if spec.parts:
         return all(is_complete(part) for part in spec.parts)
-    return (folder_of(spec) / "manifest.json").is_file()
+    return (folder_of(spec) / MANIFEST).is_file()
 
 
 def missing(planned: Iterable[Planned]) -> list[Planned]:
@@ -76,28 +83,18 @@ def with_teachers(planned: Iterable[Planned]) -> list[Planned]:
     ordered: dict[str, Planned] = {}
 
     def add(item: Planned) -> None:
-        if item.spec.teacher is not None:
-            add(Planned("teacher", item.spec.teacher))
-        if item.spec.parts:  # a composite is not trained, its parts are
-            for part in item.spec.parts:
-                add(Planned("teacher", part))
-            return
-        ordered.setdefault(item.spec.key, item)
+        for behind in item.spec.trained_before:
+            add(Planned("teacher", behind))
+        if not item.spec.parts:  # a composite is not trained, its parts are
+            ordered.setdefault(item.spec.key, item)
 
     for item in planned:
         add(item)
     return list(ordered.values())
 
 
-def keys_behind(spec: NetworkSpec) -> list[str]:
-    """Names of the trained networks that must be there before this one can be trained."""
-    if spec.teacher is None:
-        return []
-    return [part.key for part in spec.teacher.parts or (spec.teacher,)]
-
-
-def load(spec: NetworkSpec) -> Any:
-    """The network (`networks.Normalized` or `Composite`), weights checked on reading.
+def load(spec: NetworkSpec) -> Normalized | Composite:
+    """The network, its weights checked on reading, in evaluation mode.
 
     Raises FileNotFoundError when it was never trained, and DamagedError when the files do not
     match their manifest.
@@ -107,13 +104,11 @@ def load(spec: NetworkSpec) -> Any:
     from kdnotes import networks
 
     if spec.parts:
-        return networks.Composite([load(part) for part in spec.parts], spec.shares, spec.mirrored)
-    folder = folder_of(spec)
-    manifest = _manifest(folder)
-    content = _checked_weights(folder, manifest)
-    network = networks.build(
-        spec.model, spec.num_classes, seed=0, small_images=not spec.large_images
-    )
+        parts: list[Any] = [load(part) for part in spec.parts]
+        return networks.Composite(parts, spec.shares, spec.mirrored)
+    content = _checked_weights(folder_of(spec))
+    small = not spec.large_images
+    network = networks.build(spec.model, spec.num_classes, seed=0, small_images=small)
     network.load_state_dict(load_bytes(content))
     return network.eval()
 
@@ -128,27 +123,163 @@ def seconds(spec: NetworkSpec) -> float:
     return float(_manifest(folder_of(spec))["seconds"])
 
 
-class DamagedError(RuntimeError):
-    """A cached file is truncated or altered."""
-
-
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "manifest.json").read_text())
+        return json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         raise DamagedError(f"cached network {folder.name}: unreadable manifest") from error
 
 
-def _checked_weights(folder: Path, manifest: dict[str, Any]) -> bytes:
+def _checked_weights(folder: Path) -> bytes:
+    expected = _manifest(folder).get("sha256")
     try:
-        content = (folder / "weights.safetensors").read_bytes()
+        content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise DamagedError(f"cached network {folder.name}: weights are missing") from error
-    if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
+    if checksum(content) != expected:
         raise DamagedError(f"cached network {folder.name}: weights are truncated or altered")
     return content
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a cached network, empty if nothing is."""
+    try:
+        _checked_weights(folder)
+    except (DamagedError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
+# --- training what is not ---------------------------------------------------------------------
+
+
+def ensure(
+    planned: Iterable[Planned],
+    jobs: int | None = None,
+    device: str = "cpu",
+    data_dir: Path | None = None,
+) -> int:
+    """Train what is missing, each network once, and return how many that were.
+
+    On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work; teachers
+    come before their students. Finished networks are kept if the run is stopped. A damaged network
+    is named and trained again.
+    """
+    wanted = with_teachers(planned)
+    for folder in (folder_of(item.spec) for item in wanted if is_complete(item.spec)):
+        changed = (path.stat().st_mtime_ns for path in sorted(folder.iterdir()))
+        if damage := _damage_once(folder, tuple(changed)):
+            print(f"{damage}: training it again", file=sys.stderr)
+            shutil.rmtree(folder)
+    if to_train := missing(wanted):
+        from kdnotes.training import pool
+        from kdnotes.training.loop import wants_compile
+
+        wants_compile()  # a wrong request is answered before anything is started
+        pool.train_all(to_train, train_one, jobs, device, data_dir)
+    return len(to_train)
+
+
+@lru_cache(maxsize=4096)
+def _damage_once(folder: Path, changed: tuple[int, ...]) -> str:
+    return _damage(folder)
+
+
+def train_one(
+    item: Planned, device: str, data_dir: Path | None, report: EpochReport | None = None
+) -> None:
+    """Train one network, its teacher first, and save it; a no-op if it is there.
+
+    A lock per network keeps two runs on one cache from doing the same work. In a group of processes
+    (`kdnotes.training.distributed`) all of them call this; the first one holds the lock and writes.
+    """
+    from filelock import FileLock
+
+    from kdnotes.training import checkpoints, distributed
+
+    spec, fabric = item.spec, distributed.joined(device)
+    for behind in spec.trained_before:
+        train_one(Planned("teacher", behind), device, data_dir)
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / spec.key) if fabric.is_global_zero else nullcontext():
+        if fabric.broadcast(is_complete(spec)):
+            return
+        started = time.perf_counter()
+        folder = cache_folder() / "checkpoints" / spec.key
+        kept = checkpoints.Checkpoints(folder, checkpoints.seconds_between())
+        network, past = _made(spec, device, data_dir, report, kept)
+        if fabric.is_global_zero:
+            # A resumed run counts the epochs that it did not have to repeat.
+            spent = sum(epoch["seconds"] for epoch in past)
+            save(item, network, past, max(spent, time.perf_counter() - started))
+            kept.remove()
+        fabric.barrier()
+
+
+def _made(
+    spec: NetworkSpec, device: str, data_dir: Path | None, report: Any, kept: Any
+) -> tuple[Normalized, list[dict[str, float]]]:
+    """A network as it is to be saved, published or trained here, and its history."""
+    from kdnotes import networks
+    from kdnotes.training import loop, teachers
+
+    if spec.pretrained:
+        return networks.load_published(spec.model, spec.pretrained, spec.num_classes), []
+    data, compiled, tries = training_data(spec, data_dir), loop.wants_compile(), 2
+    while True:
+        start, small = spec.initialisation_seed, not spec.large_images
+        network = networks.build(spec.model, spec.num_classes, start, small_images=small)
+        try:
+            teacher = None if spec.teacher is None else _teacher_of(spec, data, device)
+            history = loop.train(spec, network, data, teacher, device, report, kept, compiled)
+            return network, history
+        except teachers.TableError as error:
+            tries -= 1
+            if not tries:
+                raise
+            print(str(error), file=sys.stderr)
+            shutil.rmtree(_table_folder(spec, device), ignore_errors=True)
+
+
+def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
+    """The teacher of a student, with the table of its answers if there can be one.
+
+    The rows of one table cannot be filled by processes of several machines at once.
+    """
+    from kdnotes import networks
+    from kdnotes.training import distributed, teachers
+
+    assert spec.teacher is not None
+    fabric = distributed.joined(device)
+    network = networks.freeze(load(spec.teacher)).to(fabric.device)
+    if fabric.world_size > 1 or not teachers.fits_table(spec, network, data):
+        return teachers.Teacher(network)
+    folder, layer = _table_folder(spec, device), teachers.layer_of(spec, network)
+    table = teachers.TeacherTable(folder, network, data, spec.recipe.views, fabric.device, layer)
+    return teachers.Teacher(network, table)
+
+
+def _table_folder(spec: NetworkSpec, device: str) -> Path:
+    assert spec.teacher is not None
+    assert spec.method is not None
+    parts = [spec.teacher.key, spec.data.key(), spec.recipe.views.model_dump_json(), device]
+    parts += spec.method.layers() or ()
+    return cache_folder() / "tables" / checksum("|".join(parts).encode())[:20]
+
+
+def training_data(spec: NetworkSpec, data_dir: Path | None) -> ImageData:
+    """The images a network is trained on, kept in memory for the next network of this process."""
+    return _data(spec.data.model_dump_json(), data_dir)
+
+
+@lru_cache(maxsize=3)
+def _data(text: str, data_dir: Path | None) -> ImageData:
+    from kdnotes import data
+
+    return data.load(data.DataSpec.model_validate_json(text), data_dir)
 
 
 def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: float) -> None:
@@ -159,229 +290,23 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
     import kdnotes
     from kdnotes.training.loop import wants_compile
 
-    weights = {
-        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
-    }
-    content = save_bytes(weights)
+    state = network.state_dict().items()
+    content = save_bytes({name: value.detach().cpu().contiguous() for name, value in state})
     manifest = {
         "arm": item.arm,
         "spec": item.spec.model_dump(mode="json"),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": checksum(content),
         "versions": {"kdnotes": kdnotes.__version__, "torch": torch.__version__},
         "compiled": wants_compile(),
         "seconds": round(seconds, 2),
         "history": history,
     }
-    target = folder_of(item.spec)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
-    (scratch / "weights.safetensors").write_bytes(content)
-    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    if target.exists():  # a damaged one that is being replaced
-        shutil.rmtree(target)
-    scratch.rename(target)
+    with appearing_folder(folder_of(item.spec)) as scratch:
+        (scratch / WEIGHTS).write_bytes(content)
+        write_json(scratch / MANIFEST, manifest)
 
 
-def ensure(
-    planned: Iterable[Planned],
-    jobs: int | None = None,
-    device: str = "cpu",
-    data_dir: Path | None = None,
-    quiet: bool | None = None,
-) -> int:
-    """Train what is missing, each network once, and return how many that were.
-
-    On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work; teachers
-    come before their students. Progress goes to stderr when that is a terminal, or to the
-    notebook. Finished networks are kept if the run is stopped. A damaged network is named and
-    trained again.
-    """
-    wanted = list(planned)
-    for item in with_teachers(wanted):
-        if is_complete(item.spec):
-            try:
-                _verify_once(folder_of(item.spec))
-            except DamagedError as error:
-                print(f"{error}: training it again", file=sys.stderr)
-                shutil.rmtree(folder_of(item.spec))
-    to_train = missing(wanted)
-    if to_train:
-        from kdnotes.training import pool
-        from kdnotes.training.loop import wants_compile
-
-        wants_compile()  # a wrong request is answered before anything is started
-        pool.train_all(to_train, jobs, device, data_dir, quiet)
-    return len(to_train)
-
-
-def _verify_once(folder: Path) -> None:
-    manifest = folder / "manifest.json"
-    weights = folder / "weights.safetensors"
-    stamp = weights.stat().st_mtime_ns if weights.exists() else 0
-    _verify_folder(folder, manifest.stat().st_mtime_ns, stamp)
-
-
-@lru_cache(maxsize=4096)
-def _verify_folder(folder: Path, manifest_changed: int, weights_changed: int) -> None:
-    _checked_weights(folder, _manifest(folder))
-
-
-def train_one(item: Planned, device: str, data_dir: Path | None, report: Any = None) -> None:
-    """Train one network whose teacher is in the cache, and save it; a no-op if it is there.
-
-    A lock per network keeps two runs on one cache from doing the same work. In a group of processes
-    (`kdnotes.training.distributed`) all of them call this; the first one holds the lock and writes.
-    """
-    from filelock import FileLock
-
-    from kdnotes.training import checkpoints, distributed
-
-    spec = item.spec
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / spec.key) if distributed.rank() == 0 else nullcontext():
-        if distributed.told(is_complete(spec)):
-            return
-        if spec.pretrained:
-            if distributed.rank() == 0:
-                _fetch(item)
-            distributed.barrier()
-            return
-        kept = checkpoints.Checkpoints(
-            cache_folder() / "checkpoints" / spec.key, checkpoints.seconds_between()
-        )
-        started = time.perf_counter()
-        network, past = _trained(spec, device, data_dir, report, kept)
-        if distributed.rank() == 0:
-            # A resumed run counts the epochs that it did not have to repeat.
-            spent = sum(epoch["seconds"] for epoch in past)
-            save(item, network, past, max(spent, time.perf_counter() - started))
-            kept.remove()
-        distributed.barrier()
-
-
-def _fetch(item: Planned) -> None:
-    """Save published weights as the network that they are."""
-    from kdnotes import networks
-
-    spec, started = item.spec, time.perf_counter()
-    network = networks.load_published(spec.model, spec.pretrained, spec.num_classes)
-    save(item, network, [], time.perf_counter() - started)
-
-
-def _trained(
-    spec: NetworkSpec, device: str, data_dir: Path | None, report: Any, kept: Any
-) -> tuple[Any, list[dict[str, float]]]:
-    from kdnotes.training import loop as training
-    from kdnotes.training.teacher_table import TableError
-
-    data = training_data(spec, data_dir)
-    for attempt in (1, 2):
-        network = _fresh(spec)
-        teacher = None if spec.teacher is None else _teacher_for(spec, data, device)
-        try:
-            history = training.train(
-                spec, network, data, teacher, device, report, kept, training.wants_compile()
-            )
-            return network, history
-        except TableError as error:
-            if attempt == 2:
-                raise
-            print(str(error), file=sys.stderr)
-            shutil.rmtree(_table_folder(spec, device), ignore_errors=True)
-    raise AssertionError("unreachable")
-
-
-def _fresh(spec: NetworkSpec) -> Any:
-    """The network before training."""
-    from kdnotes import networks
-
-    return networks.build(
-        spec.model,
-        spec.num_classes,
-        spec.initialisation_seed,
-        small_images=not spec.large_images,
-    )
-
-
-def training_data(spec: NetworkSpec, data_dir: Path | None) -> Any:
-    """The images a network is trained on, kept in memory for the next network of this process."""
-    return _data(spec.data.model_dump_json(), data_dir)
-
-
-@lru_cache(maxsize=3)
-def _data(text: str, data_dir: Path | None) -> Any:
-    from kdnotes import data
-
-    return data.load(data.DataSpec.model_validate_json(text), data_dir)
-
-
-def _table_folder(spec: NetworkSpec, device: str) -> Path:
-    assert spec.teacher is not None
-    parts = [spec.teacher.key, spec.data.key(), spec.recipe.views.model_dump_json(), device]
-    return cache_folder() / "tables" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:20]
-
-
-def _teacher_for(spec: NetworkSpec, data: Any, device: str) -> Any:
-    import torch
-
-    from kdnotes import networks
-    from kdnotes.training import loop as training
-    from kdnotes.training.teacher_table import TeacherTable
-
-    assert spec.teacher is not None
-    place = torch.device("cuda" if device.startswith("cuda") else "cpu")
-    network = networks.freeze(load(spec.teacher)).to(place)
-    if training.needs_layer(spec):
-        return training.Teacher(network, maps=_maps_for(spec, data, network, place))
-    if _is_live(spec, data):
-        return training.Teacher(network)
-    folder = _table_folder(spec, device)
-    table = TeacherTable(folder, network, data, spec.recipe.views, place)
-    return training.Teacher(network, table)
-
-
-def _is_live(spec: NetworkSpec, data: Any) -> bool:
-    """Whether a teacher is asked at every step: no finite views, several processes, many classes.
-
-    The rows of one table cannot be filled by processes of several machines at once.
-    """
-    from kdnotes.training import distributed
-
-    if spec.recipe.resized is not None or distributed.count() > 1:
-        return True
-    return 4 * len(data) * len(spec.recipe.views) * spec.num_classes > _MOST_TABLE_BYTES
-
-
-def _maps_for(spec: NetworkSpec, data: Any, network: Any, device: Any) -> Any:
-    """A teacher's feature maps of all images, where each has one view and memory allows it."""
-    global _kept_maps
-    import torch
-
-    assert spec.teacher is not None
-    from kdnotes.training.loop import Teacher, teacher_layer
-
-    layer = teacher_layer(spec, Teacher(network))
-    assert layer is not None
-    one_view = len(spec.recipe.views) == 1 and spec.recipe.resized is None
-    if not one_view or not isinstance(data.images, torch.Tensor):
-        return None
-    name = (spec.teacher.key, spec.data.key(), layer, str(device))
-    if _kept_maps is None or _kept_maps[0] != name:
-        from kdnotes.training import loop as training
-
-        _kept_maps = None  # the old ones go before the new ones come
-        one = training.feature_maps(network, data.subset(torch.arange(1)), layer, device)
-        if one.numel() * 4 * len(data) > _MOST_MAP_BYTES:
-            return None
-        _kept_maps = (name, training.feature_maps(network, data, layer, device))
-    return _kept_maps[1]
-
-
-# Students of one teacher follow one another: the last one's maps are kept in each process.
-_kept_maps: tuple[Any, Any] | None = None
-_MOST_MAP_BYTES = 300_000_000
-_MOST_TABLE_BYTES = 50_000_000_000
+# --- looking after it ---------------------------------------------------------------------------
 
 
 def entries() -> list[Entry]:
@@ -392,67 +317,47 @@ def entries() -> list[Entry]:
             manifest = _manifest(folder)
         except (DamagedError, FileNotFoundError):
             continue
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        spec = manifest["spec"]
+        arm, spec, size = manifest["arm"], manifest["spec"], _size(folder)
         found.append(
-            Entry(
-                folder.name, manifest["arm"], spec["model"], spec["seed"], size, manifest["seconds"]
-            )
+            Entry(folder.name, arm, spec["model"], spec["seed"], size, manifest["seconds"])
         )
     return found
 
 
 def _folders() -> list[Path]:
-    if not networks_folder().is_dir():
-        return []
-    return sorted(path for path in networks_folder().iterdir() if not path.name.startswith("."))
+    return sorted(path for path in networks_folder().glob("*") if not path.name.startswith("."))
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk, of which a sparse file takes fewer than it is long."""
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
 
 def verify() -> list[str]:
     """Names of the damaged networks, with what is wrong with each."""
-    problems = []
-    for folder in _folders():
-        try:
-            _checked_weights(folder, _manifest(folder))
-        except (DamagedError, FileNotFoundError) as error:
-            problems.append(str(error))
-    return problems
+    return [damage for folder in _folders() if (damage := _damage(folder))]
 
 
 def clear() -> int:
     """Delete all networks, tables and decoded images; returns the bytes freed."""
     freed = 0
     for name in ("networks", "tables", "data", "locks", "checkpoints"):
-        folder = cache_folder() / name
-        if folder.is_dir():
-            freed += sum(
-                file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file()
-            )
-            shutil.rmtree(folder)
+        freed += _size(cache_folder() / name)
+        shutil.rmtree(cache_folder() / name, ignore_errors=True)
     return freed
 
 
 def export(path: Path) -> int:
     """Write all sound networks into one archive, for a class of laptops; returns their number."""
-    sound = [folder for folder in _folders() if _is_sound(folder)]
+    sound = [folder for folder in _folders() if not _damage(folder)]
     if not sound:
         raise RequestError(f"nothing to export: no trained networks in {cache_folder()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.writing")
-    with tarfile.open(scratch, "w") as archive:
+    with appearing(path) as scratch, tarfile.open(scratch, "w") as archive:
         for folder in sound:
-            for name in ("manifest.json", "weights.safetensors"):
+            for name in (MANIFEST, WEIGHTS):
                 archive.add(folder / name, f"networks/{folder.name}/{name}")
-    scratch.replace(path)
     return len(sound)
-
-
-def _is_sound(folder: Path) -> bool:
-    try:
-        _checked_weights(folder, _manifest(folder))
-    except (DamagedError, FileNotFoundError):
-        return False
-    return True
 
 
 def import_(path: Path) -> int:
@@ -464,7 +369,6 @@ def import_(path: Path) -> int:
     if not path.is_file():
         raise RequestError(f"no archive {str(path)!r}")
     networks_folder().mkdir(parents=True, exist_ok=True)
-    added = 0
     with tempfile.TemporaryDirectory(prefix=".importing-", dir=networks_folder()) as scratch:
         try:
             with tarfile.open(path) as archive:
@@ -476,18 +380,15 @@ def import_(path: Path) -> int:
             raise RequestError(f"{path.name} holds no networks")
         for folder in folders:
             try:
-                manifest = _manifest(folder)
-                _checked_weights(folder, manifest)
-                key = NetworkSpec.model_validate(manifest["spec"]).key
+                _checked_weights(folder)
+                key = NetworkSpec.model_validate(_manifest(folder)["spec"]).key
             except (DamagedError, FileNotFoundError, ValueError) as error:
                 raise RequestError(f"{path.name}: {error}") from error
             if key != folder.name:
                 raise RequestError(
                     f"{path.name}: network {folder.name} was made by another version of kdnotes"
                 )
-        for folder in folders:
-            target = networks_folder() / folder.name
-            if not target.exists():
-                folder.rename(target)
-                added += 1
-    return added
+        new = [folder for folder in folders if not (networks_folder() / folder.name).exists()]
+        for folder in new:
+            folder.rename(networks_folder() / folder.name)
+        return len(new)

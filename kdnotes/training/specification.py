@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
+import math
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -13,17 +14,17 @@ from kdnotes import methods
 from kdnotes.data import DataSpec
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.methods import Method
+from kdnotes.store import checksum
 
-REVISION = 1  # raise it when the same specification trains to other weights: caches depend on it
+REVISION = 2  # raise it when the same specification trains to other weights: caches depend on it
 
 
 class Recipe(BaseModel):
     """How long and with what schedule a network is trained.
 
-    Schedules: ``one-cycle`` (linear up over the first 15% of steps, cosine down), ``step`` (x0.1
-    at 62.5, 75 and 87.5% of the epochs, as in RepDistiller), ``step-30`` (x0.1 every 30 epochs, as
-    in the PyTorch ImageNet example), ``exponential`` (x0.7 per epoch, as in the PyTorch MNIST
-    example) and ``cosine``.
+    Schedules: ``one-cycle`` (linear up over the first 15% of steps, cosine down), ``cosine``,
+    ``step-30`` (x0.1 every 30 epochs, as in the PyTorch ImageNet example) and ``exponential`` (x0.7
+    per epoch, as in the PyTorch MNIST example).
 
     ``views`` and ``resized`` are what a network and its teacher both see; ``crops`` and ``jitter``
     come after the teacher has answered.
@@ -36,11 +37,24 @@ class Recipe(BaseModel):
     optimizer: Literal["sgd", "adadelta", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
-    schedule: Literal["one-cycle", "step", "step-30", "exponential", "cosine"] = "one-cycle"
+    schedule: Literal["one-cycle", "cosine", "step-30", "exponential"] = "one-cycle"
     views: Views = Views()
     jitter: ColorJitter | None = None
     crops: Crops | None = None
     resized: ResizedCrops | None = None
+
+    def rate(self, step: int, per_epoch: int) -> float:
+        """Learning rate at a step, counted from 0, where an epoch has so many steps."""
+        if self.schedule == "step-30":
+            return self.learning_rate * 0.1 ** (step // per_epoch // 30)
+        if self.schedule == "exponential":
+            return self.learning_rate * 0.7 ** (step // per_epoch)
+        total = self.epochs * per_epoch
+        warm = max(1, round(0.15 * total)) if self.schedule == "one-cycle" else 0
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        way = (step - warm) / max(1, total - warm)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * way))
 
 
 class NetworkSpec(BaseModel):
@@ -91,8 +105,18 @@ class NetworkSpec(BaseModel):
 
     @property
     def key(self) -> str:
-        """Content hash: the network's name in the cache."""
-        return _hash(json.dumps(_identity(self), sort_keys=True))
+        """Content hash: the network's name in the cache.
+
+        Raises RequestError for a method that training processes could not find.
+        """
+        values = self.model_dump(mode="json", exclude={"teacher", "parts"})
+        values["data"] = self.data.identity()
+        if self.method is not None:
+            values["method"]["code"] = methods.code_mark(type(self.method))
+        values["teacher"] = self.teacher and self.teacher.key
+        values["parts"] = [part.key for part in self.parts]
+        text = f"{REVISION}:{json.dumps(values, sort_keys=True)}"
+        return checksum(text.encode())[:20]
 
     @property
     def initialisation_seed(self) -> int:
@@ -109,41 +133,32 @@ class NetworkSpec(BaseModel):
         """Seed of the data order and of the views; the same for all students of one seed."""
         return derive_seed("order", self.role, self.seed)
 
+    @property
+    def trained_before(self) -> tuple[NetworkSpec, ...]:
+        """The trained networks that teach this one, or that a composite consists of."""
+        if self.teacher is None:
+            return self.parts
+        return self.teacher.parts or (self.teacher,)
 
-# Fields that came later: left out of the hash where they say nothing, so that old names hold.
-_SILENT: dict[str, Any] = {
-    "start_seed": None,
-    "parts": (),
-    "shares": (),
-    "mirrored": False,
-    "pretrained": "",
-    "large_images": False,
-}
-_SILENT_IN_RECIPES = ("crops", "resized")
+    @property
+    def needs_layer(self) -> bool:
+        """Whether the method looks at a layer of the teacher that no table holds."""
+        layers = None if self.method is None else self.method.layers()
+        return layers is not None and layers[1] != "logits"
 
 
-def _identity(spec: NetworkSpec) -> dict[str, Any]:
-    values = spec.model_dump(mode="json", exclude={"teacher", "parts"})
-    values["data"] = spec.data.identity()
-    values["teacher"] = None if spec.teacher is None else _identity(spec.teacher)
-    if spec.method is not None:
-        values["method"]["code"] = methods.code_mark(type(spec.method))
-    values["parts"] = [_identity(part) for part in spec.parts]
-    for name in _SILENT_IN_RECIPES:
-        if values["recipe"][name] is None:
-            del values["recipe"][name]
-    for name, nothing in _SILENT.items():
-        if getattr(spec, name) == nothing:
-            del values[name]
-    return values
+@dataclass(frozen=True)
+class Planned:
+    """A network that is wanted, and the arm that it plays (for display only)."""
+
+    arm: str
+    spec: NetworkSpec
+
+    def __str__(self) -> str:
+        return f"{self.arm}, {self.spec.model}, seed {self.spec.seed}"
 
 
 def derive_seed(*parts: str | int) -> int:
     """A 63-bit seed from named parts."""
     text = json.dumps(parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@lru_cache(maxsize=4096)
-def _hash(text: str) -> str:
-    return hashlib.sha256(f"{REVISION}:{text}".encode()).hexdigest()[:20]
