@@ -419,7 +419,7 @@ def _plan(request: Request) -> str:
     from kdnotes.book import running
     from kdnotes.training import cache, pool
 
-    wanted = running.networks([request])
+    wanted = running.needed_networks([request])
     lacking = cache.missing(wanted)
     trained, to_train = (Counter(item.arm for item in items) for items in (wanted, lacking))
     rows = [("arm", "networks", "to train")]

@@ -23,7 +23,7 @@ WINGS = (
     ("probes",),
     ("book",),
     ("audit",),
-    ("cli", "__main__"),
+    ("cli", "train_networks"),
 )
 DEEPEST = 10
 MOST_LINES = 10_800
@@ -114,9 +114,11 @@ def test_no_circle_of_modules() -> None:
 
 
 def test_no_module_lies_deeper_than_ten_imports() -> None:
+    """Of what is imported when a module is: functions import late, to start quickly."""
+
     @cache
     def depth(module: str) -> int:
-        return 1 + max((depth(other) for other in imports(module, False)), default=0)
+        return 1 + max((depth(other) for other in imports(module, True)), default=0)
 
     deepest = max(modules(), key=depth)
     assert depth(deepest) <= DEEPEST, chain(deepest, depth)
@@ -125,7 +127,7 @@ def test_no_module_lies_deeper_than_ten_imports() -> None:
 def chain(module: str, depth: object) -> list[str]:
     """The longest chain of imports below a module, for the message."""
     found = [module]
-    while further := imports(found[-1], False):
+    while further := imports(found[-1], True):
         found.append(max(further, key=depth))  # type: ignore[call-overload]
     return found
 

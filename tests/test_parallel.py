@@ -175,7 +175,7 @@ def chapter_command(folder: Path) -> list[str]:
     options = [part for value in given for part in ("-p", value)]
     return [
         "-m",
-        "kdnotes.book.train_networks",
+        "kdnotes.train_networks",
         "fidelity",
         "--preset",
         "paper",
@@ -242,7 +242,7 @@ sys.path.insert(0, {tests!r})
 import torch
 import test_parallel as shared
 from asked import study_of
-from kdnotes.book import train_networks
+from kdnotes import train_networks
 from kdnotes.training import cache as networks_cache, pool
 torch.set_num_threads(1)
 pool.display = shared.printed

@@ -269,7 +269,7 @@ def test_planning_the_whole_book_is_quick_and_needs_no_torch() -> None:
 import sys
 from kdnotes.book import running
 for chapter in running.chapters():
-    running.networks([running.request(chapter, {})])
+    running.needed_networks([running.request(chapter, {})])
 print([name for name in ("torch", "torchvision", "timm", "pandas") if name in sys.modules])
 """
     done = subprocess.run(

@@ -20,9 +20,9 @@ from kdnotes.methods.hint import Hint
 from kdnotes.methods.kl import KL
 from kdnotes.methods.sp import SP
 from kdnotes.training import loop, teachers
-from kdnotes.training.batches import Shown
 from kdnotes.training.distributed import Together, joined
 from kdnotes.training.specification import NetworkSpec, Recipe
+from kdnotes.training.stream import Shown
 from kdnotes.training.teachers import CHUNK, TableError, TeacherTable
 
 

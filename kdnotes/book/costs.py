@@ -32,7 +32,7 @@ def table(done: Sequence[Done]) -> str:
         return NOT_MEASURED
     requests = [each.run.request for each in done]
     parts = [(each.chapter.name, each.study.networks) for each in requests]
-    parts.append(("**all**", running.networks(requests)))
+    parts.append(("**all**", running.needed_networks(requests)))
     measuring = [each.seconds for each in done]
     rows = []
     for (name, networks), spent in zip(parts, [*measuring, sum(measuring)], strict=True):
@@ -52,7 +52,7 @@ def profile(done: Sequence[Done]) -> str:
     if not done:
         return NOT_MEASURED
     seconds: dict[str, list[float]] = defaultdict(list)
-    for item in running.networks(each.run.request for each in done):
+    for item in running.needed_networks(each.run.request for each in done):
         seconds[_trained_as(item)].append(cache.seconds(item.spec))
     for each in done:
         cells, whole = _durations(each.run.notebook)

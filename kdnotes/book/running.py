@@ -183,7 +183,7 @@ def _title(path: Path) -> str:
 # --- networks -------------------------------------------------------------------------------
 
 
-def networks(requests: Iterable[Request]) -> list[Planned]:
+def needed_networks(requests: Iterable[Request]) -> list[Planned]:
     """Every network that the requests need, each once, teachers first."""
     from kdnotes.training import cache
 
@@ -203,7 +203,7 @@ def train(requests: Sequence[Request], jobs: int | None = None) -> int:
     trained = 0
     for (device, data_dir), members in groups.items():
         try:
-            trained += cache.ensure(networks(members), jobs, device, data_dir)
+            trained += cache.ensure(needed_networks(members), jobs, device, data_dir)
         except RequestError:
             raise
         except Exception as error:

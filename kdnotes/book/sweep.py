@@ -150,7 +150,7 @@ def _train_there(client: Any, wanted: Sequence[Run]) -> None:
     for run in wanted:
         study = run.request.study
         data_dir = study.data_dir and study.data_dir.absolute()
-        for item in running.networks([run.request]):
+        for item in running.needed_networks([run.request]):
             if item.spec.key not in futures:
                 behind = [futures[spec.key] for spec in item.spec.trained_before]
                 futures[item.spec.key] = client.submit(

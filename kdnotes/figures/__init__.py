@@ -19,7 +19,7 @@ _HOMES = {
     "tables": ["NOTHING", "markdown_table", "number"],
     "rows": ["closed", "grouped", "panels", "points", "scorecard"],
     "curves": ["curve", "doses", "gains", "paired", "plane"],
-    "pictures": ["heatmap", "image_grid", "versions"],
+    "grids": ["heatmap", "image_grid", "versions"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["VERDICTS", "colour", "label", "looks", *_HOME]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdnotes.data import folders
 from kdnotes.data.views import Views
 from kdnotes.errors import RequestError
 from kdnotes.study import paper, presets
-from kdnotes.study.resolving import Settings
 from kdnotes.training.specification import Recipe
+
+if TYPE_CHECKING:
+    from kdnotes.study.resolving import Settings
 
 # The drawn scenes. one-cue: a digit near the middle whose hue tells the class half of the time, so
 # that colour is worth using. fixed: the same, but always in the middle and of one size, so that

@@ -26,10 +26,10 @@ from kdnotes.methods import Batch, Outputs, controls
 from kdnotes.methods.base import at_least_single
 from kdnotes.networks import Composite, Normalized, forward_with_features, tapped
 from kdnotes.training import checkpoints, distributed, teachers
-from kdnotes.training.batches import Shown, Stream
 from kdnotes.training.checkpoints import Checkpoints
 from kdnotes.training.distributed import Together
 from kdnotes.training.specification import NetworkSpec, Recipe, derive_seed
+from kdnotes.training.stream import Shown, Stream
 from kdnotes.training.teachers import Teacher
 
 EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last one

@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 @app.command()
-def train_networks(
+def main(
     chapter: Annotated[
         str,
         typer.Argument(metavar="CHAPTER", help="Name of a chapter, as `kdnotes list` shows it."),
@@ -37,13 +37,13 @@ def train_networks(
     ends 60 s or more after the last one kept (KDNOTES_CHECKPOINT_SECONDS; 0: after each).
 
     \b
-    torchrun --nproc-per-node 4 -m kdnotes.book.train_networks localization --preset paper \\
+    torchrun --nproc-per-node 4 -m kdnotes.train_networks localization --preset paper \\
         -p dataset=imagefolder:/data/imagenet
-    torchrun --nproc-per-node 2 -m kdnotes.book.train_networks adversarial --preset paper \\
+    torchrun --nproc-per-node 2 -m kdnotes.train_networks adversarial --preset paper \\
         -p dataset=imagefolder:/data/imagenet -p teacher=vgg19 -p student=vgg11
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node0:29500 \\
-        -m kdnotes.book.train_networks fidelity --preset paper -p dataset=imagefolder:/data/imagenet
-    fabric run --accelerator cuda --devices 4 kdnotes/book/train_networks.py fidelity \\
+        -m kdnotes.train_networks fidelity --preset paper -p dataset=imagefolder:/data/imagenet
+    fabric run --accelerator cuda --devices 4 kdnotes/train_networks.py fidelity \\
         --preset paper -p dataset=imagefolder:/data/imagenet
     kdnotes run localization --preset paper -p dataset=imagefolder:/data/imagenet
     """
