@@ -70,6 +70,8 @@ clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
 
 .venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13))' \
+		|| { echo "$(PYTHON) is not CPython 3.11 to 3.13: name one, as in 'make PYTHON=python3.12'"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	touch $@
