@@ -37,6 +37,9 @@ _SUBMODULES = {
 _DEEPER = {
     "ColorJitter": ("kdnotes.data.views", "ColorJitter"),
     "Crops": ("kdnotes.data.views", "Crops"),
+    "cast": ("kdnotes.audit", "cast"),
+    "images": ("kdnotes.audit", "images"),
+    "measure": ("kdnotes.audit", "measure"),
     "begin": ("kdnotes.book.planning", "begin"),
     "trained": ("kdnotes.book.planning", "trained"),
     "conclude": ("kdnotes.book.report", "conclude"),

@@ -88,7 +88,7 @@ def test_audit_refuses_what_does_not_fit(tmp_path: Path, photos: Path) -> None:
         ({"--independent": "vgg-small:none.pt"}, "--independent: no checkpoint 'none.pt'"),
         ({"--teacher": "no-such-net"}, "--teacher: unknown model 'no-such-net'"),
         ({"--data": str(tmp_path / "none")}, "there is no folder"),
-        ({"--images": "0"}, "--images must be 1 or more"),
+        ({"--images": "0"}, "images must be 1 or more"),
     ]:
         options = {"--teacher": good, "--student": good, "--data": str(photos), "--out": str(out)}
         words = [word for pair in (options | changes).items() for word in pair]

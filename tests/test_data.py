@@ -17,7 +17,7 @@ from kdnotes.errors import RequestError
 ONE_FILE = """
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdnotes.data.images import ImageData
+from kdnotes.data.image_data import ImageData
 from kdnotes.data.registry import Source
 
 

@@ -2,31 +2,219 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
     from kdnotes.data import ImageData
     from kdnotes.probes.base import Cast, Member, Outcome, Property
+    from kdnotes.stats import Interval
 
 CRITERION = "95% interval over images, for these very networks"
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was measured of one's own networks, and what could not be (why)."""
+
+    outcome: Outcome
+    skipped: dict[str, str]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per network, measure and condition: arm, seed, condition, measure, value."""
+        return self.outcome.table
+
+    def contrast(
+        self, measure: str, arm: str, reference: str | float, condition: str | None = None
+    ) -> Interval:
+        """An arm minus another, or minus a number, with its 95% interval.
+
+        Over seeds and images where there are several networks of an arm, else over images.
+        ``condition`` None: the measure's main one. Raises RequestError for what was not measured.
+        """
+        from kdnotes import probes, stats
+
+        if condition is None:
+            known = [each for each in probes.measures() if each.name == measure]
+            here = set(self.table.loc[self.table["measure"] == measure, "condition"])
+            condition = next((each.condition for each in known if each.condition in here), "")
+        try:
+            return stats.contrast(
+                self.table, self.outcome.items, measure, condition, arm, reference
+            )
+        except stats.NotMeasuredError as error:
+            names = ", ".join(sorted(self.table["measure"].unique()))
+            raise RequestError(f"{error}; measured: {names}") from error
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """The main measures: each arm's mean, and student minus independent with its interval."""
+        return list(_comparisons(self.outcome, "independent" in set(self.table["arm"])))
+
+    def show(self) -> None:
+        """Show the main measures as a table: a page's in a notebook, plain text elsewhere."""
+        from kdnotes.audit.writing import comparison_lines
+        from kdnotes.progress import in_notebook
+
+        lines = [*comparison_lines(self.comparisons()), ""]
+        lines += [f"Not measured: {name} ({why})." for name, why in self.skipped.items()]
+        if not in_notebook():
+            print("\n".join(lines))
+            return
+        from IPython.display import Markdown, display
+
+        display(Markdown("\n".join(lines)))
+
+
+@dataclass(frozen=True)
 class Audit:
-    """What an audit found: probe outcomes, comparisons, and what could not be measured (why)."""
+    """An audit by the command: what was measured, the comparisons, and what was asked for."""
 
     outcome: Outcome
     claims: list[dict[str, Any]]
     skipped: dict[str, str]
     parameters: dict[str, Any]
     seconds: float
+
+
+def cast(
+    teacher: nn.Module,
+    student: nn.Module | Sequence[nn.Module],
+    independent: nn.Module | Sequence[nn.Module] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Cast:
+    """One's own networks as a cast: a teacher, its student, and the student's twin without it.
+
+    Each maps images (N, 3, H, W) to logits (N, classes); several students or twins are seeds 0, 1,
+    ... and are compared pair by pair. ``mean`` and ``std``: what the networks' inputs were
+    normalised with; without them they get images in [0, 1] as they are. The networks themselves are
+    left as they are: copies are measured. Raises RequestError for weights that are not finite.
+    """
+    from kdnotes.probes.base import Cast
+
+    def members(arm: str, given: nn.Module | Sequence[nn.Module]) -> list[Member]:
+        listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
+        return [
+            _member(f"{arm} {seed}", arm, seed, module, mean, std)
+            for seed, module in enumerate(listed)
+        ]
+
+    taught = [*members("student", student), *members("independent", independent)]
+    return Cast(members("teacher", teacher)[0], None, tuple(taught), ())
+
+
+def images(
+    folder: str | None = None,
+    *,
+    size: int | None = None,
+    count: int | None = None,
+    skip_damaged: bool = False,
+    pixels: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> ImageData:
+    """Test images of a folder that has a folder for each class, or tensors.
+
+    ``size``: the side in pixels; ``count``: how many at most. ``pixels``: (N, 3, H, W), uint8 or in
+    [0, 1], with ``labels`` int64 (N,). Raises RequestError.
+    """
+    from kdnotes import data
+
+    if (folder is None) == (pixels is None) or (pixels is None) != (labels is None):
+        raise RequestError("name a folder of images, or give both pixels and labels")
+    for name, value in (("size", size), ("images", count)):
+        if value is not None and value < 1:
+            raise RequestError(f"{name} must be 1 or more, not {value}")
+    if folder is not None:
+        asked = {"size": size, "skip_damaged": skip_damaged}
+        options = {name: value for name, value in asked.items() if value}
+        source = f"{data.FOLDER_PREFIX}{folder}"
+        return data.load(data.DataSpec(name=source, split="test", count=count, options=options))
+    return _from_tensors(pixels, labels)
+
+
+def _from_tensors(pixels: Any, labels: Any) -> ImageData:
+    import torch
+
+    from kdnotes.data import ImageData
+
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) != len(labels):
+        raise RequestError(
+            f"pixels {tuple(pixels.shape)} and labels {tuple(labels.shape)} must be (N, 3, H, W) "
+            "and (N,)"
+        )
+    if pixels.dtype != torch.uint8:
+        low, high = float(pixels.min()), float(pixels.max())
+        if not 0 <= low <= high <= 1:
+            raise RequestError(f"pixels lie between {low:g} and {high:g}; give them in [0, 1]")
+        pixels = (pixels * 255).round().to(torch.uint8)
+    classes = tuple(map(str, range(int(labels.max()) + 1)))
+    return ImageData(pixels.cpu(), labels.long().cpu(), classes, torch.arange(len(labels)))
+
+
+def measure(
+    of: Cast,
+    images: ImageData,
+    properties: Sequence[str] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Measured:
+    """Measure properties of a cast on images: all that are declared for it, or those named.
+
+    Raises RequestError for an unknown property, and for networks whose answers do not fit.
+    """
+    from kdnotes import probes
+    from kdnotes.probes.base import Outcome
+
+    offered = {each.name: each for each in probes.properties() if each.audited}
+    for name in properties or ():
+        if name not in offered:
+            raise RequestError(f"unknown property {name!r}; known: {', '.join(offered)}")
+    classes = _checked_answers(of, images)
+    complete = replace(of, classes=images.classes if len(images.classes) == classes else ())
+    parts: list[Outcome] = []
+    skipped = {}
+    for which in (offered[name] for name in properties or offered):
+        report(f"measuring {which.title} on {len(images)} images")
+        try:
+            found = measured(which, complete, images)
+        except RequestError as error:  # such as a network without feature maps
+            skipped[which.title] = str(error)
+        else:  # every probe measures the accuracy on the images as they are anew
+            parts.append(found.without_accuracy() if parts else found)
+    return Measured(Outcome.combine(parts), skipped)
+
+
+def _checked_answers(of: Cast, images: ImageData) -> int:
+    """The number of classes that all networks answer with, tried on two images."""
+    import torch
+
+    from kdnotes.data.views import to_float
+    from kdnotes.probes.base import device_of, logits_of
+
+    few = to_float(images.batch(torch.arange(min(2, len(images)))))
+    widths = {}
+    for member in of.everyone():
+        logits = logits_of(member.network, few.to(device_of(member.network)))
+        if logits.ndim != 2 or not bool(logits.isfinite().all()):
+            raise RequestError(
+                f"the {member.arm} answers with {tuple(logits.shape)} numbers, not all finite or "
+                "no logits (N, classes)"
+            )
+        widths[member.arm] = logits.shape[1]
+    needed = int(images.labels.max()) + 1
+    if len(set(widths.values())) > 1 or min(widths.values()) < needed:
+        raise RequestError(f"numbers of classes do not fit: {widths}, and the images have {needed}")
+    return widths["teacher"]
 
 
 def run(
@@ -42,46 +230,25 @@ def run(
 ) -> Audit:
     """Measure every property that is declared for audits on the test images of a folder.
 
-    Models are written as `networks.load_user_model` reads them. ``size`` and ``count`` are the side
-    of the images in pixels and how many of them; ``skip_damaged`` leaves out files that cannot be
-    read instead of refusing the folder. ``out`` is called when the request has proved right and
-    before anything is measured. Raises RequestError.
+    Models are written as `networks.load_user_model` reads them; the rest is as in `images`.
+    ``out`` is called when the request has proved right and before anything is measured. Raises
+    RequestError.
     """
-    from kdnotes import data, probes
-    from kdnotes.probes.base import Cast, Outcome
-
-    for name, value in (("size", size), ("images", count)):
-        if value is not None and value < 1:
-            raise RequestError(f"--{name} must be 1 or more, not {value}")
     started = time.perf_counter()
-    asked = {"size": size, "skip_damaged": skip_damaged}
-    options = {name: value for name, value in asked.items() if value}
-    source = f"{data.FOLDER_PREFIX}{folder}"
-    images = data.load(data.DataSpec(name=source, split="test", count=count, options=options))
+    shown = images(folder, size=size, count=count, skip_damaged=skip_damaged)
     given = {"teacher": teacher, "student": student, "independent": independent}
-    classes = len(images.classes)
-    teaching, *taught = (
-        _member(arm, text, classes) for arm, text in given.items() if text is not None
-    )
-    cast = Cast(teaching, None, tuple(taught), images.classes)
+    named = {
+        arm: _named(arm, text, len(shown.classes))
+        for arm, text in given.items()
+        if text is not None
+    }
+    members = cast(named["teacher"], named["student"], named.get("independent", ()))
     if out is not None:
         out()
-    parts: list[Outcome] = []
-    skipped = {}
-    for which in probes.properties():
-        if not which.audited:
-            continue
-        report(f"measuring {which.title} on {len(images)} images")
-        try:
-            found = measured(which, cast, images)
-        except RequestError as error:  # such as a network without feature maps
-            skipped[which.title] = str(error)
-        else:  # every probe measures the accuracy on the images as they are anew
-            parts.append(found.without_accuracy() if parts else found)
-    outcome = Outcome.combine(parts)
-    claims = list(_comparisons(outcome, independent is not None))
-    parameters = given | {"data": folder, "images": len(images), "size": images.size}
-    return Audit(outcome, claims, skipped, parameters, time.perf_counter() - started)
+    found = measure(members, shown, report=report)
+    parameters = given | {"data": folder, "images": len(shown), "size": shown.size}
+    seconds = time.perf_counter() - started
+    return Audit(found.outcome, found.comparisons(), found.skipped, parameters, seconds)
 
 
 def measured(which: Property, cast: Cast, images: ImageData) -> Outcome:
@@ -91,20 +258,39 @@ def measured(which: Property, cast: Cast, images: ImageData) -> Outcome:
     return which.measure(cast, images)
 
 
-def _member(arm: str, text: str, classes: int) -> Member:
+def _named(arm: str, text: str, classes: int) -> nn.Module:
+    from kdnotes import networks
+
+    try:
+        return networks.load_user_model(text, classes)
+    except RequestError as error:
+        raise RequestError(f"--{arm}: {error}") from error
+
+
+def _member(
+    called: str,
+    arm: str,
+    seed: int,
+    module: nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Member:
     from kdnotes import networks
     from kdnotes.probes.base import Member
     from kdnotes.study.resolving import resolve_device
 
-    try:
-        network = networks.freeze(networks.load_user_model(text, classes)).to(resolve_device(""))
-    except RequestError as error:
-        raise RequestError(f"--{arm}: {error}") from error
+    own = copy.deepcopy(module)
+    if not all(bool(each.isfinite().all()) for each in own.state_dict().values()):
+        raise RequestError(f"{called} has weights that are not finite numbers")
+    if not isinstance(own, networks.Normalized):
+        centre, spread = tuple(mean or (0.0, 0.0, 0.0)), tuple(std or (1.0, 1.0, 1.0))
+        own = networks.Normalized(own, centre, spread)
+    network = networks.freeze(own.eval()).to(resolve_device(""))
     try:
         taps = networks.taps(network)
     except RequestError:  # only some properties need them, and say so
         taps = ()
-    return Member(arm, 0, network, taps)
+    return Member(arm, seed, network, taps)
 
 
 def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, Any]]:
@@ -116,7 +302,7 @@ def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, 
             continue
         name, condition = shown.name, shown.condition
         rows = table[(table["measure"] == name) & (table["condition"] == condition)]
-        values = dict(zip(rows["arm"], rows["value"], strict=True))
+        values = rows.groupby("arm", sort=False)["value"].mean().to_dict()
         if "student" not in values:  # a property that could not be measured
             continue
         reference: str | float | None = None

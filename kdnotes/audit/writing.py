@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdnotes import paths
 from kdnotes.audit.measuring import Audit
@@ -29,8 +31,6 @@ def save(audit: Audit, where: Path) -> None:
 
 def summary(audit: Audit) -> str:
     """The audit as Markdown: what was compared, each measure, and how to read it."""
-    from kdnotes.stats import Interval, format_number
-
     given = paths.without_absolute_paths(audit.parameters)
     independent = given["independent"]
     third = f"independent student `{independent}`" if independent else "no independent student"
@@ -40,15 +40,25 @@ def summary(audit: Audit) -> str:
         f"Teacher `{given['teacher']}`, student `{given['student']}`, {third}; {given['images']} "
         f"test images of `{given['data']}`, {given['size']} pixels a side.",
         "",
+        *comparison_lines(audit.claims),
+    ]
+    lines += ["", *(f"Not measured: {name} ({why})." for name, why in audit.skipped.items())]
+    return "\n".join(lines) + "\n" + READING
+
+
+def comparison_lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A Markdown table with a row per measure: every arm's mean, and the difference."""
+    from kdnotes.stats import Interval, format_number
+
+    lines = [
         "| what | teacher | student | independent | difference [95%] | |",
         "|---|---|---|---|---|---|",
     ]
-    for claim in audit.claims:
+    for claim in claims:
         arms = (claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent"))
         values = (format_number(value) if math.isfinite(value) else "" for value in arms)
         difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
         compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
         cells = [claim["meaning"], *values, difference.format() if compared else ""]
         lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
-    lines += ["", *(f"Not measured: {name} ({why})." for name, why in audit.skipped.items())]
-    return "\n".join(lines) + "\n" + READING
+    return lines

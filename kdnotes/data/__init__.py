@@ -4,7 +4,7 @@ Importing this, and planning with it, does not import torch; making or reading i
 """
 
 from kdnotes.data.folders import FOLDER_PREFIX
-from kdnotes.data.images import ImageData
+from kdnotes.data.image_data import ImageData
 from kdnotes.data.registry import Source, check_name, load, names, source, with_fingerprint
 from kdnotes.data.spec import DataSpec
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdnotes.data.images import PerImage
+from kdnotes.data.image_data import PerImage
 
 
 @dataclass(frozen=True)

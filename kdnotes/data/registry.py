@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdnotes.data import sources
-from kdnotes.data.images import ImageData
+from kdnotes.data.image_data import ImageData
 from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnotes.data import glyphs
-from kdnotes.data.images import PerImage
+from kdnotes.data.image_data import PerImage
 from kdnotes.errors import RequestError
 
 DOMAINS = ("sketch", "stylised", "silhouette", "edge", "cue-conflict")

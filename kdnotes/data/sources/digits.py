@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from kdnotes.data import glyphs
-from kdnotes.data.images import ImageData, joined
+from kdnotes.data.image_data import ImageData, joined
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
 

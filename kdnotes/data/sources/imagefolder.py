@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdnotes.data import folders
 from kdnotes.data.folders import FolderOptions
-from kdnotes.data.images import ImageData, file_sources
+from kdnotes.data.image_data import ImageData, file_sources
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError

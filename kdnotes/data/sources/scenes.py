@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdnotes.data import glyphs
-from kdnotes.data.images import ImageData, joined
+from kdnotes.data.image_data import ImageData, joined
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
 

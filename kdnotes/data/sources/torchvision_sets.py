@@ -11,7 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from kdnotes.data.images import ImageData, file_sources
+from kdnotes.data.image_data import ImageData, file_sources
 from kdnotes.data.registry import NoOptions, Source
 from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
