@@ -224,24 +224,15 @@ def _made(
 ) -> tuple[Normalized, list[dict[str, float]]]:
     """A network as it is to be saved, published or trained here, and its history."""
     from kdnotes import networks
-    from kdnotes.training import loop, teachers
+    from kdnotes.training import loop
 
     if spec.pretrained:
         return networks.load_published(spec.model, spec.pretrained, spec.num_classes), []
-    data, compiled, tries = training_data(spec, data_dir), loop.wants_compile(), 2
-    while True:
-        start, small = spec.initialisation_seed, not spec.large_images
-        network = networks.build(spec.model, spec.num_classes, start, small_images=small)
-        try:
-            teacher = None if spec.teacher is None else _teacher_of(spec, data, device)
-            history = loop.train(spec, network, data, teacher, device, report, kept, compiled)
-            return network, history
-        except teachers.TableError as error:
-            tries -= 1
-            if not tries:
-                raise
-            print(str(error), file=sys.stderr)
-            shutil.rmtree(_table_folder(spec, device), ignore_errors=True)
+    data, compiled = training_data(spec, data_dir), loop.wants_compile()
+    start, small = spec.initialisation_seed, not spec.large_images
+    network = networks.build(spec.model, spec.num_classes, start, small_images=small)
+    teacher = None if spec.teacher is None else _teacher_of(spec, data, device)
+    return network, loop.train(spec, network, data, teacher, device, report, kept, compiled)
 
 
 def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
@@ -257,17 +248,12 @@ def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
     network = networks.freeze(load(spec.teacher)).to(fabric.device)
     if fabric.world_size > 1 or not teachers.fits_table(spec, network, data):
         return teachers.Teacher(network)
-    folder, layer = _table_folder(spec, device), teachers.layer_of(spec, network)
-    table = teachers.TeacherTable(folder, network, data, spec.recipe.views, fabric.device, layer)
+    views, layer = spec.recipe.views, teachers.layer_of(spec, network)
+    asked = [spec.teacher.key, spec.data.key(), views.model_dump_json(), device]
+    asked += [layer] if layer and spec.needs_layer else []
+    folder = cache_folder() / "tables" / checksum("|".join(asked).encode())[:20]
+    table = teachers.TeacherTable(folder, network, data, views, fabric.device, layer)
     return teachers.Teacher(network, table)
-
-
-def _table_folder(spec: NetworkSpec, device: str) -> Path:
-    assert spec.teacher is not None
-    assert spec.method is not None
-    parts = [spec.teacher.key, spec.data.key(), spec.recipe.views.model_dump_json(), device]
-    parts += spec.method.layers() or ()
-    return cache_folder() / "tables" / checksum("|".join(parts).encode())[:20]
 
 
 def training_data(spec: NetworkSpec, data_dir: Path | None) -> ImageData:

@@ -19,8 +19,6 @@ from kdnotes.training import teachers
 from kdnotes.training.specification import NetworkSpec, derive_seed
 from kdnotes.training.teachers import Teacher
 
-RECHECKED_ROWS = 8
-
 
 class Shown:
     """A batch: float images (B, 3, H, W), int64 labels and numbers (B,), the teacher's answers.
@@ -131,7 +129,6 @@ class Stream:
         if teacher.table is not None:
             asked, views = drawn.asked.cpu(), drawn.views.cpu()
             teacher.table.fill(asked, views)
-            teacher.table.recheck(asked[:RECHECKED_ROWS], views[:RECHECKED_ROWS])
             answers = teacher.table.in_parts(asked, views, drawn.parts)
             return lambda part, seen: next(answers)
 

@@ -8,6 +8,7 @@ its rows are computed again.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +26,12 @@ from kdnotes.networks import Composite, Normalized
 from kdnotes.store import appearing
 from kdnotes.training.specification import NetworkSpec, Recipe
 
+CHECKED_ROWS = 64  # of a table that is opened
 CHUNK = 256  # every pass that fills a table has this size: a row does not depend on its company
 NUMBERS_AT_ONCE = 4_000_000  # that are read from a table
 CONFIDENCE_IMAGES = 10_000  # enough for one mean; a live teacher would take hours for all
 MOST_BYTES = 50_000_000_000  # of a table of logits
 MOST_BYTES_OF_MAPS = 300_000_000
-
-
-class TableError(RuntimeError):
-    """A stored row differs from what the teacher answers."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class Teacher:
 class TeacherTable:
     """What a frozen teacher says of each (image, view): all that `live` gives, one row each.
 
-    ``folder`` holds the files; it is made on first use. Raises TableError where they are of another
-    shape.
+    ``folder`` holds the files, made on first use, and anew where they do not say what the teacher
+    says.
     """
 
     def __init__(
@@ -83,10 +81,23 @@ class TeacherTable:
         self._widths = [shape.numel() for shape in self._shapes]
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock")
-        rows = (len(data), len(views))
         with self._lock:
-            self._filled = _opened(folder / "filled.npy", np.uint8, rows)
-            self._rows = _opened(folder / "rows.npy", np.float32, (*rows, sum(self._widths)))
+            self._open(folder)
+            if not self._is_sound():
+                print(f"teacher table {folder.name} is wrong: making it anew", file=sys.stderr)
+                for file in folder.glob("*.npy"):
+                    file.unlink()
+                self._open(folder)
+
+    def _is_sound(self) -> bool:
+        filled = torch.from_numpy(np.flatnonzero(self._filled))
+        some = filled[:: math.ceil(len(filled) / CHECKED_ROWS) or 1]
+        return not len(some) or self.agrees(some // len(self.views), some % len(self.views))
+
+    def _open(self, folder: Path) -> None:
+        rows = (len(self.data), len(self.views))
+        self._filled = _opened(folder / "filled.npy", np.uint8, rows)
+        self._rows = _opened(folder / "rows.npy", np.float32, (*rows, sum(self._widths)))
 
     def fill(self, indices: Tensor, views: Tensor) -> int:
         """Compute the rows (n,) that are missing; returns how many were."""
@@ -129,16 +140,13 @@ class TeacherTable:
                 here = slice(part.start - start, part.stop - start)
                 yield Outputs(*(values if values is None else values[here] for values in read))
 
-    def recheck(self, indices: Tensor, views: Tensor, tolerance: float = 1e-4) -> None:
-        """Compare stored rows with the live teacher; raises TableError where they differ."""
+    def agrees(self, indices: Tensor, views: Tensor, tolerance: float = 1e-4) -> bool:
+        """Whether filled rows (n,) are what the live teacher answers."""
         stored = torch.from_numpy(self._rows[indices.numpy(), views.numpy()])
         # On a CPU a few rows come out the same to the last digits, and cost a fraction of a chunk.
         chunk = len(indices) if self.device.type == "cpu" else CHUNK
-        difference = float((stored - self._answer(indices, views, chunk)).abs().max())
-        if not difference <= tolerance:
-            raise TableError(
-                f"teacher table is off by {difference:.2g}: it will be thrown away and made anew"
-            )
+        answer = self._answer(indices, views, chunk)
+        return bool(((stored - answer).abs() <= tolerance).all())
 
     def _missing(self, indices: Tensor, views: Tensor) -> np.ndarray:
         flat = np.unique((indices * len(self.views) + views).numpy())
@@ -164,10 +172,7 @@ def _opened(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     if not path.exists():
         with appearing(path) as scratch:  # sparse: views never asked for take no room on disk
             np.lib.format.open_memmap(scratch, mode="w+", dtype=dtype, shape=shape)
-    rows = np.lib.format.open_memmap(path, mode="r+")
-    if rows.shape != shape:
-        raise TableError(f"table {path.parent.name} was made for other data")
-    return rows
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 @torch.no_grad()
