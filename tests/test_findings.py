@@ -10,9 +10,14 @@ import pytest
 from scipy import stats as scipy_stats
 
 import kdnotes as kd
+from kdnotes import methods
 from kdnotes.probes.base import ITEM_COLUMNS, Measure, Outcome
 from kdnotes.probes.wording import Text
 from kdnotes.stats import VERDICTS
+from kdnotes.study import arms
+
+for name in ("kl", "hint", "crd"):
+    arms.taught_by(methods.get(name)())  # declares how they are called
 
 SAME = Measure("same", "gives the same answer", "changed")
 PAIR = Measure("alike", "gives the teacher's answer", of="pair")
@@ -96,6 +101,44 @@ def test_a_measure_of_a_pair_ends_at_the_second_teacher() -> None:
     assert pair.sentence().startswith(
         "A student gives the teacher's answer: KL hands on most of it"
     )
+
+
+def test_the_same_run_by_another_measure_and_on_some_images() -> None:
+    accuracy = Measure("accuracy", "is right")
+    full = found(rows(FULL), rows({"kl": [0.8, 0.9]}, "accuracy", ""))
+    assert full.about(accuracy).mean("kl") == full.mean("kl", "accuracy", "") == ".85"
+
+    right = {0: (1, 1), 1: (0, 1), 2: (0, 0), 3: (1, 0)}  # by place, of KL's two seeds
+    items = [
+        {"item": item, "arm": "kl", "seed": seed, "value": float(value)}
+        for item, values in right.items()
+        for seed, value in enumerate(values)
+    ]
+    frame = pd.DataFrame(items).assign(condition="", measure="accuracy", source=0, prediction=0)
+    frame = frame.astype(dict.fromkeys(("arm", "condition", "measure"), "category"))
+    some = kd.Findings(Outcome(rows(FULL), frame), accuracy, ("kl",)).on([0, 1])
+    assert some.values("kl").to_dict() == {0: 0.5, 1: 1.0}
+    assert set(some.outcome.items["item"]) == {0, 1}
+
+
+def test_the_method_that_gains_most() -> None:
+    assert found(rows(FULL)).gains_most() == "kl"
+    less = Measure("same", "gives another answer", "changed", direction="down")
+    assert found(rows(FULL), measure=less).gains_most() == "crd"
+    without = {arm: FULL[arm] for arm in ("independent", "hint")}
+    assert found(rows(without)).gains_most() == "hint"
+
+
+def test_strangers_are_pairs_of_independent_students() -> None:
+    ones = [
+        rows({"independent": [alike]}, "alike", f"against={seed}")
+        for seed, alike in ((1, 0.6), (2, 0.8))
+    ]
+    pair = found(rows({"independent": [0.5]}, "alike", ""), *ones, measure=PAIR)
+    assert list(pair.strangers()) == [0.6, 0.8]
+    assert list(pair.strangers("other")) == []
+    there = rows({"independent": [0.7]}, "same", "changed,against=1")
+    assert list(found(there, rows(FULL)).strangers()) == [0.7]
 
 
 def test_images_apart() -> None:
@@ -222,6 +265,9 @@ def test_a_picture_of_every_network_leaves_out_what_was_not_measured() -> None:
     assert len(axis.get_yticks()) == 2
     assert axis.get_xlabel() == "Gives the same answer (share)"
     assert full.points(["control-smoothed"]) is None
+    lined = full.points(["kl"], {"chance": 0.1})
+    assert lined is not None
+    assert "chance" in [line.get_label() for line in lined.axes[0].get_lines()]
 
 
 def test_images_limit_where_their_choice_weighs_more() -> None:
@@ -279,8 +325,8 @@ def test_one_student_and_no_method() -> None:
     assert "no way of teaching was compared" in found(rows(FULL), methods=()).sentence()
 
 
-def test_verdicts_are_those_of_the_report() -> None:
+def test_verdicts_are_those_of_the_claims() -> None:
     claims = kd.claims.evaluate(kd.claims.load("color-invariance"), found(rows(FULL)).outcome)
     table = found(rows(FULL), claims=claims).verdicts()
-    assert table == kd.report.verdicts(claims)
+    assert table == kd.claims.verdict_table(claims)
     assert len(table.splitlines()) == 2 + len(claims)

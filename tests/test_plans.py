@@ -49,6 +49,16 @@ def test_students_of_one_seed_are_paired_and_teachers_apart(chapter: str) -> Non
         assert starts.isdisjoint(set().union(*by_seed.values()))
 
 
+def test_a_student_that_is_not_declared_is_the_first_of_its_arm() -> None:
+    study = of("distillation")
+    plan = main_plan(study)
+    before, declared = len(plan.planned), by_arm(plan.planned)
+    asked = plan.student(plan.method("kl"), of=declared["teacher"])
+    assert asked == declared["kl"]
+    assert plan.student(plan.method("kl"), declared["teacher"], epochs=1).recipe.epochs == 1
+    assert len(plan.planned) == before
+
+
 def test_casts_that_differ_in_students_alone_share_a_teacher() -> None:
     teacher = arms("localization")["teacher"]
     for chapter, plan in (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdnotes import figures, stats
 from kdnotes.probes import wording
+from kdnotes.probes.base import joined
 from kdnotes.probes.wording import DASH, NOT_MEASURED, FirstScreen, Text
 from kdnotes.stats import claims as of_the_paper
 from kdnotes.stats.words import VERDICTS, format_number
@@ -47,6 +48,20 @@ class Findings:
         """The arm at 1 of a share: a teacher agrees with itself, so pairs have the second one."""
         return "second-teacher" if self.measure.of == "pair" else "teacher"
 
+    # --- the same run, seen otherwise -------------------------------------------------------
+
+    def about(self, measure: Measure) -> Findings:
+        """The same run, told by another measure."""
+        return replace(self, measure=measure)
+
+    def on(self, images: Iterable[int]) -> Findings:
+        """The same run on some of its images, by their places in the test set."""
+        kept = self.outcome.items[self.outcome.items["item"].isin(list(images))]
+        by = ["arm", "seed", "condition", "measure"]
+        means = kept.groupby(by, observed=True, sort=False)["value"].mean().reset_index()
+        names = dict.fromkeys(("arm", "condition", "measure"), str)
+        return replace(self, outcome=replace(self.outcome, table=means.astype(names), items=kept))
+
     # --- numbers ----------------------------------------------------------------------------
 
     def values(self, arm: str, measure: Name = None, condition: Name = None) -> pd.Series:
@@ -64,6 +79,21 @@ class Findings:
             return stats.contrast(*tables, arm, reference or self.reference)
         except stats.NotMeasuredError:
             return stats.Interval(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
+
+    def gains_most(self) -> str:
+        """The method whose students have most beyond the reference, in the measure's direction."""
+        sign = -1.0 if self.measure.direction == "down" else 1.0
+        gains = {arm: sign * self.difference(arm).estimate for arm in self.methods}
+        return max(gains, key=lambda arm: -math.inf if math.isnan(gains[arm]) else gains[arm])
+
+    def strangers(self, measure: Name = None, condition: Name = None) -> pd.Series:
+        """How alike every two independent students are: what comes of chance, for a pair's measure.
+
+        A value for each of the two as the first; empty where there is but one student.
+        """
+        table, (name, under) = self.outcome.table, self._where(measure, condition)
+        pairs = table["condition"].str.startswith(joined(under, "against="))
+        return table[pairs & (table["measure"] == name)]["value"].dropna()
 
     def share(
         self, arm: str, end: Name = None, measure: Name = None, condition: Name = None
@@ -167,10 +197,15 @@ class Findings:
         """All claims: what decides each, what the paper has, what was found."""
         return Text(of_the_paper.verdict_table(self.claims))
 
-    def points(self, arms: Iterable[str] | None = None) -> Figure | None:
-        """A picture of every network of the arms that were measured; None where none was."""
+    def points(
+        self, arms: Iterable[str] | None = None, lines: Mapping[str, float] | None = None
+    ) -> Figure | None:
+        """A picture of every network of the arms that were measured; None where none was.
+
+        lines: named values such as chance, drawn through it.
+        """
         known = [arm for arm in arms or (self.reference, *self.methods) if len(self.values(arm))]
-        where = (*self._where(), known, self.measure.label)
+        where = (*self._where(), known, self.measure.label, lines)
         return figures.points(self.outcome.table, *where) if known else None
 
     # --- the first screen -------------------------------------------------------------------

@@ -36,13 +36,12 @@ def condition(layer: str = "last", of: str = "true") -> str:
 
 LAST, EARLIER, ANY = condition(), condition("earlier"), (condition("*", "*"),)
 PAIRS = (*ANY, base.joined(*ANY, "against=*"))
+LOOKS = "looks where the teacher looks"
 _Energy = partial(Measure, unit="times an even map's share", high=math.inf, chance=1.0)
 MEASURES = (
-    Alike(
-        "win_rate", "looks more like the teacher than its twin does", LAST, PAIRS, True, chance=0.5
-    ),
-    Alike("cam_cosine", "looks where the teacher looks", LAST, ANY, True, unit="cosine"),
-    Alike("cam_cosine", "looks where the teacher looks, earlier", EARLIER, (), True, unit="cosine"),
+    Alike("win_rate", f"{LOOKS} more than one trained alone", LAST, PAIRS, True, chance=0.5),
+    Alike("cam_cosine", LOOKS, LAST, ANY, True, unit="cosine"),
+    Alike("cam_cosine", f"{LOOKS}, earlier", EARLIER, (), True, unit="cosine"),
     Alike("rank_correlation", "ranks places as the teacher does", LAST, ANY, unit="rho", low=-1.0),
     Alike("top_iou", "looks most at what the teacher looks at most", LAST, ANY, unit="IoU"),
     _Energy("energy_digit", "looks at the digit", LAST, ANY),

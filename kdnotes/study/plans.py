@@ -100,20 +100,37 @@ class Plan:
         of: NetworkSpec | None = None,
         *,
         seeds: Seeds = "all",
+        **how: Any,
+    ) -> Arm:
+        """Students of a teacher, or of none; those of one seed share first weights and data order.
+
+        ``seeds``: all, the few of secondary arms, or these; ``how``: as in `student`.
+        """
+        settings = self.study.settings
+        named = {"all": settings.seeds, "few": settings.control_seeds}
+        spec = self.student(arm, of, **how)
+        for seed in named[seeds] if isinstance(seeds, str) else seeds:
+            self._enrol(arm, spec.model_copy(update={"seed": seed}))
+        return arm
+
+    def student(
+        self,
+        arm: Arm,
+        of: NetworkSpec | None = None,
+        *,
         model: str | None = None,
         epochs: int | None = None,
         count: int | None = None,
         start_seed: int | None = None,
-    ) -> Arm:
-        """Students of a teacher, or of none; those of one seed share first weights and data order.
+    ) -> NetworkSpec:
+        """What the first student of an arm would be; it is not declared.
 
-        ``seeds``: all, the few of secondary arms, or these. ``count``: training images.
-        ``start_seed``: of first weights in place of the students' own.
+        ``count``: training images. ``start_seed``: of first weights in place of its own.
         """
         settings, model = self.study.settings, model or self.student_model
         if of is None:
             epochs = epochs or settings.independent_epochs
-        spec = self._network(
+        return self._network(
             "student",
             model,
             self._recipe("student", model, epochs, SLOW.get(model, 1)),
@@ -121,12 +138,9 @@ class Plan:
             method=arm.method,
             labels=arm.labels,
             teacher=of,
+            seed=settings.seeds[0],
             start_seed=start_seed,
         )
-        named = {"all": settings.seeds, "few": settings.control_seeds}
-        for seed in named[seeds] if isinstance(seeds, str) else seeds:
-            self._enrol(arm, spec.model_copy(update={"seed": seed}))
-        return arm
 
     def controls(
         self, teacher: NetworkSpec, second: NetworkSpec | None = None, *, smoothed: Seeds = "few"
