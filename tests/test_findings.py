@@ -176,6 +176,7 @@ def test_tables() -> None:
     networks = pd.DataFrame({"arm": ["kl"], "epochs": [9], "images": [100]})
     assert full.trained(networks).splitlines()[0] == "|  | test accuracy |"
     assert "| .800 |" in full.trained(networks)
+    assert "| .700 |" in found(rows(FULL, "accuracy", "cast=x")).trained(networks, "cast=x")
 
 
 def test_markdown_is_shown_as_such() -> None:
@@ -314,6 +315,7 @@ def test_a_crippled_table_is_said_in_words(values: Values, says: str, row: str) 
     assert crippled.means(["hint"]) == "Hint not measured"
     assert crippled.differences(["hint"]) == "Hint: not measured"
     assert crippled.shares(["hint"]) == "Hint: not measured"
+    assert crippled.share("hint").format() == "not measured"
     assert crippled.difference("hint").n == 0
 
 

@@ -158,6 +158,18 @@ def test_a_network_with_itself_is_one_in_any_order_of_images() -> None:
     assert np.allclose(whole, mixed, atol=1e-6)
 
 
+def test_means_by_layer_in_one_of_several_casts() -> None:
+    cast = small_cast()
+    outcome = representations.measure(cast, some_data())
+    arm = cast.arms[0]
+    frame = representations.by_layer(outcome.under("pair=x"), cast, arm, "pair=x")
+    assert list(frame.index) == list(frame) == ["1", "2", "features", "logits"]
+    rows = outcome.table.query("arm == @arm and measure == 'cka'")
+    there = rows[rows["condition"] == "teacher_layer=2,student_layer=logits"]
+    assert len(there) == len(cast.arm(arm))
+    assert frame.loc["2", "logits"] == pytest.approx(there["value"].mean())
+
+
 def test_left_over_images_count_for_accuracy_only() -> None:
     data, cast = some_data(), small_cast()
     outcome = in_batches(29, representations.measure, cast, data)  # 29, 29 and 2

@@ -65,10 +65,12 @@ def students(seeds: pd.Series) -> str:
 def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -> Findings:
     """What a chapter found: its outcome with the claims that it decides, told by one main measure.
 
-    ``options`` are those of `Findings`, such as another reference than the independent students.
+    ``options`` are those of `Findings`, such as other arms than the students of each method, or
+    another reference than the independent students.
     """
     decided = claims.evaluate(claims.load(study.chapter), outcome)
-    return Findings(outcome, measure, study.settings.methods, claims=decided, **options)
+    options = {"methods": study.settings.methods} | options
+    return Findings(outcome, measure, claims=decided, **options)
 
 
 def finish(study: Study, found: Findings) -> Text:

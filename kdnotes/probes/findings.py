@@ -187,10 +187,14 @@ class Findings:
             frame[head] = [cell(arm, where) for arm in frame["arm"]]
         return Text(figures.markdown_table(frame))
 
-    def trained(self, networks: pd.DataFrame) -> Text:
-        """Who was trained how (the plan's table), and how accurate each is on unchanged images."""
+    def trained(self, networks: pd.DataFrame, condition: str = "") -> Text:
+        """Who was trained how (the plan's table), and how accurate each is on unchanged images.
+
+        ``condition``: that of its accuracy, where it belongs to one of several casts.
+        """
         shown = networks.drop(columns=["images", "epochs"], errors="ignore")
-        shown["test accuracy"] = [self.values(arm, "accuracy", "").mean() for arm in shown["arm"]]
+        right = (self.values(arm, "accuracy", condition) for arm in shown["arm"])
+        shown["test accuracy"] = [values.mean() for values in right]
         return Text(figures.markdown_table(shown, digits=3))
 
     def verdicts(self) -> Text:

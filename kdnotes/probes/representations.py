@@ -175,6 +175,23 @@ def relation(
     return Outcome.of_rows(rows)
 
 
+def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.DataFrame:
+    """Mean ``cka`` of every layer of a cast's teacher (rows) with every one of an arm (columns).
+
+    ``under``: the condition before those of this cast, where it is one of several.
+    """
+    member = next(each for each in cast.everyone() if each.arm == arm)
+    theirs, ours = layer_names(cast.teacher), layer_names(member)
+    rows = outcome.table[(outcome.table["measure"] == "cka") & (outcome.table["arm"] == arm)]
+    means = rows.groupby("condition")["value"].mean()
+
+    def value(row: str, column: str) -> float:
+        return means[base.joined(under, f"teacher_layer={row},student_layer={column}")]
+
+    cells = [[value(row, column) for column in ours] for row in theirs]
+    return pd.DataFrame(cells, theirs, ours)
+
+
 def layer_names(member: Member) -> list[str]:
     """Names of a network's layers in conditions: its taps by number, features, logits."""
     return [*map(str, range(1, len(member.taps) + 1)), FEATURES, LOGITS]

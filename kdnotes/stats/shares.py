@@ -45,6 +45,8 @@ class GapClosed:
         """The ratio with its interval, or the raw difference and why there is no ratio."""
         if self.ratio is not None:
             return self.ratio.format(digits)
+        if not self.difference.n:
+            return self.reason
         return f"{self.reason} (difference {self.difference.format(digits)})"
 
     def beyond(self, share: float) -> Interval:
