@@ -18,7 +18,13 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Any]:
     taught = SimpleNamespace(short="telepathy")
     specs = [
         SimpleNamespace(
-            key=str(number), role=role, method=method, teacher=None, parts=(), seconds=60.0 * number
+            key=str(number),
+            role=role,
+            method=method,
+            teacher=None,
+            parts=(),
+            trained_before=(),
+            seconds=60.0 * number,
         )
         for number, (role, method) in enumerate(
             [("teacher", None), ("student", None), ("student", taught)], start=1
