@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,6 @@ class Measured:
 
     def show(self) -> None:
         """Show the main measures as a table: a page's in a notebook, plain text elsewhere."""
-        from kdnotes.audit.writing import comparison_lines
         from kdnotes.progress import in_notebook
 
         lines = [*comparison_lines(self.comparisons()), ""]
@@ -332,3 +331,21 @@ def _verdict(low: float, high: float) -> str:
     if low > 0:
         return "more"
     return "less" if high < 0 else "no difference shown"
+
+
+def comparison_lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A Markdown table with a row per measure: every arm's mean, and the difference."""
+    from kdnotes.stats import Interval, format_number
+
+    lines = [
+        "| what | teacher | student | independent | difference [95%] | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in claims:
+        arms = (claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent"))
+        values = (format_number(value) if math.isfinite(value) else "" for value in arms)
+        difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
+        compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
+        cells = [claim["meaning"], *values, difference.format() if compared else ""]
+        lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
+    return lines

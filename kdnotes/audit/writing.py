@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kdnotes import paths
-from kdnotes.audit.measuring import Audit
+from kdnotes.audit.measuring import Audit, comparison_lines
 from kdnotes.book import results
 from kdnotes.store import appearing
 
@@ -44,21 +41,3 @@ def summary(audit: Audit) -> str:
     ]
     lines += ["", *(f"Not measured: {name} ({why})." for name, why in audit.skipped.items())]
     return "\n".join(lines) + "\n" + READING
-
-
-def comparison_lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A Markdown table with a row per measure: every arm's mean, and the difference."""
-    from kdnotes.stats import Interval, format_number
-
-    lines = [
-        "| what | teacher | student | independent | difference [95%] | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for claim in claims:
-        arms = (claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent"))
-        values = (format_number(value) if math.isfinite(value) else "" for value in arms)
-        difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
-        compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
-        cells = [claim["meaning"], *values, difference.format() if compared else ""]
-        lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
-    return lines
