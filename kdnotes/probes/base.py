@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -112,6 +112,10 @@ class Measure:
     def label(self) -> str:
         """For an axis: what networks do, and in which unit it is counted."""
         return f"{self.sentence[0].upper()}{self.sentence[1:]} ({self.unit})"
+
+    def at(self, condition: str) -> Measure:
+        """The same measure with another main condition."""
+        return replace(self, condition=condition)
 
     def is_measured_under(self, condition: str) -> bool:
         """Whether the probe can have measured it there, in one cast or in one among several."""
