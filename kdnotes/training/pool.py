@@ -39,8 +39,8 @@ def train_all(
 ) -> None:
     """Train networks, teachers first; raises what the first failing one raised.
 
-    On a GPU the networks follow one another in
-    this process, on all GPUs in one process for each; on CPU they share ``jobs`` worker processes.
+    On a GPU the networks follow one another in this process, on all GPUs in one process for each;
+    on CPU they share ``jobs`` worker processes.
     """
     if device == "cuda:all" and (gpus := _gpus()) > 1:
         _in_group(to_train, device, data_dir, gpus)

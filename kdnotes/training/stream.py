@@ -96,8 +96,8 @@ class Stream:
         asked = order if self.permutation is None else self.permutation[order]
         starts = range(0, len(order), self.batch)
         parts = tuple(slice(start + self.own.start, start + self.own.stop) for start in starts)
-        place = self.place
-        return Epoch(order.to(place), asked.to(place), views.to(place), rectangles, parts)
+        order, asked, views = (rows.to(self.place) for rows in (order, asked, views))
+        return Epoch(order, asked, views, rectangles, parts)
 
     def _raw_images(self, drawn: Epoch) -> Iterator[Tensor]:
         """The bytes of each part; of a folder, the next ones are read while these are used."""
@@ -149,14 +149,8 @@ class Stream:
         if (crops := self.recipe.crops) is not None:
             images = crop(images, crops.draw(self.batch, self.jitters)[self.own].to(self.place))
         if (jitter := self.recipe.jitter) is not None:
-            factors = colors.draw_jitter(
-                self.batch,
-                jitter.brightness,
-                jitter.contrast,
-                jitter.saturation,
-                jitter.hue,
-                self.jitters,
-            )
+            strengths = jitter.model_dump()
+            factors = colors.draw_jitter(self.batch, **strengths, generator=self.jitters)
             images = colors.jitter(images, factors[self.own])
         return images
 
