@@ -437,6 +437,8 @@ def test_heatmap_prints_numbers_and_a_dash_for_none(figures: dict[str, Figure]) 
     np.testing.assert_allclose(cells, make_shares().to_numpy())
     assert axis.collections[0].get_clim() == (-1, 1)
     assert {text.get_text() for text in axis.texts} == {".38", ".02", ".70", draw.NOTHING}
+    named = draw.heatmap({"kl": make_shares(), "two": make_shares()}, "", "", "Share")
+    assert [axis.get_title() for axis in named.axes[:2]] == [draw.looks.of("kl").short, "two"]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["KL", "Hint"]
 
 

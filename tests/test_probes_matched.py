@@ -47,6 +47,9 @@ def test_rows_are_those_of_the_other_probes() -> None:
         for arm, seed in (("kl", 0), ("kl", 1), ("independent", 2), ("second-teacher", 1)):
             found = value_of(table, arm, seed, measure, under)
             assert found == value_of(expected, arm, seed, measure, condition), (measure, arm)
+    for measure, condition, accuracy_condition, end in matched.PROPERTIES.values():
+        assert len(matched.gains(table, measure, condition, accuracy_condition, ["kl"]))
+        assert end in set(table["arm"])
     assert set(outcome.items["condition"]) <= set(table["condition"])
     assert set(outcome.items["measure"]) == set(matched.ITEMS_OF)
     mine = outcome.items.astype({"arm": str, "condition": str, "measure": str})

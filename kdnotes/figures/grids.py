@@ -76,7 +76,8 @@ def heatmap(
 ) -> Figure:
     """A panel per frame, under its name: a number in every cell, as a colour from ``low`` to 1.
 
-    Columns that are arms get their short names; cells that are NaN are grey and hold a dash.
+    Panels and columns that are arms get their short names; cells that are NaN are grey and hold a
+    dash.
     """
     import seaborn as sns  # takes a second, and only this figure needs it
 
@@ -92,15 +93,18 @@ def heatmap(
         sns.heatmap(values, ax=axis, annot=texts, fmt="", linewidths=1, annot_kws=size, **colours)
         for row, column in zip(*np.nonzero(values.isna().to_numpy()), strict=True):
             axis.text(column + 0.5, row + 0.5, NOTHING, ha="center", va="center")
-        axis.set(title=name, xlabel=xlabel, ylabel="" if place % 2 else ylabel)
-        short = [looks.of(each).short if each in looks.order() else each for each in frame]
+        axis.set(title=_short(name), xlabel=xlabel, ylabel="" if place % 2 else ylabel)
         angle, end = (0, "center") if alone else (30, "right")
-        names = [textwrap.fill(each, 10) for each in short]
+        names = [textwrap.fill(_short(each), 10) for each in frame]
         axis.set_xticks(axis.get_xticks(), names, rotation=angle, ha=end, rotation_mode="anchor")
         names = [textwrap.fill(each, 16) for each in frame.index]
         axis.set_yticks(axis.get_yticks(), names, rotation=0)
     _colour_bar(figure, axes, axes[0].collections[0], colour_label)
     return figure
+
+
+def _short(name: str) -> str:
+    return looks.of(name).short if name in looks.order() else name
 
 
 def _colour_bar(figure: Figure, axes: Sequence[Axes], drawn: Any, name: str) -> None:

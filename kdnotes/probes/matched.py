@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdnotes.data import ImageData
 
 ON_CUES, ON_JITTER = "cast=cues", "cast=jitter"
+TEACHER, SECOND = "teacher", "second-teacher"
 # Measures whose values image by image are kept: those that contrasts are made of.
 ITEMS_OF = (
     "accuracy",
@@ -28,6 +29,15 @@ ITEMS_OF = (
     "follows_digit",
     "same_answer",
 )
+_CONFLICT, _CHANGED = f"{ON_CUES},conflict", f"{ON_JITTER},{color_invariance.condition()}"
+# What is looked at beside accuracy: measure and condition, the condition of the accuracy that goes
+# with it, and who is at the far end: a teacher is like itself, so pairs have the second one there.
+PROPERTIES = {
+    "fooled by the teacher's images": ("fooling_rate", adversarial.condition(), "", SECOND),
+    "repeats the teacher's mistakes": ("agreement_on_teacher_errors", "", "", SECOND),
+    "follows the digit, as the teacher": ("follows_digit", _CONFLICT, ON_CUES, TEACHER),
+    "same answer after a change of colour": ("same_answer", _CHANGED, ON_JITTER, TEACHER),
+}
 
 
 def measure(
