@@ -362,3 +362,19 @@ def test_every_chapter_left_its_results(smoke: Any) -> None:
         assert saved.seconds > 0
         for suffix in results.SUFFIXES:
             assert f"{REPOSITORY}/".encode() not in (SMOKE_RUNS / f"{name}{suffix}").read_bytes()
+
+
+def test_a_page_shows_the_answer_before_what_led_to_it() -> None:
+    def cell(name: str, *tags: str) -> dict[str, Any]:
+        return {"id": name, "metadata": {"tags": list(tags)}}
+
+    cells = [
+        cell("question"),
+        cell("parameters", "parameters"),
+        cell("cast", "cast"),
+        cell("answer", "remove-input", "first-screen"),
+        cell("figure", "first-screen"),
+        cell("rest"),
+    ]
+    shown = [each["id"] for each in site.answer_first(cells)]
+    assert shown == ["question", "answer", "figure", "parameters", "cast", "rest"]

@@ -24,6 +24,7 @@ from kdnotes.errors import RequestError, RunFailedError
 Edition = Literal["full", "student"]
 SOLUTION_TAG = "solution"
 TABLES = "tables"  # where pages find the chapters' tables, beside the pages
+FIRST_SCREEN = "first-screen"  # tag of the cells that hold a chapter's answer
 PUBLISHED_PRESET = "laptop"
 _ERROR_TAG = "papermill-error-cell-tag"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -111,6 +112,7 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
     templates = running.chapter_paths()
     for name, template in templates.items():
         notebook = _read(runs[name].notebook if name in runs else template)
+        notebook["cells"] = answer_first(notebook["cells"])
         if name in runs:
             for path in runs[name].results:
                 if path.suffix in (".csv", ".json"):
@@ -128,6 +130,16 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         sphinx = config["sphinx"]["config"]
         sphinx.setdefault("suppress_warnings", []).extend(["ref.ref", "ref.numref"])
     (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def answer_first(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells as a page shows them: those tagged first-screen right after the first one.
+
+    A notebook has to declare and measure before it can answer; a reader asks for the answer first.
+    """
+    answers = [cell for cell in cells[1:] if FIRST_SCREEN in cell["metadata"].get("tags", ())]
+    others = [cell for cell in cells[1:] if FIRST_SCREEN not in cell["metadata"].get("tags", ())]
+    return [*cells[:1], *answers, *others]
 
 
 def _generated(done: Sequence[Done]) -> dict[str, str]:
