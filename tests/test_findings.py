@@ -108,6 +108,10 @@ def test_the_same_run_by_another_measure_and_on_some_images() -> None:
     full = found(rows(FULL), rows({"kl": [0.8, 0.9]}, "accuracy", ""))
     assert full.about(accuracy).mean("kl") == full.mean("kl", "accuracy", "") == ".85"
 
+    there = full.about(SAME.at("elsewhere", "stays put"))
+    assert there.sentence().startswith("A student stays put, as its teacher does: ")
+    assert (there.mean("kl"), SAME.at("elsewhere").sentence) == ("not measured", SAME.sentence)
+
     right = {0: (1, 1), 1: (0, 1), 2: (0, 0), 3: (1, 0)}  # by place, of KL's two seeds
     items = [
         {"item": item, "arm": "kl", "seed": seed, "value": float(value)}
