@@ -177,6 +177,8 @@ def test_tables() -> None:
     differences = full.table(["kl", "control-smoothed"], reference="independent").splitlines()
     assert differences[2].startswith("| KL (soft labels) | .20 [.1")
     assert differences[3].endswith("| not measured |")
+    following = full.table(["kl", "hint"], (), {"kl": "hint", "hint": "crd"}).splitlines()
+    assert [line.split(" | ")[1][:3] for line in following[2:]] == [".14", ".06"]
     networks = pd.DataFrame({"arm": ["kl"], "epochs": [9], "images": [100]})
     assert full.trained(networks).splitlines()[0] == "|  | test accuracy |"
     assert "| .800 |" in full.trained(networks)
