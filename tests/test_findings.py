@@ -108,6 +108,10 @@ def test_the_same_run_by_another_measure_and_on_some_images() -> None:
     full = found(rows(FULL), rows({"kl": [0.8, 0.9]}, "accuracy", ""))
     assert full.about(accuracy).mean("kl") == full.mean("kl", "accuracy", "") == ".85"
 
+    there = full.about(SAME.at("elsewhere", "stays put"))
+    assert there.sentence().startswith("A student stays put, as its teacher does: ")
+    assert (there.mean("kl"), SAME.at("elsewhere").sentence) == ("not measured", SAME.sentence)
+
     right = {0: (1, 1), 1: (0, 1), 2: (0, 0), 3: (1, 0)}  # by place, of KL's two seeds
     items = [
         {"item": item, "arm": "kl", "seed": seed, "value": float(value)}
@@ -173,6 +177,8 @@ def test_tables() -> None:
     differences = full.table(["kl", "control-smoothed"], reference="independent").splitlines()
     assert differences[2].startswith("| KL (soft labels) | .20 [.1")
     assert differences[3].endswith("| not measured |")
+    following = full.table(["kl", "hint"], (), {"kl": "hint", "hint": "crd"}).splitlines()
+    assert [line.split(" | ")[1][:3] for line in following[2:]] == [".14", ".06"]
     networks = pd.DataFrame({"arm": ["kl"], "epochs": [9], "images": [100]})
     assert full.trained(networks).splitlines()[0] == "|  | test accuracy |"
     assert "| .800 |" in full.trained(networks)

@@ -133,7 +133,9 @@ def photos(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def test_photographs_are_read_by_their_names(tmp_path: Path) -> None:
+def test_photographs_are_read_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [
         "dnn/session-1/cat/cat1-dog2.png",
         "dnn/session-1/cat/cat1-cat7.png",
@@ -144,6 +146,8 @@ def test_photographs_are_read_by_their_names(tmp_path: Path) -> None:
     folder = photos(tmp_path, names)
     (tmp_path / "README.md").write_text("not an image")
     data, left_out = conflict_photos(folder, ("Cat", "Dog", "Truck"), 16)
+    monkeypatch.setenv("KDNOTES_BASE", str(tmp_path.parent))  # where the command was typed
+    assert len(conflict_photos(tmp_path.name, ("Cat", "Dog", "Truck"), 16).data) == 4
     assert left_out == 1  # the networks know no bear
     assert len(data) == 4
     order = [name.partition("session-1/")[2] for name in data.images.names]

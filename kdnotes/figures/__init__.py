@@ -15,7 +15,7 @@ from kdnotes.figures.looks import label as label
 
 # Arms are declared where nothing is drawn: what needs pandas and matplotlib comes when it is used.
 _HOMES = {
-    "drawing": ["SMALL_FONT_SIZE", "WIDTH", "style"],
+    "drawing": ["SMALL_FONT_SIZE", "WIDTH", "name_axes", "style", "subplots"],
     "tables": ["NOTHING", "markdown_table", "number"],
     "rows": ["closed", "grouped", "panels", "points", "scorecard"],
     "curves": ["curve", "doses", "gains", "paired", "plane"],

@@ -113,9 +113,9 @@ class Measure:
         """For an axis: what networks do, and in which unit it is counted."""
         return f"{self.sentence[0].upper()}{self.sentence[1:]} ({self.unit})"
 
-    def at(self, condition: str) -> Measure:
-        """The same measure with another main condition."""
-        return replace(self, condition=condition)
+    def at(self, condition: str, sentence: str = "") -> Measure:
+        """The same measure with another main condition, and what a student does there in words."""
+        return replace(self, condition=condition, sentence=sentence or self.sentence)
 
     def is_measured_under(self, condition: str) -> bool:
         """Whether the probe can have measured it there, in one cast or in one among several."""

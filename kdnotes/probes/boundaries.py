@@ -15,16 +15,7 @@ from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import (
-    Alike,
-    BeyondChance,
-    Cast,
-    Measure,
-    Member,
-    Outcome,
-    Property,
-    Recorder,
-)
+from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Member, Outcome, Recorder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -244,6 +235,6 @@ def _record(
     recorder.add_value(member, "boundary_iou", overlap, condition)
 
 
-PROPERTY = Property(
+PROPERTY = base.Property(
     "boundaries", "decision boundaries", measure, MEASURES, rank=10, needs=("domains",)
 )

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
+from kdnotes.paths import base_folder
 from kdnotes.probes import base
 from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property, Recorder
 
@@ -122,8 +123,8 @@ class ConflictPhotos(NamedTuple):
     left_out: int
 
 
-def conflict_photos(folder: Path, classes: Sequence[str], size: int) -> ConflictPhotos:
-    """Read a folder of photographs named as those of model-vs-human.
+def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> ConflictPhotos:
+    """Read a folder of photographs named as those of model-vs-human, a path as a user types it.
 
     The last folder names the class of the shape, the file's name ends in that of the texture:
     ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2. Folders above do not matter. classes:
@@ -137,6 +138,7 @@ def conflict_photos(folder: Path, classes: Sequence[str], size: int) -> Conflict
     from kdnotes.data.folders import EXTENSIONS
     from kdnotes.data.photos import StreamingImages
 
+    folder = base_folder() / Path(folder).expanduser()
     if not folder.is_dir():
         raise RequestError(f"there is no folder {folder} of photographs with conflicting cues")
     names = sorted(

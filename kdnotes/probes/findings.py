@@ -161,9 +161,9 @@ class Findings:
         self,
         arms: Iterable[str],
         measures: Iterable[str] | Mapping[str, str | tuple[str, str]] = (),
-        reference: Name = None,
+        reference: Name | Mapping[str, str] = None,
     ) -> Text:
-        """A row per arm: means, or with a reference the differences from it.
+        """A row per arm: means, or with a reference (or one for each) the differences from it.
 
         measures: names, or headings of columns with a name; with a condition where it is not the
         main one.
@@ -179,10 +179,11 @@ class Findings:
             if reference is None:
                 values = self.values(arm, *of)
                 return values.mean() if len(values) else NOT_MEASURED
-            found = self.difference(arm, reference, *of)
+            found = self.difference(arm, against[arm], *of)
             return found if found.n else NOT_MEASURED
 
-        frame = pd.DataFrame({"arm": list(arms)})
+        against = _paired(arms, reference)
+        frame = pd.DataFrame({"arm": list(against)})
         for head, where in measures.items():
             frame[head] = [cell(arm, where) for arm in frame["arm"]]
         return Text(figures.markdown_table(frame))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kdnotes.lazy import torch
 from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Row, pictures
+from kdnotes.study.arms import Arm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 SIDE = 5  # images are reduced to SIDE x SIDE pixels for linear models
 STEPS, RATE = 500, 1.0
+COUNTS = (5, 10, 16, 21, 32, 42)  # points: up to twice as many as a class has weights
+LINEAR = (  # students that are no networks of a cast: what each fits, and where it starts
+    Arm("distilled", "Logits, start of zero", "Logits", "#0072B2", "s"),
+    Arm("distilled-other-start", "Logits, own random start", "Own start", "#7A2E5D", "v", "--"),
+    Arm("distilled-same-start", "Logits, teacher's start", "Its start", "#E69F00", "^", ":"),
+    Arm("labels-only", "Labels", "Labels", "#999999", "o", "-."),
+)
 FILTERS = "part=*,against=teacher", ("part=*,against=independent",)
 _Off = partial(Measure, unit="share of the teacher's length", high=math.inf, direction="down")
 MEASURES = (
@@ -148,7 +156,7 @@ def recovery(
     *,
     dimension: int = 20,
     classes: int = 3,
-    counts: Sequence[int] | None = None,
+    counts: Sequence[int] = COUNTS,
 ) -> Outcome:
     """How far students are from a linear teacher's weights, by the number of points they see.
 
@@ -165,8 +173,6 @@ def recovery(
     dimension + 1 points (rounded up) and at dimension + 1.
     """
     needed = dimension + 1
-    if counts is None:
-        counts = sorted({max(2, round(share * needed)) for share in (0.25, 0.5, 0.75, 1, 1.5, 2)})
     rows: list[Row] = []
     for seed in seeds:
         draw = _draws(seed)
