@@ -111,19 +111,19 @@ class Findings:
     def apart(self, arm: str, count: int = 2) -> pd.DataFrame:
         """Images on which an arm gains most over the reference, then those where it loses most.
 
-        Columns: how many networks of either arm have the measure there, and the same ``said`` as
-        ``KL 5/5, Independent 1/5``; index: the image's place.
+        Columns: how many networks of either arm have the measure there (its sum, where it is no yes
+        or no), and the same ``said`` as ``KL 5/5, Independent 1/5``; index: the image's place.
         """
         pair = [arm, self.reference]
         rows = self._rows(self.outcome.items, pair).fillna({"value": 0}).astype({"arm": str})
         counts = rows.groupby(["item", "arm"])["value"].sum().unstack()
-        counts = counts.reindex(columns=pair).dropna().astype(int)
+        counts = counts.reindex(columns=pair).dropna()
         order = (counts[arm] - counts[self.reference]).sort_values(kind="stable").index
         ends = min(count, len(order) // 2)
         counts = counts.loc[[*order[::-1][:ends], *order[:ends]]]
         of = rows.groupby("arm")["seed"].nunique()
         said = [
-            ", ".join(f"{wording.short(each)} {row[each]}/{of[each]}" for each in pair)
+            ", ".join(f"{wording.short(each)} {row[each]:g}/{of[each]}" for each in pair)
             for _, row in counts.iterrows()
         ]
         return counts.assign(said=said)
