@@ -290,6 +290,10 @@ def test_images_limit_where_their_choice_weighs_more() -> None:
     sure = kd.Findings(Outcome(rows(values), frame), SAME, ("kl",)).first_screen().sure
     assert "test images: 4, made from 2 originals" in sure
     assert "which images were tested (KL)" in sure
+    planes = Measure("same", "gives the same answer", "changed", items="planes")
+    sure = kd.Findings(Outcome(rows(values), frame), planes, ("kl",)).first_screen().sure
+    assert "test planes: 4" in sure
+    assert "which planes were tested (KL)" in sure
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,8 @@ class Measure:
     high: what it is measured in, and its range; chance: its value without teaching or looking, None
     where that depends on the networks; twin: its value for a copy of the teacher, None where that
     depends on the teacher; direction: more of the teacher's property is "up" or "down", "none"
-    where neither can be said; of: one network, or the pair of it and the teacher; reported: whether
-    an audit shows it.
+    where neither can be said; of: one network, or the pair of it and the teacher; items: what it is
+    a mean over; reported: whether an audit shows it.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Measure:
     twin: float | None = None
     direction: Literal["up", "down", "none"] = "up"
     of: Literal["network", "pair"] = "network"
+    items: str = "images"
 
     @property
     def label(self) -> str:

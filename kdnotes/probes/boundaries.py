@@ -29,6 +29,7 @@ MEASURES = (
         "gives the teacher's answers all over a plane",
         IN,
         (*PAIRS, f"{IN},where=triangle"),
+        items="planes",
     ),
     BeyondChance(
         "boundary_kappa", "answers as the teacher all over a plane, beyond chance", IN, PAIRS

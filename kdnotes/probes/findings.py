@@ -263,7 +263,7 @@ class Findings:
         everyone = self.outcome.table.groupby("arm")["seed"].nunique()
         teachers = {arm: int(everyone.get(arm, 0)) for arm in ("teacher", self.end)}
         items = self._rows(self.outcome.items, [self.reference, *shares])
-        return Text(wording.how_sure(shares, seeds, teachers, items))
+        return Text(wording.how_sure(shares, seeds, teachers, items, self.measure.items))
 
     # --- rows -------------------------------------------------------------------------------
 

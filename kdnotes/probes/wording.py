@@ -110,12 +110,16 @@ def _clauses(shares: Shares) -> Iterator[str]:
 
 
 def how_sure(
-    shares: Shares, seeds: Mapping[str, list[int]], teachers: Mapping[str, int], items: pd.DataFrame
+    shares: Shares,
+    seeds: Mapping[str, list[int]],
+    teachers: Mapping[str, int],
+    items: pd.DataFrame,
+    called: str,
 ) -> str:
     """What the intervals are made of, what makes them as wide as they are, what they leave out.
 
     seeds: of the students of each method; teachers: how many there are of each kind; items: the
-    outcomes of single images that count.
+    outcomes of single images that count, or of what else they are ``called``.
     """
     students = ", ".join(f"{len(mine)} {short(arm)}" for arm, mine in seeds.items()) or "none"
     all_seeds = sorted({seed for mine in seeds.values() for seed in mine})
@@ -126,12 +130,12 @@ def how_sure(
     ]
     made += [f"{short(arm).lower()}s: {count}" for arm, count in teachers.items()]
     images = items["item"].nunique() if len(items) else 0
-    made.append(f"test images: {images:,}" if images else "no single images, so seeds alone")
+    made.append(f"test {called}: {images:,}" if images else f"no single {called}, so seeds alone")
     if images and (originals := items["source"].nunique()) < images:
         made[-1] += f", made from {originals:,} originals"
     causes: dict[str, list[str]] = {}
     for arm, share in shares.items():
-        causes.setdefault(_limit(share.ratio or share.difference), []).append(short(arm))
+        causes.setdefault(_limit(share.ratio or share.difference, called), []).append(short(arm))
     causes.pop("", None)
     limits = "; ".join(f"{cause} ({', '.join(arms)})" for cause, arms in causes.items())
     return (
@@ -141,7 +145,7 @@ def how_sure(
     )
 
 
-def _limit(found: stats.Interval) -> str:
+def _limit(found: stats.Interval, called: str) -> str:
     """What makes an interval as wide as it is; nothing where there is none."""
     if not found.n:
         return ""
@@ -149,4 +153,4 @@ def _limit(found: stats.Interval) -> str:
         return "there being one student only"
     of_images = found.item_standard_error**2
     differ = found.standard_error**2 - of_images > of_images
-    return "how students of different seeds differ" if differ else "which images were tested"
+    return "how students of different seeds differ" if differ else f"which {called} were tested"
