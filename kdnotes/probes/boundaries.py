@@ -168,11 +168,7 @@ def measure(
     parts = []
     for name, data in domains.items():
         planes, corners = planes_of(data, triplets, seed)
-        members = [
-            member
-            for member in cast.everyone()
-            if only is None or member.arm not in only or name in only[member.arm]
-        ]
+        members = [each for each in cast.everyone() if name in (only or {}).get(each.arm, domains)]
         answers = _all_answers(members, planes, grid)
         recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
         spanning = data.subset(corners.flatten())
