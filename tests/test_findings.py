@@ -275,6 +275,9 @@ def test_a_picture_of_every_network_leaves_out_what_was_not_measured() -> None:
     lined = full.points(["kl"], {"chance": 0.1})
     assert lined is not None
     assert "chance" in [line.get_label() for line in lined.axes[0].get_lines()]
+    as_row = full.points(["teacher", "kl"])
+    assert as_row is not None
+    assert as_row.axes[0].get_yticklabels()[0].get_text() == "Teacher"
 
 
 def test_images_limit_where_their_choice_weighs_more() -> None:

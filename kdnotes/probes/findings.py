@@ -207,10 +207,11 @@ class Findings:
     ) -> Figure | None:
         """A picture of every network of the arms that were measured; None where none was.
 
-        lines: named values such as chance, drawn through it.
+        Teachers are lines through it, unless one is among the arms. lines: named values such as
+        chance, drawn through it as well.
         """
         known = [arm for arm in arms or (self.reference, *self.methods) if len(self.values(arm))]
-        where = (*self._where(), known, self.measure.label, lines)
+        where = (*self._where(), known, self.measure.label, lines, self.end not in known)
         return figures.points(self.outcome.table, *where) if known else None
 
     # --- the first screen -------------------------------------------------------------------
