@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from asked import study_of
 
-from kdnotes.book import report, results
+from kdnotes.book import report, results, running
 from kdnotes.errors import RequestError
 from kdnotes.probes.base import ITEM_COLUMNS, Outcome
+from kdnotes.stats import claims
+from kdnotes.study import Study
 
 
 def outcome(**values: list[float]) -> Outcome:
@@ -77,3 +79,61 @@ def test_a_list_of_numbers_in_one_parameter() -> None:
         report.numbers("band", "2,4.5", int)
     with pytest.raises(RequestError, match="'strengths' must be numbers"):
         report.numbers("strengths", "", float)
+
+
+def test_a_page_that_judges_other_chapters(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed = claims.Claim(
+        id="one",
+        chapter="distillation",
+        section="1",
+        statement="KL gains.",
+        measure="accuracy",
+        arm="kl",
+        direction="greater",
+        paper=claims.Paper(text="It does.", numbers="not reported"),
+    )
+    other = claimed.model_copy(update={"id": "two", "chapter": "fidelity"})
+    monkeypatch.setattr(claims, "load", lambda chapter=None: (other, claimed))
+    monkeypatch.setattr(
+        running, "chapter_paths", lambda: dict.fromkeys(("distillation", "fidelity"), book)
+    )
+    monkeypatch.setenv("KDNOTES_OUT", str(book / "runs"))
+    study = Study("scorecard", {"preset": "smoke", "device": "cpu"})
+    with pytest.raises(RequestError, match=r"no chapter's results in .*runs"):
+        report.gather(study)
+    measured = outcome(kl=[0.9, 0.92, 0.91, 0.9, 0.92], independent=[0.5, 0.51, 0.5, 0.52, 0.5])
+    found = claims.evaluate([claimed], measured)
+    ran = study.parameters() | {"tau": 2.0}
+    results.save("distillation", measured, found, ran, 1.0)
+
+    runs = report.gather(study)
+    assert list(runs) == ["distillation"]
+    assert report.gather(study, book / "nowhere") == {}
+    pd.testing.assert_frame_equal(
+        results.outcome("distillation").table, results.table("distillation")
+    )
+    judged = report.judged(runs)
+    assert judged["verdict"].tolist() == ["reproduced"]
+    assert report.judged({}).empty
+    assert report.not_like(study, runs) == [
+        "- `fidelity` has not been run: do `kdnotes run fidelity`, then this page again.",
+        "- Run with other settings than this page: `distillation` (tau 2.0).",
+    ]
+    (again,) = claims.records(judged)
+    assert again["equivalence_margin"] is None
+    assert claims.said(again).startswith("**reproduced** (difference .40 [")
+    assert "`scorecard.json`" in report.finish(study, [again])
+    saved = results.load("scorecard")
+    assert [each["id"] for each in saved.claims] == ["one"]
+    assert saved.seconds > 0
+    assert results.table("scorecard").empty
+
+
+def test_why_a_claim_stays_open() -> None:
+    reasons = {
+        "fewer than 5 seeds": "too few students for a verdict",
+        "clear, but not after Holm's correction over 9 claims": "firm when judged alone, but not "
+        "among so many claims",
+        "the interval holds the margin": "the interval reaches across the margin, or there is none",
+    }
+    assert {reason: claims.open_because(reason) for reason in reasons} == reasons

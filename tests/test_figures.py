@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -593,6 +594,8 @@ def test_numbers_as_the_book_prints_them() -> None:
     assert draw.number(1.2) == "1.20"
     assert draw.number(float("nan")) == "–"
     assert draw.number(stats.t_interval([0.1, 0.1, 0.1])) == ".10 [.10, .10]"
+    nowhere = stats.Interval(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
+    assert draw.number(nowhere) == "–"
 
 
 def test_markdown_table() -> None:

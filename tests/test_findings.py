@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 
 import kdnotes as kd
 from kdnotes import methods
+from kdnotes.probes import wording
 from kdnotes.probes.base import ITEM_COLUMNS, Measure, Outcome
 from kdnotes.probes.wording import Text
 from kdnotes.stats import VERDICTS
@@ -50,8 +51,8 @@ def found(*tables: pd.DataFrame, measure: Measure = SAME, **options: Any) -> kd.
 
 
 def claim(arm: str, verdict: str, **about: Any) -> dict[str, Any]:
-    base = {"arm": arm, "measure": "same", "condition": "changed", "verdict": verdict}
-    return base | about
+    base = {"arm": arm, "measure": "same", "condition": "changed", "reference": "independent"}
+    return base | {"verdict": verdict} | about
 
 
 # --- numbers --------------------------------------------------------------------------------
@@ -77,6 +78,15 @@ def test_a_difference_is_students_interval_over_seeds() -> None:
     assert found(rows(FULL)).differences(["kl"]) == text
     each = found(rows(FULL)).differences(["kl", "hint"], {"kl": "hint", "hint": "independent"})
     assert [part[:8] for part in each.split("; ")] == ["KL: .14 ", "Hint: .0"]
+
+
+def test_differences_from_a_constant_and_from_another_reference() -> None:
+    full = found(rows(FULL))
+    assert full.difference("kl", 0.0).estimate == pytest.approx(0.70)
+    assert full.difference("kl", 0.0, "no such measure").n == 0
+    beyond_hint = full.against("hint")
+    assert beyond_hint.difference("kl").estimate == pytest.approx(0.70 - 0.56)
+    assert beyond_hint.share("kl").gap.estimate == pytest.approx(0.90 - 0.56)
 
 
 def test_a_share_is_the_way_from_the_reference_to_the_end() -> None:
@@ -345,3 +355,17 @@ def test_verdicts_are_those_of_the_claims() -> None:
     table = found(rows(FULL), claims=claims).verdicts()
     assert table == kd.claims.verdict_table(claims)
     assert len(table.splitlines()) == 2 + len(claims)
+
+
+def test_words_are_counted_over_properties() -> None:
+    full = found(rows(FULL))
+    shares = [full.share(arm) for arm in ("kl", "kl", "crd", "sp")]
+    words = [wording.word(each) for each in shares]
+    assert words[0] == words[1] != words[2]
+    said = f"{words[0]} in 2, {words[2]} in 1, not measured in 1"
+    assert wording.counted(shares) == said
+
+
+def test_a_verdict_on_another_comparison_is_not_the_answer() -> None:
+    elsewhere = found(rows(FULL), claims=[claim("kl", "reproduced", reference="kl-tau-1")])
+    assert "reproduced" not in elsewhere.first_screen().answer

@@ -174,3 +174,5 @@ def test_extra_gains_are_differences_of_differences_by_seed() -> None:
     interval = stats.contrast(whole.table, None, "extra_gain", "of=agreement", "kl", 0.0)
     assert interval.estimate == pytest.approx(0.45)
     assert extra_gains(outcome, "cnn-cnn", "same").table.empty
+    assert architectures.where("where it looks", "same") == ("energy_digit", f"pair=same,{MAP}")
+    assert architectures.under("same") == "pair=same"

@@ -248,3 +248,11 @@ def test_following_cues_needs_factors_in_conflict() -> None:
         follows(cast, numbered_data(labels, digit=labels), cues=("digit", "hue"))
     with pytest.raises(RequestError, match="never name different classes"):
         follows(cast, numbered_data(labels, digit=labels, marker=labels))
+
+
+def test_scenes_whose_cues_differ_are_named_by_both() -> None:
+    data = some_data(3)
+    cues = {"digit": torch.tensor([1, 2, 3]), "marker": torch.tensor([1, 4, 0])}
+    places, named = cue_bias.disagreeing(replace(data, factors=cues))
+    assert places.tolist() == [1, 2]
+    assert named == ["digit 2, marker 4", "digit 3, marker 0"]

@@ -36,3 +36,5 @@ def test_doses_rise_and_know_their_reference_and_their_teacher() -> None:
         "layer": [Dose("2/3", "kl"), Dose("1/3", "kl-tau-16")],
         "mixture": [Dose(0.0, "kl"), Dose(0.25, "mixture-0.25", teacher="teacher-0.25")],
     }
+    said = [Dose(at, "kl").said for at in (0.0, 0.25, 1, 16.0, 1500, "2/3")]
+    assert said == ["0", ".25", "1", "16", "1500", "2/3"]

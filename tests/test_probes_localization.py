@@ -314,3 +314,12 @@ def test_wrong_requests_name_what_is_wrong() -> None:
     tiny = some_data(8, size=8)
     with pytest.raises(RequestError, match=r"'body.1' gives maps of 2 x 2 cells"):
         localization.measure(cast, tiny)
+
+
+def test_the_last_map_is_that_of_grad_cam_over_its_mean() -> None:
+    teacher, data, places = small_cast().teacher, some_data(), torch.tensor([3, 1])
+    found = localization.last_map(teacher, data, places, data.labels[places])
+    pictures, last = to_float(data.images[places]), teacher.taps[-1]
+    maps, _ = localization.grad_cam(teacher.network, pictures, data.labels[places], [last])
+    large = upsample(maps[last], data.size)
+    torch.testing.assert_close(found * large.mean((1, 2), keepdim=True), large)

@@ -429,6 +429,8 @@ def test_headroom_takes_the_second_teacher_as_ceiling() -> None:
     result = stats.headroom_closed(table, None, "m", "", "kl")
     assert result.ratio is not None
     assert result.ratio.estimate == pytest.approx((0.8 - 2.11 / 3) / (0.9 - 2.11 / 3))
+    assert float(result) == result.ratio.estimate
+    assert np.isnan(float(replace(result, ratio=None)))
 
 
 # --- agreement ------------------------------------------------------------------------------------

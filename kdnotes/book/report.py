@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths
-from kdnotes.book import results
+from kdnotes import methods, paths, stats
+from kdnotes.book import results, running
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks
 from kdnotes.probes.findings import Findings
 from kdnotes.probes.wording import Text
 from kdnotes.stats import claims
+from kdnotes.study import arms
 from kdnotes.training import cache
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from kdnotes.probes.base import Measure, Outcome
     from kdnotes.study import Study
+
+# What chapters that are judged together should have been run with.
+_IMAGES_AND_NETWORKS = ("preset", "dataset", "teacher", "student", "train_count")
+_SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "first_seed")
 
 
 def say(text: str) -> None:
@@ -73,25 +82,77 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     return Findings(outcome, measure, claims=decided, **options)
 
 
-def finish(study: Study, found: Findings) -> Text:
-    """Save a chapter's table, items, claims and provenance; returns the stamp to show."""
+def gather(study: Study, folder: Path | None = None) -> dict[str, results.Saved]:
+    """What chapters with claims found, as far as they were run, in the order of the book.
+
+    Reading that is the measuring of a page that judges others. ``folder``: where their results lie,
+    by default where this page's go, and then RequestError is raised if there are none.
+    """
+    study.started = study.started or time.perf_counter()
+    for name in study.settings.methods:  # no cast is planned, which would say how they are called
+        arms.taught_by(methods.get(name)())
+    there = {claim.chapter for claim in claims.load()} & set(results.chapters(folder))
+    names = [name for name in running.chapter_paths() if name in there]
+    if not (names or folder):
+        raise RequestError(
+            f"no chapter's results in {results.folder()}: run one first, for example "
+            "'kdnotes run distillation', or name the folder of a run with --out"
+        )
+    return {name: results.load(name, folder) for name in names}
+
+
+def judged(runs: Mapping[str, results.Saved]) -> pd.DataFrame:
+    """The book's claims as several chapters found them, with verdicts after Holm's correction."""
+    known = {claim.id for claim in claims.load()}
+    found = [claim for run in runs.values() for claim in run.claims if claim["id"] in known]
+    return stats.scorecard_verdicts(found)
+
+
+def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:
+    """In Markdown, a line for each chapter that lacks claims, or that was run otherwise."""
+    have = {claim["id"] for run in runs.values() for claim in run.claims}
+    lacking = dict.fromkeys(claim.chapter for claim in claims.load() if claim.id not in have)
+    why = {True: "has claims that its last run did not judge", False: "has not been run"}
+    lines = [
+        f"- `{name}` {why[name in runs]}: do `kdnotes run {name}`, then this page again."
+        for name in lacking
+    ]
+    mine, unlike = study.parameters(), defaultdict[str, list[str]](list)
+    for name, run in runs.items():
+        used = {key: run.parameters.get(key) for key in _SHARED}
+        others = ", ".join(f"{key} {each}" for key, each in used.items() if each != mine[key])
+        unlike[others].append(f"`{name}`")
+    return lines + [
+        f"- Run with other settings than this page: {', '.join(names)} ({others})."
+        for others, names in unlike.items()
+        if others
+    ]
+
+
+def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
+    """Save a chapter's table, items, claims and provenance; returns the stamp to show.
+
+    ``found``: of a page that measures nothing itself, the claims that it judged.
+    """
     seconds = time.perf_counter() - (study.started or time.perf_counter())
     parameters = study.parameters()
     training = sum(cache.seconds(item.spec) for item in cache.with_teachers(study.networks))
+    judged_here = found.claims if isinstance(found, Findings) else found
+    outcome = found.outcome if isinstance(found, Findings) else None
     results.save(
-        study.chapter,
-        found.outcome,
-        found.claims,
-        parameters,
-        seconds,
-        training_seconds=float(training),
+        study.chapter, outcome, judged_here, parameters, seconds, training_seconds=float(training)
     )
     versions = results.versions()
     said = ", ".join(f"{name} {value}" for name, value in parameters.items() if value is not None)
     packages = ", ".join(f"{name} {versions[name]}" for name in ("kdnotes", "torch", "timm"))
-    return Text(
+    files = (
         f"Table: `{study.chapter}.csv`, one row per arm, seed, condition and measure; single "
-        f"images: `{study.chapter}.items.parquet`. Settings: {said}. Versions: {packages}. "
+        f"images: `{study.chapter}.items.parquet`."
+        if outcome
+        else f"The claims as judged here: `{study.chapter}.json`."
+    )
+    return Text(
+        f"{files} Settings: {said}. Versions: {packages}. "
         f"Measured in {seconds:.0f} seconds, training not counted."
     )
 

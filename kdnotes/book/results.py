@@ -174,6 +174,13 @@ def items(chapter: str, where: Path | None = None) -> pd.DataFrame:
     return pd.read_parquet(_existing(chapter, ".items.parquet", where))
 
 
+def outcome(chapter: str, where: Path | None = None) -> Outcome:
+    """Table and items of a chapter, as its probes gave them. Raises RequestError if not there."""
+    from kdnotes.probes.base import Outcome
+
+    return Outcome(table(chapter, where), items(chapter, where))
+
+
 def _existing(chapter: str, suffix: str, where: Path | None) -> Path:
     path = (where or folder()) / f"{chapter}{suffix}"
     if not path.is_file():

@@ -76,8 +76,8 @@ def heatmap(
 ) -> Figure:
     """A panel per frame, under its name: a number in every cell, as a colour from ``low`` to 1.
 
-    Panels and columns that are arms get their short names; cells that are NaN are grey and hold a
-    dash.
+    Cells are numbers, or shares of a gap. Panels and columns that are arms get their short names;
+    cells that are NaN are grey and hold a dash.
     """
     import seaborn as sns  # takes a second, and only this figure needs it
 
@@ -89,13 +89,14 @@ def heatmap(
     for place, (axis, (name, frame)) in enumerate(zip(axes, panels.items(), strict=True)):
         axis.set_facecolor("#EEEEEE")
         axis.grid(visible=False)
-        texts, values = frame.map(number).to_numpy(), frame.astype(float)
+        values = frame.astype(float)
+        texts = values.map(number).to_numpy()
         sns.heatmap(values, ax=axis, annot=texts, fmt="", linewidths=1, annot_kws=size, **colours)
         for row, column in zip(*np.nonzero(values.isna().to_numpy()), strict=True):
             axis.text(column + 0.5, row + 0.5, NOTHING, ha="center", va="center")
         axis.set(title=_short(name), xlabel=xlabel, ylabel="" if place % 2 else ylabel)
         angle, end = (0, "center") if alone else (30, "right")
-        names = [textwrap.fill(_short(each), 10) for each in frame]
+        names = [textwrap.fill(_short(each), 9) for each in frame]
         axis.set_xticks(axis.get_xticks(), names, rotation=angle, ha=end, rotation_mode="anchor")
         names = [textwrap.fill(each, 16) for each in frame.index]
         axis.set_yticks(axis.get_yticks(), names, rotation=0)

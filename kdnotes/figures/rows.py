@@ -78,7 +78,8 @@ def grouped(
     was not measured.
     """
     step = 1 / (len(arms) + 1)
-    figure, (axis,) = drawing.subplots(0.6 + 0.14 * len(conditions) / step)
+    each = max(0.14 / step, 0.4)  # a name beside a group has up to two lines
+    figure, (axis,) = drawing.subplots(0.6 + each * len(conditions))
     drawing.name_axes(axis, xlabel)
     for group, condition in enumerate(conditions.values()):
         values = select(table, measure, condition).reindex(columns=list(arms))

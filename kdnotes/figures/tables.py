@@ -63,8 +63,11 @@ def teachers_in(values: pd.DataFrame) -> dict[str, float]:
 def number(value: float | np.floating | Interval | GapClosed, digits: int = 2) -> str:
     """A number, an interval or a share of a gap as the book prints it: ``.38 [.31, .45]``.
 
-    There is no zero before the point; a plain number that is not finite becomes a dash.
+    There is no zero before the point; a number that is not finite becomes a dash, an interval
+    without an estimate as well.
     """
+    if isinstance(value, Interval) and math.isnan(value.estimate):
+        return NOTHING
     if isinstance(value, Interval | GapClosed):
         return value.format(digits)
     return stats.format_number(float(value), digits) if math.isfinite(value) else NOTHING

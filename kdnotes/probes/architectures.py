@@ -55,7 +55,24 @@ MEASURES = (
         high=math.inf,
     ),
 )
+# What a chapter on pairs is about: one of the properties, across the border between two kinds.
+CROSSED = Measure(
+    "follows_digit",
+    "of another kind than its teacher follows the digit, not the marker",
+    f"pair=vit-cnn,{cue_bias.CONFLICT}",
+)
 _OWN_LIKENESS = ("agreement", "kappa", "win_rate")  # 1 by construction, where anybody has a value
+
+
+def under(pair: str, condition: str = "") -> str:
+    """The condition of what was measured in one pair."""
+    return base.joined(f"pair={pair}", condition)
+
+
+def where(name: str, pair: str) -> tuple[str, str]:
+    """Measure and condition of one of the `PROPERTIES` in one pair."""
+    measured, condition = PROPERTIES[name]
+    return measured, under(pair, condition)
 
 
 def measure(
@@ -97,7 +114,7 @@ def measure(
         for name, condition in PROPERTIES.values()
         if name in _OWN_LIKENESS and _named(found.table, [(name, condition)]).any()
     )
-    return Outcome.combine([found, itself]).under(f"pair={pair}")
+    return Outcome.combine([found, itself]).under(under(pair))
 
 
 def extra_gains(
@@ -113,8 +130,7 @@ def extra_gains(
     for name, condition in PROPERTIES.values():
         gains = []
         for pair in (more, less):
-            where = base.joined(f"pair={pair}", condition)
-            mine = outcome.table[_named(outcome.table, [(name, where)])]
+            mine = outcome.table[_named(outcome.table, [(name, under(pair, condition))])]
             by_arm = mine.pivot(index="seed", columns="arm", values="value")
             by_arm = by_arm.reindex(columns=[arm, reference]).astype(float)
             gains.append(by_arm[arm] - by_arm[reference])

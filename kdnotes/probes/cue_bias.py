@@ -41,6 +41,13 @@ MEASURES = (
 )
 
 
+def disagreeing(data: ImageData) -> tuple[Tensor, list[str]]:
+    """Places of the scenes whose cues differ, and each as a title: ``digit 3, marker 5``."""
+    first, second = (data.factors[cue] for cue in SCENE_CUES)
+    places = (first != second).nonzero().flatten()
+    return places, [f"digit {first[place]}, marker {second[place]}" for place in places]
+
+
 def measure(
     cast: Cast, data: ImageData, *, cues: tuple[str, str] = SCENE_CUES, condition: str = CONFLICT
 ) -> Outcome:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from kdnotes.probes import cue_bias
 from kdnotes.study.arms import INDEPENDENT, TEACHER, Arm
 from kdnotes.training.cache import Planned
+
+# The response: in scenes the digit is the shape and the marker the texture.
+RESPONSE = replace(cue_bias.MEASURES[0], sentence="goes by the digit, not by the marker")
 
 
 class Dose(NamedTuple):
@@ -16,6 +21,12 @@ class Dose(NamedTuple):
     arm: str
     reference: str = INDEPENDENT.name
     teacher: str = TEACHER.name
+
+    @property
+    def said(self) -> str:
+        """How much it is, as the book prints numbers: ``.25``, ``1500``, ``2/3``."""
+        text = self.at if isinstance(self.at, str) else f"{self.at:.10g}"
+        return text if text == "0" else text.removeprefix("0")
 
 
 def ladders(

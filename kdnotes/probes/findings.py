@@ -54,6 +54,10 @@ class Findings:
         """The same run, told by another measure."""
         return replace(self, measure=measure)
 
+    def against(self, reference: str) -> Findings:
+        """The same run, with another arm at 0 of a share and as what differences are taken from."""
+        return replace(self, reference=reference)
+
     def on(self, images: Iterable[int]) -> Findings:
         """The same run on some of its images, by their places in the test set."""
         kept = self.outcome.items[self.outcome.items["item"].isin(list(images))]
@@ -70,13 +74,20 @@ class Findings:
         return rows.set_index("seed")["value"].dropna().sort_index()
 
     def difference(
-        self, arm: str, reference: Name = None, measure: Name = None, condition: Name = None
+        self,
+        arm: str,
+        reference: Name | float = None,
+        measure: Name = None,
+        condition: Name = None,
     ) -> stats.Interval:
-        """An arm minus another, paired by seed; its n is 0 where either was not measured."""
+        """An arm minus another, paired by seed, or minus a constant.
+
+        Its n is 0 where either was not measured.
+        """
         where = self._where(measure, condition)
         tables = (self.outcome.table, self.outcome.items, *where)
         try:
-            return stats.contrast(*tables, arm, reference or self.reference)
+            return stats.contrast(*tables, arm, self.reference if reference is None else reference)
         except stats.NotMeasuredError:
             return stats.Interval(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
 
@@ -252,10 +263,10 @@ class Findings:
         return "; ".join(cells) or DASH
 
     def _verdict(self, arm: str) -> str:
-        """The verdict on the first claim about an arm's main measure, with its symbol."""
-        about = (arm, *self._where())
+        """The verdict on the first claim that an arm has more or less than the reference."""
+        about = (arm, *self._where(), self.reference)
         for claim in self.claims:
-            if (claim["arm"], claim["measure"], claim["condition"]) == about:
+            if tuple(claim[key] for key in ("arm", "measure", "condition", "reference")) == about:
                 return f"{VERDICTS[claim['verdict']]} {claim['verdict']}"
         return DASH
 

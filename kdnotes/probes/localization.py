@@ -189,6 +189,18 @@ def upsample(maps: Tensor, size: int) -> Tensor:
     return torch.nn.functional.interpolate(maps[:, None], (size, size), mode="bilinear")[:, 0]
 
 
+def last_map(member: Member, data: ImageData, places: Tensor, classes: Tensor) -> Tensor:
+    """The last layer's maps of some classes (n,) of a data set's images at places (n,), on the CPU.
+
+    They are as large as the images, and multiples of an evenly spread map.
+    """
+    device, last = base.device_of(member.network), member.taps[-1]
+    pictures = base.pictures(data, places, device)
+    maps = grad_cam(member.network, pictures, classes.to(device), [last])[0][last]
+    maps = upsample(maps.cpu(), data.size)
+    return maps / maps.mean((1, 2), keepdim=True).clamp(min=1e-12)
+
+
 def _paths(member: Member, layers: Mapping[str, int]) -> list[str]:
     count = len(member.taps)
     for name, index in layers.items():

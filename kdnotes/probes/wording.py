@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,12 @@ def amount(share: stats.GapClosed, unit: str) -> str:
     if share.ratio is not None:
         return f"{number(share)} of the gap"
     return f"{number(share)} ({unit})" if number(share) else DASH
+
+
+def counted(shares: Iterable[stats.GapClosed]) -> str:
+    """How many properties are handed on how much: ``most in 3, part in 2``."""
+    counts = Counter(map(word, shares)).most_common()
+    return ", ".join(f"{said} in {count}" for said, count in counts)
 
 
 def sentence(measure: Measure, shares: Shares, gap: str) -> str:

@@ -204,6 +204,20 @@ def _entry(
     return claim.model_dump() | words | found
 
 
+def records(claims: pd.DataFrame) -> list[dict[str, Any]]:
+    """Claims that were judged together as `evaluate` gives them, None where there is no number."""
+    return claims.astype(object).where(claims.notna(), None).to_dict("records")
+
+
+def open_because(reason: str) -> str:
+    """Why a claim stays inconclusive, in one of three ways."""
+    if reason.startswith("fewer than"):
+        return "too few students for a verdict"
+    if "Holm" in reason:
+        return "firm when judged alone, but not among so many claims"
+    return "the interval reaches across the margin, or there is none"
+
+
 def estimate(claim: Mapping[str, Any]) -> str:
     """The estimate of a claim with its interval, or why there is none, as a short sentence."""
     if claim["estimate"] is None:
@@ -213,6 +227,11 @@ def estimate(claim: Mapping[str, Any]) -> str:
     undecided = claim["verdict"] in ("inconclusive", "not applicable")
     reason = f"; {claim['reason']}" if undecided else ""
     return f"({claim['kind']} {number}{reason})"
+
+
+def said(claim: Mapping[str, Any]) -> str:
+    """The verdict on a claim with its numbers."""
+    return f"**{claim['verdict']}** {estimate(claim)}"
 
 
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -227,7 +246,6 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> str:
             paper = "; ".join(f"{name}: {value}" for name, value in paper.items())
         where = f"section {section}" if section[0].isdigit() else section
         rows.append(
-            f"| {claim['statement']} ({where}) *{claim['criterion']}* | {paper} "
-            f"| **{claim['verdict']}** {estimate(claim)} |"
+            f"| {claim['statement']} ({where}) *{claim['criterion']}* | {paper} | {said(claim)} |"
         )
     return "\n".join(rows)

@@ -41,6 +41,10 @@ class GapClosed:
     covariance: float
     gap_variance: float
 
+    def __float__(self) -> float:
+        """The share as a plain number, NaN where there is no ratio."""
+        return math.nan if self.ratio is None else self.ratio.estimate
+
     def format(self, digits: int = 2) -> str:
         """The ratio with its interval, or the raw difference and why there is no ratio."""
         if self.ratio is not None:

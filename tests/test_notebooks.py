@@ -1,0 +1,129 @@
+"""What the book's notebooks hold: the subject, not plumbing, in the cells as committed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import symtable
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_book import REPOSITORY
+
+from kdnotes.book import parameters
+
+NOTEBOOKS = sorted((REPOSITORY / "book").glob("*.ipynb"))
+MOST_LINES = 2300  # of code, in all notebooks together
+LONGEST_FUNCTION = 12
+LONGEST_HIDDEN = 3  # lines of code of a cell that the page does not show at all
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> Iterator[tuple[str, list[str], str]]:
+    """The name, the tags and the source of every cell of code."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            yield cell["id"], cell["metadata"].get("tags", []), "".join(cell["source"])
+
+
+def tagged(path: Path, tag: str) -> list[str]:
+    """Names of the cells of code with a tag."""
+    return [name for name, tags, _ in code_cells(path) if tag in tags]
+
+
+def lines_of_code(source: str) -> int:
+    """Lines that are neither blank nor a comment."""
+    lines = map(str.strip, source.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """The name of every function of a notebook, and over how many lines it goes."""
+    for _, _, source in code_cells(path):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def bound(source: str) -> set[str]:
+    """Names that a cell binds for those after it, by assignment, loop, import or definition."""
+    table = symtable.symtable(source, "cell", "exec")
+    names = {
+        name.get_name() for name in table.get_symbols() if name.is_assigned() or name.is_imported()
+    }
+    inside: list[Any] = list(table.get_children())
+    for scope in inside:
+        inside.extend(scope.get_children())
+        names |= {
+            name.get_name()
+            for name in scope.get_symbols()
+            if name.is_declared_global() and name.is_assigned()
+        }
+    return names
+
+
+def test_what_is_counted_as_code_and_as_bound() -> None:
+    assert lines_of_code("# no\n\nfirst = 1  # yes\n    # no\nsecond = (\n    2\n)\n") == 4
+    source = """\
+import a.b, c as d
+from e import f
+for g, (h, *i) in j: k += 1
+with l as m: n: int = 1
+def o(p):
+    global q
+    q = r = [s for s in p if (t := s)]
+if (u := [v for v in w]): x.y = z[0] = 1
+"""
+    assert bound(source) == {*"adfghikmnoqu"}
+
+
+def test_no_function_is_defined_in_two_notebooks() -> None:
+    where = defaultdict(set)
+    for path in NOTEBOOKS:
+        for name, _ in functions(path):
+            where[name].add(path.stem)
+    assert {name: sorted(stems) for name, stems in where.items() if len(stems) > 1} == {}
+
+
+@each_notebook
+def test_no_function_is_long(path: Path) -> None:
+    assert {name: length for name, length in functions(path) if length > LONGEST_FUNCTION} == {}
+
+
+def test_the_notebooks_together_hold_little_code() -> None:
+    lines = {
+        path.stem: sum(lines_of_code(source) for _, _, source in code_cells(path))
+        for path in NOTEBOOKS
+    }
+    assert sum(lines.values()) <= MOST_LINES, lines
+
+
+@each_notebook
+def test_what_the_page_hides_is_short(path: Path) -> None:
+    hidden = {
+        name: lines_of_code(source)
+        for name, tags, source in code_cells(path)
+        if "remove-input" in tags or "remove-cell" in tags
+    }
+    assert {name: lines for name, lines in hidden.items() if lines > LONGEST_HIDDEN} == {}
+
+
+@each_notebook
+def test_no_cell_binds_a_parameter_again(path: Path) -> None:
+    names = set(parameters.read(path))
+    again = {
+        name: sorted(bound(source) & names)
+        for name, tags, source in code_cells(path)
+        if "parameters" not in tags
+    }
+    assert {name: found for name, found in again.items() if found} == {}
+
+
+@each_notebook
+def test_chapters_have_one_cell_of_parameters_and_one_that_declares_the_cast(path: Path) -> None:
+    assert len(tagged(path, "parameters")) == 1
+    assert len(tagged(path, "cast")) == int(path.stem[:2].isdigit())
