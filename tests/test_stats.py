@@ -426,7 +426,7 @@ def test_headroom_takes_the_second_teacher_as_ceiling() -> None:
     table = table_of(
         second_teacher=[0.9], teacher=[1.0], kl=[0.8, 0.81, 0.79], independent=[0.7, 0.7, 0.71]
     )
-    result = stats.headroom_closed(table, None, "m", "", "kl")
+    result = stats.gap_closed(table, None, "m", "", "kl", ceiling="second-teacher")
     assert result.ratio is not None
     assert result.ratio.estimate == pytest.approx((0.8 - 2.11 / 3) / (0.9 - 2.11 / 3))
     assert float(result) == result.ratio.estimate
@@ -632,23 +632,3 @@ def test_every_name_of_a_package_is_found_where_it_is_said_to_be(package: Module
     assert all(hasattr(package, name) for name in package.__all__)
     with pytest.raises(AttributeError, match="no attribute 'p_values'"):
         package.p_values  # noqa: B018
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def test_summary_has_a_row_per_arm_condition_and_measure() -> None:
-    table = pd.concat(
-        [
-            rows("teacher", [0.9]),
-            rows("kl", [0.5, 0.6, 0.7]),
-            rows("kl", [0.1, 0.3, np.nan], condition="eps=1"),
-        ]
-    )
-    result = stats.summary(table)
-    assert list(result["arm"]) == ["teacher", "kl", "kl"]
-    assert list(result["n"]) == [1, 3, 2]
-    theirs = scipy.stats.ttest_1samp([0.5, 0.6, 0.7], 0).confidence_interval(0.95)
-    assert result.loc[1, ["low", "high"]].to_list() == pytest.approx([theirs.low, theirs.high])
-    assert np.isnan(result.loc[0, "low"])
-    assert result.loc[2, "sd"] == pytest.approx(np.std([0.1, 0.3], ddof=1))

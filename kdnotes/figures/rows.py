@@ -98,7 +98,7 @@ def closed(
 ) -> Figure:
     """How much of the gap (or headroom) each arm closes, with 95% intervals.
 
-    ``results`` maps arms to what `kdnotes.stats.gap_closed` or ``headroom_closed`` returned. Where
+    ``results`` maps arms to what `kdnotes.stats.gap_closed` returned. Where
     there is no ratio the row says so in words and gives the raw difference. The line at 0 is the
     independent student, the one at 1 the teacher (or second teacher).
     """

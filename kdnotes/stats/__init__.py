@@ -18,9 +18,9 @@ _HOMES = {
     "agreement": "agreement_on_wrong_items cohen_kappa error_consistency null_spread",
     "families": "SEEDS_FOR_A_VERDICT Verdict claim_p_values holm p_value scorecard_verdicts"
     " simulate_error_rate verdict",
-    "intervals": "Interval NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_difference summary"
+    "intervals": "Interval NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_difference"
     " t_interval",
-    "shares": "NO_GAP UNCERTAIN_GAP GapClosed gap_closed headroom_closed",
+    "shares": "NO_GAP UNCERTAIN_GAP GapClosed gap_closed",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = ["VERDICTS", "Direction", "VerdictLabel", "format_number", *_HOME_OF]

@@ -277,18 +277,3 @@ def _bootstrap_covariance(arms: Sequence[tuple[Array, Array]]) -> Array:
         return unknown
     covariance = np.atleast_2d(np.cov(replicates, rowvar=False))
     return covariance * number / (number - 1)
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds per arm, condition and measure, for plots and printed tables.
-
-    Returns columns arm, condition, measure, mean, low, high, n, sd in the order of first
-    appearance; non-finite values are left out, and bounds are NaN for a single network.
-    """
-    rows = []
-    keys = ["arm", "condition", "measure"]
-    finite = table[np.isfinite(table["value"].to_numpy(dtype=np.float64))]
-    for names, group in finite.groupby(keys, sort=False, observed=True):
-        found = t_interval(group["value"].to_numpy())
-        rows.append((*names, found.estimate, found.low, found.high, found.n, found.seed_sd))
-    return pd.DataFrame(rows, columns=[*keys, "mean", "low", "high", "n", "sd"])

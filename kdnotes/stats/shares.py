@@ -129,21 +129,6 @@ def _why_no_ratio(gap: Interval, variance: float) -> str:
     return UNCERTAIN_GAP if there and max(-gap.low, gap.high) > SMALLEST_GAP else NO_GAP
 
 
-def headroom_closed(
-    table: pd.DataFrame,
-    items: pd.DataFrame | None,
-    measure: str,
-    condition: str,
-    arm: str,
-) -> GapClosed:
-    """``gap_closed`` for measures of a pair with the teacher, such as agreement.
-
-    The teacher agrees with itself by construction, so a second teacher of the same recipe and
-    another seed takes its place: the headroom is what training anew would give.
-    """
-    return gap_closed(table, items, measure, condition, arm, ceiling="second-teacher")
-
-
 def fieller(
     numerator: float,
     denominator: float,
