@@ -1,9 +1,11 @@
 """Intervals over seeds: means, paired differences, and contrasts of two arms.
 
 The unit of analysis is the seed. Students of one seed share initialisation and order of images,
-so every comparison is a mean of paired differences over seeds, with a t-interval whose variance
-adds what would change with other test images (resampled by source glyph or photo). Where one
-teacher was used, all of this is conditional on that teacher.
+so every comparison is a mean of paired differences over seeds, with a t-interval. Its variance is
+that over seeds, s^2/n, plus what other test images would change for all seeds alike (resampled by
+source glyph or photo). What they would change for one seed alone, the interaction of seeds and
+images, varies from seed to seed and is in s^2/n already: it is estimated and not counted again.
+Where one teacher was used, all of this is conditional on that teacher.
 
 Tables are those of the probes: ``table`` with columns arm, seed, condition, measure, value, and
 ``items`` with columns item, source, arm, seed, condition, measure, value.
@@ -41,8 +43,8 @@ class Interval:
 
     ``n`` is the number of (pairs of) seeds, ``degrees_of_freedom`` n - 1, ``seed_sd`` the standard
     deviation over them; ``item_standard_error`` is the part of ``standard_error`` that comes from
-    the choice of test images, with degrees of freedom of its own. ``low`` and ``high`` are NaN
-    where no interval can be given.
+    the choice of test images and is the same for all seeds, with degrees of freedom of its own.
+    ``low`` and ``high`` are NaN where no interval can be given.
     """
 
     estimate: float
@@ -107,10 +109,9 @@ def paired_difference(
 
     Both inputs have shape (n,), in the order of the seeds; a reference of one value is compared
     with every student. The variance is that between seeds divided by n plus
-    ``item_standard_error`` squared. The noise of single images in single networks is in both
-    parts, so the interval is rather too wide than too narrow. With one seed the interval
-    is conditional on these very networks, and NaN without an item standard error. Critical value:
-    Cochran and Cox (1957). Raises ValueError for an empty or non-finite input.
+    ``item_standard_error`` squared, the part of the test images that all seeds share. With one seed
+    the interval is conditional on these very networks, and NaN without an item standard error.
+    Critical value: Cochran and Cox (1957). Raises ValueError for an empty or non-finite input.
     """
     student = np.atleast_1d(np.asarray(student_by_seed, dtype=np.float64))
     reference = np.atleast_1d(np.asarray(reference_by_seed, dtype=np.float64))
@@ -173,8 +174,9 @@ def paired_arms(
 ) -> tuple[Array, Array, float]:
     """The finite values of arms at the seeds that all have, (arms, seeds); raises as `contrast`.
 
-    With the covariance (arms, arms) of the arms' means when test images are resampled, zero
-    without items, and its degrees of freedom.
+    With the covariance (arms, arms) that the choice of test images gives the arms' means alike at
+    all seeds, zero without items, and its degrees of freedom. It is an estimate: the variance of a
+    difference of arms can come out below 0, and then counts as 0.
     """
     what = f"'{measure}' under '{condition}'" if condition else f"'{measure}'"
     selected = _select(table, measure, condition)
@@ -247,11 +249,16 @@ def _item_covariance(
 
 
 def _bootstrap_covariance(arms: Sequence[tuple[Array, Array]]) -> Array:
-    """Covariance of the arms' means over seeds when sources are drawn with replacement.
+    """Covariance of the arms' means over seeds through sources, without their part in s^2/n.
 
-    ``arms`` are sums and counts of item values per source and seed, both (sources, seeds). All
-    renderings of one glyph or photo are drawn together, since they are not independent; the factor
-    G/(G-1) for G sources is that of Cameron and Miller (2015). NaN with fewer than two sources.
+    ``arms`` are sums and counts of item values per source and seed, both (sources, seeds), or
+    (sources, 1) for one network that is compared with all seeds. Sources are drawn with
+    replacement, all renderings of one glyph or photo together; the factor G/(G-1) for G sources is
+    that of Cameron and Miller (2015). For G sources and n seeds the covariance of the means over
+    seeds is T = I/G + E/(nG), with I of the sources and E of their interaction with seeds; that of
+    one seed's means is S = I/G + E/G on average. So E/(nG) = (S - T)/(n - 1) is taken off, for the
+    variance over seeds has it. With one seed there is no telling, and T is returned. NaN with fewer
+    than two sources.
     """
     rng = np.random.default_rng(0)
     measured = np.any([counts.any(axis=1) for _, counts in arms], axis=0)
@@ -260,8 +267,9 @@ def _bootstrap_covariance(arms: Sequence[tuple[Array, Array]]) -> Array:
     unknown = np.full((len(arms), len(arms)), np.nan)
     if number < 2:
         return unknown
+    seeds = max(sums.shape[1] for sums, _ in arms)
     chunk = max(1, min(REPETITIONS, ENTRIES_AT_ONCE // number))
-    means = []
+    drawn_means = []
     for start in range(0, REPETITIONS, chunk):
         rows = min(chunk, REPETITIONS - start)
         drawn = rng.integers(number, size=(rows, number)) + number * np.arange(rows)[:, None]
@@ -269,11 +277,18 @@ def _bootstrap_covariance(arms: Sequence[tuple[Array, Array]]) -> Array:
         weights = weights.astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             columns = [(weights @ sums) / (weights @ counts) for sums, counts in arms]
-        means.append(np.stack([column.mean(axis=1) for column in columns], axis=1))
-    replicates = np.concatenate(means)
+        drawn_means.append(
+            np.stack([np.broadcast_to(column, (rows, seeds)) for column in columns], axis=1)
+        )
+    replicates = np.concatenate(drawn_means)  # (draws, arms, seeds)
     # A rare measure (the teacher's few errors) may be absent from a whole resample.
-    replicates = replicates[np.isfinite(replicates).all(axis=1)]
+    replicates = replicates[np.isfinite(replicates).all(axis=(1, 2))]
     if len(replicates) < 2:
         return unknown
-    covariance = np.atleast_2d(np.cov(replicates, rowvar=False))
-    return covariance * number / (number - 1)
+    centred = replicates - replicates.mean(axis=0)
+    means = centred.mean(axis=2)
+    together = means.T @ means
+    if seeds > 1:
+        alone = np.einsum("ras,rbs->ab", centred, centred, optimize=True) / seeds
+        together = together - (alone - together) / (seeds - 1)
+    return together / (len(replicates) - 1) * number / (number - 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from kdnotes.stats.intervals import (
@@ -99,7 +100,7 @@ def gap_closed(
         return GapClosed(None, difference, gap, "needs two seeds", math.nan, math.nan, math.nan)
     # Rows: student minus reference, ceiling minus reference.
     to_differences = np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]])
-    item_part = to_differences @ covariance @ to_differences.T
+    item_part = _without_negative(to_differences @ covariance @ to_differences.T)
     seed_part = np.cov(student - below, above - below) / n
     total = seed_part + item_part
     difference, gap = (
@@ -115,6 +116,17 @@ def gap_closed(
     variances = along @ total @ along, n * along @ seed_part @ along, along @ item_part @ along
     ratio = Interval(estimate, low, high, n, n - 1.0, *map(standard_deviation, variances))
     return GapClosed(ratio, difference, gap, "", *covariances)
+
+
+def _without_negative(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest covariance, in the least squares of its entries, in which no variance is below 0.
+
+    Source: Higham (1988), theorem 2.1: its negative eigenvalues become 0.
+    """
+    if not np.isfinite(covariance).all():
+        return covariance
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.maximum(values, 0.0)) @ vectors.T
 
 
 def _why_no_ratio(gap: Interval, variance: float) -> str:
