@@ -113,7 +113,7 @@ def test_a_page_that_judges_other_chapters(book: Path, monkeypatch: pytest.Monke
         results.outcome("distillation").table, results.table("distillation")
     )
     judged = report.judged(runs)
-    assert judged["verdict"].tolist() == ["reproduced"]
+    assert judged["verdict"].tolist() == ["agrees"]
     assert report.judged({}).empty
     assert report.not_like(study, runs) == [
         "- `fidelity` has not been run: do `kdnotes run fidelity`, then this page again.",
@@ -121,7 +121,7 @@ def test_a_page_that_judges_other_chapters(book: Path, monkeypatch: pytest.Monke
     ]
     (again,) = claims.records(judged)
     assert again["equivalence_margin"] is None
-    assert claims.said(again).startswith("**reproduced** (difference .40 [")
+    assert claims.said(again).startswith("**agrees** (difference .40 [")
     assert "`scorecard.json`" in report.finish(study, [again])
     saved = results.load("scorecard")
     assert [each["id"] for each in saved.claims] == ["one"]
@@ -132,7 +132,7 @@ def test_a_page_that_judges_other_chapters(book: Path, monkeypatch: pytest.Monke
 def test_why_a_claim_stays_open() -> None:
     reasons = {
         "fewer than 5 seeds": "too few students for a verdict",
-        "clear, but not after Holm's correction over 9 claims": "firm when judged alone, but not "
+        "clear, but not among the twelve primary claims (Holm)": "firm when judged alone, but not "
         "among so many claims",
         "the interval holds the margin": "the interval reaches across the margin, or there is none",
     }

@@ -126,7 +126,7 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
     for expected in (
         r"scorecard \(2 s\)",
         r"tau +0\.001",
-        r"warm +tau +\.00 +\[\.00, 9\.00\] +reproduced",
+        r"warm +tau +\.00 +\[\.00, 9\.00\] +agrees",
         r"tau +kl +\.00 +1",
     ):
         assert re.search(expected, shown.stdout), expected

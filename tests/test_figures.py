@@ -71,7 +71,7 @@ def make_claims() -> pd.DataFrame:
         ("fooled-hint-weak", "fooled", "difference", 0.6, 0.5, 0.7, "less", 0.3, nan),
     ]
     names = ["id", "chapter", "kind", "estimate", "low", "high", "direction", "margin"]
-    words = ["reproduced", "inconclusive", "not reproduced", "not applicable"]
+    words = ["agrees", "open", "disagrees", "not applicable"]
     frame = pd.DataFrame(rows, columns=[*names, "equivalence_margin"]).assign(verdict=words)
     return frame.assign(arm=["kl", "control-smoothed", "crd", "hint"], reference="independent")
 
@@ -469,8 +469,8 @@ def test_scorecard_says_every_claim_with_its_verdict(figures: dict[str, Figure])
     for row in make_claims().itertuples():
         assert any(row.verdict in text for text in texts)
     assert texts.count("Looks") == 1
-    assert "\N{CHECK MARK} reproduced .38 [.31, .45]" in texts
-    assert "\N{BALLOT X} not reproduced -.10 [-.14, -.05]" in texts
+    assert "\N{CHECK MARK} agrees .38 [.31, .45]" in texts
+    assert "\N{BALLOT X} disagrees -.10 [-.14, -.05]" in texts
     (interval,) = bars_named(figure, "looks-gap-kl")
     np.testing.assert_allclose(interval, [0.31, 0.45])
     # A claim that is not applicable has no number: what it has is no answer to the claim.
@@ -491,7 +491,7 @@ def test_scorecard_tints_where_a_claim_has_to_lie(figures: dict[str, Figure]) ->
 
 def test_scorecard_tints_nothing_where_no_margin_applies() -> None:
     claims = make_claims().iloc[:2].assign(margin=None, equivalence_margin=None)
-    axis = draw.scorecard(claims.assign(verdict="inconclusive")).axes[0]
+    axis = draw.scorecard(claims.assign(verdict="open")).axes[0]
     grounds = [each for each in axis.collections if isinstance(each, PolyCollection)]
     corners = [path.vertices[:, 0] for ground in grounds for path in ground.get_paths()]
     assert all(np.ptp(across) == 0 for across in corners)

@@ -237,11 +237,11 @@ def test_no_gap_and_one_too_uncertain_are_told_apart() -> None:
 
 def test_the_first_screen_of_a_full_table() -> None:
     claims = [
-        claim("kl", "reproduced", measure="other"),
-        claim("kl", "not reproduced", condition=""),
-        claim("kl", "reproduced"),
-        claim("kl", "inconclusive"),
-        claim("hint", "not reproduced"),
+        claim("kl", "agrees", measure="other"),
+        claim("kl", "disagrees", condition=""),
+        claim("kl", "agrees"),
+        claim("kl", "open"),
+        claim("hint", "disagrees"),
     ]
     photographs = {"CIFAR-10": rows({arm: FULL[arm] for arm in ("teacher", "independent", "kl")})}
     screen = found(rows(FULL), claims=claims, photographs=photographs).first_screen()
@@ -254,12 +254,12 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert kl[2].startswith(".50 [.4")
     assert kl[2].endswith("] of the gap")
     assert kl[3] == f"CIFAR-10: part, {kl[2]}"
-    assert kl[4] == f"{VERDICTS['reproduced']} reproduced"
-    assert hint[3:] == ["CIFAR-10: not measured, –", f"{VERDICTS['not reproduced']} not reproduced"]
+    assert kl[4] == f"{VERDICTS['agrees']} agrees"
+    assert hint[3:] == ["CIFAR-10: not measured, –", f"{VERDICTS['disagrees']} disagrees"]
     assert crd[4] == "–"
     assert gap == "*The gap (share):* Teacher .90 minus Independent .50: .40 [.39, .41]."
     # A symbol answers the second question only.
-    assert not any(mark in sentence + gap for mark in (VERDICTS["reproduced"], "\N{BALLOT X}"))
+    assert not any(mark in sentence + gap for mark in (VERDICTS["agrees"], "\N{BALLOT X}"))
     assert "students: 5 KL, 5 Hint, 5 CRD (seeds 0 to 4); teachers: 1; no single images" in (
         screen.sure
     )
@@ -367,5 +367,5 @@ def test_words_are_counted_over_properties() -> None:
 
 
 def test_a_verdict_on_another_comparison_is_not_the_answer() -> None:
-    elsewhere = found(rows(FULL), claims=[claim("kl", "reproduced", reference="kl-tau-1")])
-    assert "reproduced" not in elsewhere.first_screen().answer
+    elsewhere = found(rows(FULL), claims=[claim("kl", "agrees", reference="kl-tau-1")])
+    assert "agrees" not in elsewhere.first_screen().answer

@@ -26,7 +26,7 @@ CLAIM: dict[str, Any] = {
     "low": float("nan"),
     "high": 0.6,
     "criterion": "above 0",
-    "verdict": "inconclusive",
+    "verdict": "open",
     "paper": None,
 }
 

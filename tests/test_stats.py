@@ -519,17 +519,17 @@ def test_holm_by_hand() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "direction", "margin", "label"),
     [
-        (0.05, 0.09, "greater", 0.04, "reproduced"),
-        (0.03, 0.09, "greater", 0.04, "inconclusive"),
-        (-0.02, 0.03, "greater", 0.04, "not reproduced"),
-        (0.04, 0.09, "greater", 0.04, "inconclusive"),
-        (-0.02, 0.03, "less", 0.04, "reproduced"),
-        (0.05, 0.09, "less", 0.04, "not reproduced"),
-        (-0.02, 0.03, "equivalent", 0.05, "reproduced"),
-        (-0.02, 0.06, "equivalent", 0.05, "inconclusive"),
-        (0.06, 0.08, "equivalent", 0.05, "not reproduced"),
-        (-0.09, -0.06, "equivalent", 0.05, "not reproduced"),
-        (np.nan, np.nan, "greater", 0.0, "inconclusive"),
+        (0.05, 0.09, "greater", 0.04, "agrees"),
+        (0.03, 0.09, "greater", 0.04, "open"),
+        (-0.02, 0.03, "greater", 0.04, "disagrees"),
+        (0.04, 0.09, "greater", 0.04, "open"),
+        (-0.02, 0.03, "less", 0.04, "agrees"),
+        (0.05, 0.09, "less", 0.04, "disagrees"),
+        (-0.02, 0.03, "equivalent", 0.05, "agrees"),
+        (-0.02, 0.06, "equivalent", 0.05, "open"),
+        (0.06, 0.08, "equivalent", 0.05, "disagrees"),
+        (-0.09, -0.06, "equivalent", 0.05, "disagrees"),
+        (np.nan, np.nan, "greater", 0.0, "open"),
     ],
 )
 def test_verdicts(
@@ -539,7 +539,7 @@ def test_verdicts(
     assert stats.verdict(interval, direction, margin).label == label
     assert label in stats.VERDICTS
     few = stats.verdict(replace(interval, n=4), direction, margin)
-    assert few == ("inconclusive", "fewer than 5 seeds")
+    assert few == ("open", "fewer than 5 seeds")
 
 
 def test_p_values_and_intervals_say_the_same() -> None:
@@ -551,16 +551,27 @@ def test_p_values_and_intervals_say_the_same() -> None:
         margin = 0.05 if direction == "equivalent" else 0.02
         label = stats.verdict(interval, direction, margin).label
         reproduced, not_reproduced = stats.claim_p_values(interval, direction, margin)
-        assert (label == "reproduced") == (reproduced < 0.025)
-        assert (label == "not reproduced") == (not_reproduced < 0.025)
+        assert (label == "agrees") == (reproduced < 0.025)
+        assert (label == "disagrees") == (not_reproduced < 0.025)
         seen.add((direction, label))
     assert len(seen) == 9
 
 
-def claim_entry(name: str, verdict: str, p: tuple[float | None, float | None], seeds: int) -> dict:
+def claim_entry(
+    name: str,
+    verdict: str,
+    p: tuple[float | None, float | None],
+    seeds: int = 5,
+    family: str = "exploratory",
+    chapter: str = "c",
+    dataset: str = "scenes",
+) -> dict:
     return {
         "id": name,
-        "chapter": "c",
+        "chapter": chapter,
+        "family": family,
+        "decided_on": "scenes",
+        "dataset": dataset,
         "measure": "m",
         "estimate": 0.1,
         "low": 0.05,
@@ -568,35 +579,80 @@ def claim_entry(name: str, verdict: str, p: tuple[float | None, float | None], s
         "seeds": seeds,
         "verdict": verdict,
         "reason": "why",
-        "p_reproduced": p[0],
-        "p_not_reproduced": p[1],
+        "p_agrees": p[0],
+        "p_disagrees": p[1],
     }
 
 
-def test_scorecard_corrects_over_the_claims_that_can_have_a_verdict() -> None:
+def test_exploratory_claims_are_corrected_within_their_chapter() -> None:
     entries = [
-        claim_entry("strong", "reproduced", (0.001, 0.999), 5),
-        claim_entry("weak", "reproduced", (0.02, 0.98), 5),
-        claim_entry("against", "not reproduced", (0.996, 0.004), 5),
-        claim_entry("open", "inconclusive", (0.2, 0.8), 5),
-        claim_entry("few", "inconclusive", (0.001, 0.999), 3),
-        claim_entry("absent", "not applicable", (None, None), 0),
+        claim_entry("strong", "agrees", (0.001, 0.999)),
+        claim_entry("weak", "agrees", (0.022, 0.978)),
+        claim_entry("against", "disagrees", (0.996, 0.004)),
+        claim_entry("open", "open", (0.2, 0.8)),
+        claim_entry("few", "open", (0.001, 0.999), seeds=3),
+        claim_entry("absent", "not applicable", (None, None), seeds=0),
+        claim_entry("alone", "agrees", (0.022, 0.978), chapter="d"),
+        claim_entry("sum", "agrees", (0.024, 0.976), family="check"),
     ]
     card = stats.scorecard_verdicts(json.loads(json.dumps(entries))).set_index("id")
-    # Two-sided .002, .008, .04, .4 over a family of four: .008, .024, .08, .4.
-    expected = pd.Series({"strong": 0.008, "against": 0.024, "weak": 0.08, "open": 0.4})
-    assert card.loc[expected.index, "p_holm"].to_numpy() == pytest.approx(expected.to_numpy())
-    assert card.loc[["few", "absent"], "p_holm"].isna().all()
-    assert list(card["verdict"]) == [
-        "reproduced",
-        "inconclusive",
-        "not reproduced",
-        "inconclusive",
-        "inconclusive",
-        "not applicable",
+    # Two-sided .002, .008, .044, .4 among four: times 4/1, 4/2, 4/3, 4/4.
+    expected = {"strong": 0.008, "against": 0.016, "weak": 0.044 * 4 / 3, "open": 0.4}
+    found = card.loc[list(expected), "p_adjusted"].to_numpy()
+    assert found == pytest.approx(list(expected.values()))
+    assert card.loc["alone", "p_adjusted"] == pytest.approx(0.044)
+    assert card.loc[["few", "absent", "sum"], "p_adjusted"].isna().all()
+    words = ["agrees", "open", "disagrees", "open", "open", "not applicable", "agrees", "agrees"]
+    assert list(card["verdict"]) == words
+    assert card.loc["weak", "reason"] == (
+        "why, but not among the 4 exploratory claims of its chapter (Benjamini-Hochberg)"
+    )
+    assert card.loc["weak", "verdict_alone"] == "agrees"
+    assert not card["is_primary"].any()
+
+
+def test_primaries_are_one_family_of_twelve_and_parts_must_all_hold() -> None:
+    entries = [
+        claim_entry("one", "agrees", (0.001, 0.999), family="C1"),
+        claim_entry("both-a", "agrees", (0.0001, 0.9999), family="C2"),
+        claim_entry("both-b", "agrees", (0.0015, 0.9985), family="C2"),
+        claim_entry("half-a", "agrees", (0.0001, 0.9999), family="C3"),
+        claim_entry("half-b", "open", (0.3, 0.7), family="C3"),
+        claim_entry("against-a", "agrees", (0.0001, 0.9999), family="C4"),
+        claim_entry("against-b", "disagrees", (0.9995, 0.0005), family="C4"),
+        claim_entry("elsewhere", "agrees", (0.001, 0.999), family="C5", dataset="digits"),
+        claim_entry("gone", "not applicable", (None, None), seeds=0, family="C6"),
     ]
-    assert card.loc["weak", "reason"] == "why, but not after Holm's correction over 4 claims"
-    assert card.loc["weak", "verdict_alone"] == "reproduced"
+    card = stats.scorecard_verdicts(entries)
+    found = stats.primaries(card).set_index("primary")
+    assert list(found.index) == [f"C{number}" for number in range(1, 13)]
+    # Two-sided: .002 (one), .003 (the larger of both), .6 (half), twice twice .0005 (against), and
+    # 1 for all others. Holm multiplies the smallest, .002, by 12, the next, .002, by 11, and so on.
+    assert found.loc[["C1", "C4"], "p_holm"].to_numpy() == pytest.approx([0.024, 0.024])
+    assert found.loc["C2", "p_holm"] == pytest.approx(0.03)
+    assert (found.loc[["C3", "C5", "C6", "C7", "C12"], "p_holm"] == 1).all()
+    assert found["verdict"].to_dict() == {
+        "C1": "agrees", "C2": "agrees", "C3": "open", "C4": "disagrees", "C5": "open",
+        "C6": "not applicable", **{f"C{number}": "open" for number in range(7, 13)},
+    }  # fmt: skip
+    assert found.loc["C5", "reason"] == "not run on the images that decide it"
+    by_id = card.set_index("id")
+    assert by_id.loc["half-a", "verdict"] == "open"
+    assert "among the twelve" in by_id.loc["half-a", "reason"]
+    # Elsewhere the same contrast is one of the chapter's exploratory claims.
+    assert not by_id.loc["elsewhere", "is_primary"]
+    assert by_id.loc["elsewhere", "verdict"] == "agrees"
+
+
+def test_a_primary_with_one_part_untested_stays_open() -> None:
+    pair = [
+        claim_entry("a", "agrees", (0.0001, 0.9999), family="C1"),
+        claim_entry("b", "open", (0.0001, 0.9999), seeds=3, family="C1"),
+    ]
+    assert stats.primaries(stats.scorecard_verdicts(pair)).loc[0, ["verdict", "p_holm"]].tolist() == [
+        "open",
+        1.0,
+    ]
 
 
 def test_scorecard_without_claims_is_empty() -> None:
@@ -608,19 +664,19 @@ def test_scorecard_without_claims_is_empty() -> None:
 
 @pytest.mark.parametrize("seed_sd", SEED_SDS)
 @pytest.mark.parametrize("item_standard_error", ITEM_STANDARD_ERRORS)
-def test_a_true_effect_on_the_margin_is_rarely_called_reproduced(
+def test_a_true_effect_on_the_margin_is_rarely_said_to_agree(
     seed_sd: float, item_standard_error: float
 ) -> None:
     rates = stats.simulate_error_rate(
         seed_sd, item_standard_error, 5, 20, np.random.default_rng(9), repetitions=8000
     )
     # Nominally .025; the rest is what the simulation itself can err by.
-    assert rates.reproduced <= 0.027
-    assert rates.any_reproduced <= 0.03
-    assert rates.any_not_reproduced <= 0.03
+    assert rates.agrees <= 0.027
+    assert rates.any_agrees <= 0.03
+    assert rates.any_disagrees <= 0.03
     # A procedure that never says anything would pass the above.
-    assert rates.reproduced > 0.015
-    assert rates.any_reproduced > 0.004
+    assert rates.agrees > 0.015
+    assert rates.any_agrees > 0.004
 
 
 @pytest.mark.parametrize("seeds", [5, [5, 10]])
@@ -628,10 +684,10 @@ def test_without_item_error_the_rate_is_the_t_tests(seeds: int | list[int]) -> N
     rates = stats.simulate_error_rate(
         [0.03, 0.06], 0.0, seeds, 2, np.random.default_rng(10), repetitions=100_000
     )
-    assert rates.reproduced == pytest.approx(0.025, abs=0.002)
-    assert rates.not_reproduced == pytest.approx(0.025, abs=0.002)
+    assert rates.agrees == pytest.approx(0.025, abs=0.002)
+    assert rates.disagrees == pytest.approx(0.025, abs=0.002)
     # Two independent claims, each tested at .0125 per side.
-    assert rates.any_reproduced == pytest.approx(1 - (1 - 0.0125) ** 2, abs=0.002)
+    assert rates.any_agrees == pytest.approx(1 - (1 - 0.0125) ** 2, abs=0.002)
 
 
 def test_each_claim_is_simulated_with_its_own_number_of_seeds() -> None:
@@ -640,8 +696,8 @@ def test_each_claim_is_simulated_with_its_own_number_of_seeds() -> None:
     both = stats.simulate_error_rate(
         0.03, 0.0, [5, 10], 2, np.random.default_rng(12), repetitions=100_000
     )
-    assert both.reproduced == pytest.approx(0.025, abs=0.002)
-    assert both.any_reproduced == pytest.approx(1 - (1 - 0.0125) ** 2, abs=0.002)
+    assert both.agrees == pytest.approx(0.025, abs=0.002)
+    assert both.any_agrees == pytest.approx(1 - (1 - 0.0125) ** 2, abs=0.002)
 
 
 def test_the_fast_simulation_equals_the_slow_procedure() -> None:
@@ -655,12 +711,12 @@ def test_the_fast_simulation_equals_the_slow_procedure() -> None:
             interval = stats.paired_difference(values, 0.0, item)
             label = stats.verdict(interval, "greater", 0.04).label
             p = stats.claim_p_values(interval, "greater", 0.04)
-            entries.append(claim_entry(str(number), label, p, 5))
-        alone += sum(entry["verdict"] == "reproduced" for entry in entries)
-        together += (stats.scorecard_verdicts(entries)["verdict"] == "reproduced").any()
-    fast = stats.simulate_error_rate(seed_sd, item, 5, claims, rng, repetitions=40_000)
-    assert alone / repetitions / claims == pytest.approx(fast.reproduced, abs=0.02)
-    assert together / repetitions == pytest.approx(fast.any_reproduced, abs=0.03)
+            entries.append(claim_entry(str(number), label, p, family=f"C{number + 1}"))
+        alone += sum(entry["verdict"] == "agrees" for entry in entries)
+        together += (stats.scorecard_verdicts(entries)["verdict"] == "agrees").any()
+    fast = stats.simulate_error_rate(seed_sd, item, 5, claims, rng, 40_000, family=12)
+    assert alone / repetitions / claims == pytest.approx(fast.agrees, abs=0.02)
+    assert together / repetitions == pytest.approx(fast.any_agrees, abs=0.03)
 
 
 def test_simulation_without_variance_gives_no_verdict() -> None:

@@ -40,7 +40,7 @@ import kdnotes as kd
 table = pd.DataFrame([dict(arm="kl", seed=0, condition="", measure="tau", value=tau)])
 items = pd.DataFrame(columns=kd.results.ITEM_COLUMNS)
 claim = dict(id="warm", measure="tau", estimate=tau, low=0.0, high=9.0, criterion="above 0",
-             verdict="reproduced", paper=None)
+             verdict="agrees", paper=None)
 kd.results.save("{name}", SimpleNamespace(table=table, items=items), [claim],
                 dict(preset=preset, tau=tau), 1.5)
 print(os.environ["OMP_NUM_THREADS"], "agg" in os.environ.get("MPLBACKEND", ""))

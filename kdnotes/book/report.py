@@ -77,7 +77,7 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     ``options`` are those of `Findings`, such as other arms than the students of each method, or
     another reference than the independent students.
     """
-    decided = claims.evaluate(claims.load(study.chapter), outcome)
+    decided = claims.evaluate(claims.load(study.chapter), outcome, study.settings.dataset)
     options = {"methods": study.settings.methods} | options
     return Findings(outcome, measure, claims=decided, **options)
 
@@ -102,7 +102,7 @@ def gather(study: Study, folder: Path | None = None) -> dict[str, results.Saved]
 
 
 def judged(runs: Mapping[str, results.Saved]) -> pd.DataFrame:
-    """The book's claims as several chapters found them, with verdicts after Holm's correction."""
+    """The book's claims as several chapters found them, with verdicts of all together."""
     known = {claim.id for claim in claims.load()}
     found = [claim for run in runs.values() for claim in run.claims if claim["id"] in known]
     return stats.scorecard_verdicts(found)

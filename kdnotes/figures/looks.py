@@ -28,9 +28,9 @@ class Look:
 
 # The colour of each verdict, whose words and signs are those of kdnotes.stats.VERDICTS.
 VERDICTS: dict[str, str] = {
-    "reproduced": "#007F5C",
-    "not reproduced": "#C04A00",
-    "inconclusive": "#666666",
+    "agrees": "#007F5C",
+    "disagrees": "#C04A00",
+    "open": "#666666",
     "not applicable": "#666666",
 }
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # Found when first asked for: pandas and scipy take a second, which reading claims need not pay.
 _HOMES = {
     "agreement": "agreement_on_wrong_items cohen_kappa error_consistency null_spread",
-    "families": "SEEDS_FOR_A_VERDICT Verdict claim_p_values holm p_value scorecard_verdicts"
-    " simulate_error_rate verdict",
+    "families": "PRIMARIES SEEDS_FOR_A_VERDICT Verdict claim_p_values holm p_value primaries"
+    " scorecard_verdicts simulate_error_rate verdict",
     "intervals": "Interval NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_difference"
     " t_interval",
     "shares": "NO_GAP UNCERTAIN_GAP GapClosed gap_closed",

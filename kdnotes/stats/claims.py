@@ -50,6 +50,9 @@ class Paper(BaseModel):
 class Claim(BaseModel):
     """One claim of the paper and the contrast that decides on it.
 
+    ``family``: the primary claim, C1 to C12, that it is a part of, "exploratory", or "check" where
+    it is mathematics that must come out. ``decided_on``: the images on which a primary is decided;
+    elsewhere the same contrast is exploratory. Anything but "more than 0" needs a ``why``.
     ``reference`` is an arm or a constant in the units of the measure. With kind "gap closed" the
     contrast is (arm - reference) / (ceiling - reference), else arm - reference. ``margin`` is in
     the units of the contrast; claims of no difference have an ``equivalence_margin`` instead.
@@ -61,6 +64,9 @@ class Claim(BaseModel):
     chapter: Name
     section: Name
     statement: Name
+    family: Annotated[str, Field(pattern=r"^(C([1-9]|1[0-2])|exploratory|check)$")] = "exploratory"
+    decided_on: Name = "scenes"
+    why: str = ""
     measure: Name
     condition: str = ""
     arm: Name
@@ -81,11 +87,13 @@ class Claim(BaseModel):
             raise ValueError("equivalence_margin goes with direction 'equivalent' only")
         if self.kind == "gap closed" and not isinstance(self.reference, str):
             raise ValueError("kind 'gap closed' needs an arm as reference, not a number")
+        if (self.direction != "greater" or self.margin != 0) and not self.why:
+            raise ValueError("'why' must say the reason for a direction or a margin of its own")
         return self
 
     @property
     def criterion(self) -> str:
-        """When the claim counts as reproduced, as a sentence."""
+        """What it takes to agree with the paper, as a sentence."""
         where = f" ({self.condition})" if self.condition else ""
         if isinstance(self.reference, str):
             reference = self.reference
@@ -144,18 +152,18 @@ def _problem(detail: Any, entries: list[dict[str, Any]]) -> str:
     return f"{where}: field '{field}': {message}" if field else f"{where}: {message}"
 
 
-def evaluate(claims: Iterable[Claim], outcome: Tables) -> list[dict[str, Any]]:
-    """What the tables of a run say about each claim, alone (before Holm's correction).
+def evaluate(claims: Iterable[Claim], outcome: Tables, dataset: str = "") -> list[dict[str, Any]]:
+    """What the tables of a run on a data set say about each claim, alone (before any correction).
 
-    An entry of a chapter's JSON has the fields of the claim, its criterion, the fields of a
-    `stats.Interval` (its n as ``seeds``), verdict, reason, and the one-sided ``p_reproduced`` and
-    ``p_not_reproduced``; numbers that do not exist are None. Where there is no ratio, ``kind`` is
+    An entry of a chapter's JSON has the fields of the claim, the data set, its criterion, the fields of
+    a `stats.Interval` (its n as ``seeds``), verdict, reason, and the one-sided ``p_agrees`` and
+    ``p_disagrees``; numbers that do not exist are None. Where there is no ratio, ``kind`` is
     "difference", the numbers are those of the raw difference, and the claim's margin, which is a
     share, is left out. A claim whose arm, measure or condition was not measured, or that asks for a
     share of a gap that cannot be divided by, is "not applicable", with the reason. The same tables
     give the same numbers.
     """
-    return [_evaluated(claim, outcome) for claim in claims]
+    return [_evaluated(claim, outcome) | {"dataset": dataset} for claim in claims]
 
 
 def _evaluated(claim: Claim, outcome: Tables) -> dict[str, Any]:
@@ -174,7 +182,7 @@ def _evaluated(claim: Claim, outcome: Tables) -> dict[str, Any]:
     if isinstance(result, stats.GapClosed) and result.ratio is None:
         undivided = result.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP)
         says = stats.Verdict(
-            "not applicable" if undivided else "inconclusive",
+            "not applicable" if undivided else "open",
             f"{result.reason}: {claim.ceiling} minus {claim.reference} is {result.gap.format()}",
         )
         raw = {"kind": "difference", "margin": None, "equivalence_margin": None}
@@ -195,9 +203,7 @@ def _entry(
     says: stats.Verdict,
     p_values: tuple[float, float] = (math.nan, math.nan),
 ) -> dict[str, Any]:
-    numbers = asdict(interval) | dict(
-        zip(("p_reproduced", "p_not_reproduced"), p_values, strict=True)
-    )
+    numbers = asdict(interval) | dict(zip(("p_agrees", "p_disagrees"), p_values, strict=True))
     found = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     found["seeds"] = found.pop("n")
     words = {"criterion": claim.criterion, "verdict": says.label, "reason": says.reason}
@@ -210,10 +216,10 @@ def records(claims: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def open_because(reason: str) -> str:
-    """Why a claim stays inconclusive, in one of three ways."""
+    """Why a claim stays open, in one of three ways."""
     if reason.startswith("fewer than"):
         return "too few students for a verdict"
-    if "Holm" in reason:
+    if ", but not among" in reason:
         return "firm when judged alone, but not among so many claims"
     return "the interval reaches across the margin, or there is none"
 
@@ -224,7 +230,7 @@ def estimate(claim: Mapping[str, Any]) -> str:
         return f"({claim['reason']})"
     bounds = [format_number(claim[name]) for name in ("low", "high") if claim[name] is not None]
     number = f"{format_number(claim['estimate'])} [{', '.join(bounds)}]"
-    undecided = claim["verdict"] in ("inconclusive", "not applicable")
+    undecided = claim["verdict"] in ("open", "not applicable")
     reason = f"; {claim['reason']}" if undecided else ""
     return f"({claim['kind']} {number}{reason})"
 
@@ -239,7 +245,7 @@ def verdict_table(claims: Sequence[Mapping[str, Any]]) -> str:
 
     Three columns, because more would be too narrow to read beside each other.
     """
-    rows = ["| claim, and when it counts as reproduced | the paper | here |", "|:--|:--|:--|"]
+    rows = ["| claim, and what it takes to agree | the paper | here |", "|:--|:--|:--|"]
     for claim in claims:
         paper, section = claim["paper"]["numbers"], claim["section"]
         if isinstance(paper, Mapping):  # else "not reported"

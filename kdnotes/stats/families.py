@@ -17,6 +17,7 @@ from kdnotes.stats.words import Direction, VerdictLabel, format_number
 
 SEEDS_FOR_A_VERDICT = 5
 FAMILY_LEVEL = 0.05
+PRIMARIES = tuple(f"C{number}" for number in range(1, 13))
 
 
 class Verdict(NamedTuple):
@@ -29,45 +30,45 @@ class Verdict(NamedTuple):
 class ErrorRates(NamedTuple):
     """Simulated shares of repetitions in which the procedure is wrong although nothing is there.
 
-    ``reproduced`` and ``not_reproduced`` are per claim, before Holm; ``any_reproduced`` and
-    ``any_not_reproduced`` count repetitions with at least one such verdict after Holm.
+    ``agrees`` and ``disagrees`` are per claim, before Holm; ``any_agrees`` and
+    ``any_disagrees`` count repetitions with at least one such verdict after Holm.
     """
 
-    reproduced: float
-    not_reproduced: float
-    any_reproduced: float
-    any_not_reproduced: float
+    agrees: float
+    disagrees: float
+    any_agrees: float
+    any_disagrees: float
 
 
 def verdict(interval: Interval, direction: Direction, margin: float) -> Verdict:
     """What a 95% interval says about a claim.
 
-    "reproduced" where the interval lies wholly on the claimed side of ``margin`` (for
-    ``equivalent``: inside plus or minus ``margin``), "not reproduced" where it lies wholly on the
-    other side, else "inconclusive", as with fewer than five seeds.
+    "agrees" where the interval lies wholly on the claimed side of ``margin`` (for
+    ``equivalent``: inside plus or minus ``margin``), "disagrees" where it lies wholly on the
+    other side, else "open", as with fewer than five seeds.
     """
     if interval.n < SEEDS_FOR_A_VERDICT:
-        return Verdict("inconclusive", f"fewer than {SEEDS_FOR_A_VERDICT} seeds")
+        return Verdict("open", f"fewer than {SEEDS_FOR_A_VERDICT} seeds")
     low, high, where = interval.low, interval.high, format_number(margin)
     if not (math.isfinite(low) and math.isfinite(high)):
-        return Verdict("inconclusive", "no interval")
+        return Verdict("open", "no interval")
     if direction == "equivalent":
         if -margin < low and high < margin:
-            return Verdict("reproduced", f"the interval lies inside ±{where}")
+            return Verdict("agrees", f"the interval lies inside ±{where}")
         if low > margin or high < -margin:
-            return Verdict("not reproduced", f"the interval lies outside ±{where}")
-        return Verdict("inconclusive", f"the interval reaches across an end of ±{where}")
+            return Verdict("disagrees", f"the interval lies outside ±{where}")
+        return Verdict("open", f"the interval reaches across an end of ±{where}")
     if low <= margin <= high:
-        return Verdict("inconclusive", f"the interval contains {where}")
+        return Verdict("open", f"the interval contains {where}")
     side, name = ("greater", "above") if low > margin else ("less", "below")
-    label: VerdictLabel = "reproduced" if side == direction else "not reproduced"
+    label: VerdictLabel = "agrees" if side == direction else "disagrees"
     return Verdict(label, f"the interval lies {name} {where}")
 
 
 def claim_p_values(
     result: Interval | GapClosed, direction: Direction, margin: float
 ) -> tuple[float, float]:
-    """One-sided p-values for "reproduced" and for "not reproduced".
+    """One-sided p-values for "agrees" and for "disagrees".
 
     Each is below .025 exactly where ``verdict`` says so from a 95% interval. Equivalence is
     two one-sided tests (Schuirmann 1987).
@@ -137,33 +138,95 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def scorecard_verdicts(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Verdicts on all claims together, with Holm's correction over the primary contrasts.
+    """Verdicts on all claims together: primaries under Holm, a chapter's others under BH.
 
-    ``results`` are the entries of ``claims.evaluate``, or the same read back from JSON. The family
-    is every claim with a p-value and enough seeds (decided before any data); its two-sided level is
-    .05, shared by "reproduced" and "not reproduced". Returns one row per claim in the given order,
-    with all given columns, ``verdict`` and ``reason`` after the correction (which only ever weakens
-    a verdict), and the new columns verdict_alone, p_two_sided and p_holm.
+    ``results`` are the entries of ``claims.evaluate``, or the same read back from JSON. The twelve
+    primaries are one family of two-sided level .05 (see `primaries`): a part of one that stays
+    open is open. Every other claim is exploratory, and held against the false discovery rate of
+    .05 among those of its chapter that have p-values and enough seeds: Benjamini and Hochberg
+    (1995). Checks of mathematics are corrected for nothing. Returns one row per claim in the given
+    order, with all given columns, ``verdict`` and ``reason`` after the correction (which only ever
+    weakens a verdict), and the new columns is_primary, verdict_alone, p_two_sided and p_adjusted.
     """
+    from scipy.stats import false_discovery_control
+
     frame = pd.DataFrame(list(results))
     if frame.empty:
         return frame
     numbers = ["estimate", "low", "high"]
     frame[numbers] = frame[numbers].astype(float)
-    one_sided = frame[["p_reproduced", "p_not_reproduced"]].astype(float)
-    tested = one_sided.notna().all(axis=1) & (frame["seeds"] >= SEEDS_FOR_A_VERDICT)
-    tested &= frame["verdict"] != "not applicable"
-    frame["verdict_alone"] = frame["verdict"]
+    frame["verdict_alone"], frame["is_primary"] = frame["verdict"], _decides(frame)
+    tested = _tested(frame)
+    one_sided = frame[["p_agrees", "p_disagrees"]].astype(float)
     frame["p_two_sided"] = (2 * one_sided.min(axis=1)).clip(upper=1).where(tested)
-    frame["p_holm"] = np.nan
-    frame.loc[tested, "p_holm"] = holm(frame.loc[tested, "p_two_sided"])
-    firm = frame["verdict"].isin(["reproduced", "not reproduced"])
-    weakened = tested & firm & (frame["p_holm"] >= FAMILY_LEVEL)
-    frame.loc[weakened, "verdict"] = "inconclusive"
-    frame.loc[weakened, "reason"] += (
-        f", but not after Holm's correction over {int(tested.sum())} claims"
-    )
+    frame["p_adjusted"] = np.nan
+    for row in primaries(frame).itertuples():
+        parts = frame["is_primary"] & (frame["family"] == row.primary)
+        frame.loc[parts & tested, "p_adjusted"] = row.p_holm
+        if row.verdict == "open":
+            _weaken(frame, parts, "among the twelve primary claims (Holm)")
+    others = ~frame["is_primary"] & tested & (frame["family"] != "check")
+    for _, part in frame[others].groupby("chapter", sort=False):
+        adjusted = false_discovery_control(part["p_two_sided"])
+        frame.loc[part.index, "p_adjusted"] = adjusted
+        open_now = part.index[adjusted >= FAMILY_LEVEL]
+        where = f"among the {len(part)} exploratory claims of its chapter (Benjamini-Hochberg)"
+        _weaken(frame, frame.index.isin(open_now), where)
     return frame
+
+
+def primaries(claims: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts on the twelve primary claims, C1 to C12, under Holm: one row for each.
+
+    ``claims``: rows as in `scorecard_verdicts`. One with several parts agrees where all of them do
+    (its p-value is their largest: the intersection-union test, Berger 1982), and disagrees where
+    any of them does (the smallest, times their number). One that was not run on the images that
+    decide it, or a part of which cannot be tested, counts with p = 1. Columns: primary, claims (ids
+    of its parts), p_two_sided, p_holm, verdict, reason.
+    """
+    deciding, tested = claims[_decides(claims)], _tested(claims)
+    rows = []
+    for name in PRIMARIES:
+        parts = deciding[deciding["family"] == name]
+        ready = len(parts) > 0 and bool(tested[parts.index].all())
+        agree = float(parts["p_agrees"].astype(float).max()) if ready else 1.0
+        against = float(parts["p_disagrees"].astype(float).min()) * len(parts) if ready else 1.0
+        p = min(2 * min(agree, against), 1.0)
+        rows.append((name, list(parts["id"]), p, "agrees" if agree < against else "disagrees"))
+    frame = pd.DataFrame(rows, columns=["primary", "claims", "p_two_sided", "verdict"])
+    frame["p_holm"], frame["reason"] = holm(frame["p_two_sided"]), ""
+    for place, row in frame.iterrows():
+        label, reason = _of_parts(claims[claims["id"].isin(row["claims"])], row)
+        frame.loc[place, ["verdict", "reason"]] = label, reason
+    return frame
+
+
+def _of_parts(parts: pd.DataFrame, row: pd.Series) -> tuple[VerdictLabel, str]:
+    if parts.empty:
+        return "open", "not run on the images that decide it"
+    if (parts["verdict"] == "not applicable").any():
+        return "not applicable", str(parts[parts["verdict"] == "not applicable"].iloc[0]["reason"])
+    if row["p_holm"] < FAMILY_LEVEL:
+        return row["verdict"], "; ".join(parts["reason"])
+    return "open", f"p = {format_number(row['p_holm'], 3)} among the twelve (Holm)"
+
+
+def _decides(claims: pd.DataFrame) -> pd.Series:
+    """Whether each claim is a part of a primary, and was run on the images that decide it."""
+    there = claims["family"].isin(PRIMARIES)
+    return there & (claims["decided_on"] == claims["dataset"])
+
+
+def _tested(claims: pd.DataFrame) -> pd.Series:
+    one_sided = claims[["p_agrees", "p_disagrees"]].astype(float)
+    tested = one_sided.notna().all(axis=1) & (claims["seeds"] >= SEEDS_FOR_A_VERDICT)
+    return tested & (claims["verdict"] != "not applicable")
+
+
+def _weaken(frame: pd.DataFrame, which: Any, where: str) -> None:
+    firm = which & frame["verdict"].isin(["agrees", "disagrees"])
+    frame.loc[firm, "verdict"] = "open"
+    frame.loc[firm, "reason"] += f", but not {where}"
 
 
 def simulate_error_rate(
@@ -173,13 +236,15 @@ def simulate_error_rate(
     n_claims: int,
     rng: np.random.Generator,
     repetitions: int = 10_000,
+    family: int | None = None,
 ) -> ErrorRates:
     """How often this procedure would give a verdict where the truth sits on the margin.
 
     ``seed_sd`` (standard deviation of paired differences), ``item_standard_error`` and ``n_seeds``
     are one number or one per claim, as measured. Each repetition draws ``n_claims`` sets of normal
     differences around the margin plus an error of the test images that all seeds share, then
-    applies the interval of ``paired_difference`` and Holm's correction. Claims are drawn
+    applies the interval of ``paired_difference`` and Holm's correction over ``family`` claims (by
+    default these), of which those that are not drawn count with p = 1. Claims are drawn
     independently; Holm's guarantee does not need that.
     """
     sd = np.broadcast_to(np.asarray(seed_sd, dtype=np.float64), (n_claims,))
@@ -192,7 +257,7 @@ def simulate_error_rate(
     variance = seed_variance + item**2
     share = np.divide(seed_variance, variance, out=np.ones_like(variance), where=variance > 0)
     # Critical values of Holm's steps, (steps, claims): for 0, 1, ... claims rejected before.
-    upper = FAMILY_LEVEL / 2 / (n_claims - np.arange(n_claims))[:, None]
+    upper = FAMILY_LEVEL / 2 / ((family or n_claims) - np.arange(n_claims))[:, None]
     of_seeds, of_items = -stdtrit(n - 1.0, upper), -stdtrit(math.inf, upper)
     standard_error = np.sqrt(variance)
 
@@ -200,7 +265,10 @@ def simulate_error_rate(
         critical = share * of_seeds[step] + (1 - share) * of_items[step]
         return np.abs(distance) > critical * standard_error
 
-    alone = beyond(np.full(repetitions, n_claims - 1))
+    alone = np.abs(distance) > standard_error * (
+        share * -stdtrit(n - 1.0, FAMILY_LEVEL / 2)
+        - (1 - share) * stdtrit(math.inf, FAMILY_LEVEL / 2)
+    )
     # Holm goes on as long as the next step rejects more than the last one.
     rejected = beyond(np.zeros(repetitions, dtype=np.int64))
     before = np.zeros(repetitions, dtype=np.int64)
@@ -209,8 +277,8 @@ def simulate_error_rate(
         rejected = beyond(np.minimum(before, n_claims - 1))
     above = distance > 0
     return ErrorRates(
-        reproduced=float((alone & above).mean()),
-        not_reproduced=float((alone & ~above).mean()),
-        any_reproduced=float((rejected & above).any(axis=1).mean()),
-        any_not_reproduced=float((rejected & ~above).any(axis=1).mean()),
+        agrees=float((alone & above).mean()),
+        disagrees=float((alone & ~above).mean()),
+        any_agrees=float((rejected & above).any(axis=1).mean()),
+        any_disagrees=float((rejected & ~above).any(axis=1).mean()),
     )

@@ -82,7 +82,7 @@ def critical_value(
     The t quantiles of the two parts of the variance, averaged by their shares in it: Cochran and
     Cox (1957). Satterthwaite's degrees of freedom give narrower intervals, but with five seeds they
     fail far out in the tails, where Holm's correction reads them: among 20 claims with nothing in
-    them one was "reproduced" in 7% of simulations instead of 2.5%; here it is never more.
+    them one was "agrees" in 7% of simulations instead of 2.5%; here it is never more.
     """
     share = np.asarray(seed_share, dtype=np.float64)
     return -(

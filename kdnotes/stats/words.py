@@ -6,13 +6,13 @@ import math
 from typing import Literal
 
 Direction = Literal["greater", "less", "equivalent"]
-VerdictLabel = Literal["reproduced", "not reproduced", "inconclusive", "not applicable"]
+VerdictLabel = Literal["agrees", "disagrees", "open", "not applicable"]
 
 # The symbol that stands for each word where space is short.
 VERDICTS: dict[VerdictLabel, str] = {
-    "reproduced": "\N{CHECK MARK}",
-    "not reproduced": "\N{BALLOT X}",
-    "inconclusive": "?",
+    "agrees": "\N{CHECK MARK}",
+    "disagrees": "\N{BALLOT X}",
+    "open": "?",
     "not applicable": "\N{EN DASH}",
 }
 
