@@ -67,7 +67,7 @@ Given = Annotated[
     typer.Option("-p", metavar="NAME=VALUE", help="Value of a parameter; may be repeated."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="How large: smoke, laptop (default), full or paper.")
+    str | None, typer.Option(help="How large: smoke, laptop (default), published or paper.")
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: cores).")]
 

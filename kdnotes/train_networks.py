@@ -26,7 +26,7 @@ def main(
     ],
     p: Given = None,
     preset: Annotated[
-        str | None, typer.Option(help="How large: smoke, laptop, full or paper.")
+        str | None, typer.Option(help="How large: smoke, laptop, published or paper.")
     ] = None,
 ) -> None:
     """Train all networks of a chapter, each by all processes together.

@@ -35,9 +35,9 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_published_run_stands_beside_this_one(book: Path) -> None:
-    full = study_of("distillation", preset="full", seeds=3, teacher="vgg-large")
+    full = study_of("distillation", preset="published", seeds=3, teacher="vgg-large")
     larger = outcome(independent=[0.9, 0.92], kl=[0.95, 0.97])
-    results.save("distillation", larger, [], full.parameters(), 1.0, book / "results" / "full")
+    results.save("distillation", larger, [], full.parameters(), 1.0, book / "results" / "published")
     smoke = study_of("distillation", preset="smoke")
     said = report.beside_published(smoke, outcome(independent=[0.5, 0.7], hint=[0.8]), "accuracy")
     lines = said.splitlines()
@@ -59,10 +59,10 @@ def test_a_published_run_stands_beside_this_one(book: Path) -> None:
 def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
     smoke = study_of("distillation", preset="smoke")
     said = report.beside_published(smoke, outcome(kl=[0.5]), "accuracy")
-    assert said.startswith("No run of the preset `full`")
-    full = study_of("distillation", preset="full")
+    assert said.startswith("No run of the preset `published`")
+    full = study_of("distillation", preset="published")
     said = report.beside_published(full, outcome(kl=[0.5]), "accuracy")
-    assert said.startswith("This is a run of the preset `full`")
+    assert said.startswith("This is a run of the preset `published`")
 
 
 def test_the_number_of_students_is_that_of_most_claims() -> None:

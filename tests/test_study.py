@@ -156,7 +156,7 @@ def test_any_method_can_be_planned_in_any_chapter(chapter: str) -> None:
     [
         (
             {"preset": "laptob"},
-            r"'preset' must be smoke, laptop, full or paper, not 'laptob' \(did",
+            r"'preset' must be smoke, laptop, published or paper, not 'laptob' \(did",
         ),
         ({"dataset": "minst"}, r"unknown data set 'minst'; known: .*scenes"),
         ({"dataset": "imagefolder:/none/here"}, r"no folder '/none/here'"),

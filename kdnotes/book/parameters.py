@@ -24,7 +24,7 @@ from kdnotes.errors import RequestError
 TAG = "parameters"
 # What every chapter takes, in the form of its cell. None: what the chapter and the preset say.
 SHARED = """\
-preset: str = "laptop"  # how large and how long (smoke, laptop, full or paper)
+preset: str = "laptop"  # how large and how long (smoke, laptop, published or paper)
 dataset: str | None = None  # which images, such as scenes, digits, cifar10 or imagefolder:PATH
 data_dir: str | None = None  # folder in which downloaded data sets lie
 teacher: str | None = None  # network of the teachers
@@ -32,7 +32,7 @@ student: str | None = None  # network of the students
 methods: str | None = None  # ways of teaching, such as "kl,hint"
 tau: float | None = None  # temperature of the soft labels (above 0)
 seeds: int | None = None  # students of each kind (1 to 1000)
-first_seed: int = 0  # seeds count from here; 100 and up are for trying things out (0 or more)
+first_seed: int | None = None  # seeds count from here; 100 to 999 are for trials (0 or more)
 device: str | None = None  # where to train and measure (cpu, cuda or cuda:all)
 train_count: int | None = None  # training images (1 or more)
 epochs: int | None = None  # passes over the training images (1 or more)

@@ -157,14 +157,14 @@ def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
     )
 
 
-def published(chapter: str, preset: str = "full") -> pd.DataFrame | None:
+def published(chapter: str, preset: str = "published") -> pd.DataFrame | None:
     """The table of a published run of a chapter (``results/PRESET``), None if there is none."""
     folder = paths.root() / "results" / preset
     return results.table(chapter, folder) if chapter in results.chapters(folder) else None
 
 
 def beside_published(
-    study: Study, outcome: Outcome, measure: str, condition: str = "", preset: str = "full"
+    study: Study, outcome: Outcome, measure: str, condition: str = "", preset: str = "published"
 ) -> Text:
     """A measure's mean per arm in this run and in the published one, as Markdown.
 

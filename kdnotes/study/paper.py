@@ -190,7 +190,7 @@ def preset(dataset: str, teacher: str, student: str) -> Preset:
         if unlike := {teacher, student} - {"", network}:
             raise RequestError(
                 f"the preset 'paper' has {network!r} for digits, not {unlike.pop()!r}; use the "
-                "preset 'full' for other networks"
+                "preset 'published' for other networks"
             )
         return both.mnist.preset
     if not dataset.startswith(FOLDER_PREFIX):

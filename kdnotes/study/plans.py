@@ -67,7 +67,7 @@ class Plan:
         """
         model = self.teacher_model
         recipe = self._recipe("teacher", model, None, longer, jitter, crops, flip)
-        spec = self._network("teacher", model, recipe, seed=self.study.first_teacher)
+        spec = self._network("teacher", model, recipe, seed=self.study.seed_range.teacher)
         published = {"pretrained": self._published(spec)}
         return self._enrol(arm, spec.model_copy(update=published))
 
@@ -143,21 +143,31 @@ class Plan:
         )
 
     def controls(
-        self, teacher: NetworkSpec, second: NetworkSpec | None = None, *, smoothed: Seeds = "few"
+        self,
+        teacher: NetworkSpec,
+        second: NetworkSpec | None = None,
+        *,
+        smoothed: Seeds = "few",
+        permuted: Seeds = "few",
     ) -> None:
         """Students of a second teacher, of labels smoothed as the teacher's are, and permuted.
 
-        ``smoothed``: the seeds of the second kind, all where a claim rests on them.
+        Those of the second teacher have all seeds; ``smoothed`` and ``permuted``: the seeds of the
+        other two kinds, all where a claim rests on them.
         """
         kl = self.method("kl")
         if second is not None:
-            self.students(arms.control("second-teacher", kl), second, seeds="few")
+            self.students(arms.control("second-teacher", kl), second)
         self.students(arms.control("smoothed", kl), teacher, seeds=smoothed)
-        self.students(arms.control("permuted", kl), teacher, seeds="few")
+        self.students(arms.control("permuted", kl), teacher, seeds=permuted)
 
     def foreign(self) -> None:
         """An independent network of a seed that nobody else has."""
-        self.students(arms.FOREIGN, seeds=[FOREIGN_SEED + self.study.first_teacher])
+        self.students(arms.FOREIGN, seeds=[FOREIGN_SEED + self.study.seed_range.teacher])
+
+    def epochs(self, share: float) -> int:
+        """A share of the epochs of this plan's students, at least one."""
+        return max(1, round(share * self._recipe("student", self.student_model, None, 1).epochs))
 
     # --- who can be declared ----------------------------------------------------------------
 
@@ -201,7 +211,7 @@ class Plan:
             update={
                 "split": "test",
                 "count": settings.test_count,
-                "seed": self.study.rendering_seed,
+                "seed": self.study.seed_range.drawings,
                 "options": spec.options | options,
             }
         )
@@ -292,7 +302,12 @@ class Plan:
             return fixed.model_copy(update={"epochs": epochs or fixed.epochs})
         taught = role == "student"
         flip = flip or (taught and self.world.mirrored)
-        epochs = epochs or (settings.student_epochs if taught else settings.teacher_epochs)
+        asked = settings.student_epochs if taught else settings.teacher_epochs
+        epochs = (
+            epochs
+            or asked
+            or (self.world.lengths.students if taught else self.world.lengths.teacher)
+        )
         if settings.is_imagenet:
             whole = self.world.still and crops is None
             imagenet = paper.settings().imagenet

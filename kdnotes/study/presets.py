@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kdnotes.study.seeds import DEVELOPMENT, PUBLISHED
+
 # Its sizes are in a file of their own (`paper`), and depend on the pair that is picked.
 PAPER = "paper"
 
@@ -11,8 +13,10 @@ PAPER = "paper"
 class Preset(BaseModel):
     """Sizes and schedules that a preset stands for.
 
-    Counts are images, None meaning all there are; batches and epochs are those of the recipe.
-    ``students`` and ``controls``: networks of each kind.
+    Counts are images, None meaning all there are; batches and epochs are those of the recipe, None
+    meaning as many as a world takes (`worlds.LENGTHS`). ``students`` and ``controls``: networks of
+    each kind; ``first_seed``: of the students. ``all_arms``: whether arms are trained that no
+    primary claim needs and that take long.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,9 +27,10 @@ class Preset(BaseModel):
     controls: int = Field(default=3, ge=1)
     train_count: int | None = Field(default=4000, ge=1)
     test_count: int | None = Field(default=2000, ge=1)
-    teacher_epochs: int = Field(default=4, ge=1)
-    student_epochs: int = Field(default=3, ge=1)
-    digit_epochs: int = Field(default=6, ge=1)  # of the study's MNIST networks, on a few digits
+    first_seed: int = Field(default=PUBLISHED.first, ge=0)
+    all_arms: bool = True
+    teacher_epochs: int | None = Field(default=None, ge=1)
+    student_epochs: int | None = Field(default=None, ge=1)
     # Of students without a teacher, where they differ.
     independent_epochs: int | None = Field(default=None, ge=1)
     # Half the batch and twice the rate: on development seeds, with 5000 images, students were right
@@ -42,21 +47,12 @@ PRESETS: dict[str, Preset] = {
         controls=1,
         train_count=600,
         test_count=240,
+        first_seed=DEVELOPMENT.first,  # it says nothing about the question
         teacher_epochs=2,
         student_epochs=2,
-        digit_epochs=2,
     ),
-    "laptop": Preset(),
-    "full": Preset(
-        teacher="vgg-large",
-        train_count=None,
-        test_count=5000,
-        teacher_epochs=30,
-        student_epochs=30,
-        digit_epochs=14,
-        batch=128,
-        student_rate=0.1,
-    ),
+    "laptop": Preset(all_arms=False),
+    "published": Preset(students=10, controls=5, test_count=5000),
 }
 
 

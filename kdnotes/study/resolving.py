@@ -11,6 +11,7 @@ from kdnotes.errors import RequestError
 from kdnotes.paths import base_folder
 from kdnotes.study import paper, presets
 from kdnotes.study.presets import Preset
+from kdnotes.study.seeds import range_of
 
 
 class Settings(Preset):
@@ -22,7 +23,6 @@ class Settings(Preset):
     preset: str
     dataset: str
     methods: tuple[str, ...]
-    first_seed: int = 0
     device: str = ""
     skip_damaged: bool = False
 
@@ -89,8 +89,9 @@ def resolve(
         resolve_device(changes["device"])
     if seeds:
         changes["students"] = seeds
+    range_of(changes.get("first_seed", chosen.first_seed), seeds or chosen.students)
     if epochs:
-        changes |= dict.fromkeys(("teacher_epochs", "student_epochs", "digit_epochs"), epochs)
+        changes |= dict.fromkeys(("teacher_epochs", "student_epochs"), epochs)
         changes["independent_epochs"] = None
     where = {"preset": preset, "dataset": dataset, "methods": parse_methods(methods)}
     return Settings.model_validate(chosen.model_dump() | changes | where)

@@ -11,6 +11,7 @@ from kdnotes.errors import RequestError
 from kdnotes.study import worlds
 from kdnotes.study.plans import Plan
 from kdnotes.study.resolving import Settings, resolve, resolve_data_dir, resolve_device
+from kdnotes.study.seeds import Range, range_of
 from kdnotes.study.worlds import World
 from kdnotes.training import cache
 from kdnotes.training.cache import Planned
@@ -94,10 +95,6 @@ class Study:
         )
         return (first, *(name for name in there if name != first))
 
-    def epochs(self, share: float) -> int:
-        """A share of the students' epochs, at least one."""
-        return max(1, round(share * self.settings.student_epochs))
-
     # --- what follows from it ---------------------------------------------------------------
 
     @cached_property
@@ -132,14 +129,9 @@ class Study:
             raise RequestError("a cell tagged 'cast' declares networks; it cannot train or load")
 
     @property
-    def rendering_seed(self) -> int:
-        """Development seeds see other renderings than the published ones."""
-        return 1 if self.settings.seeds[0] >= 100 else 0
-
-    @property
-    def first_teacher(self) -> int:
-        """Seed of the teacher; development seeds have another one."""
-        return 100 if self.settings.seeds[0] >= 100 else 0
+    def seed_range(self) -> Range:
+        """What the seeds of the students are for, with the teacher and the drawings they have."""
+        return range_of(self.settings.first_seed, self.settings.students)
 
     def data(self, world: World, role: str, count: int | None = None) -> DataSpec:
         """The images that teachers or students are trained on. Raises RequestError."""
@@ -147,7 +139,7 @@ class Study:
             name=world.dataset,
             split="train",
             count=count or world.count,
-            seed=self.rendering_seed,
+            seed=self.seed_range.drawings,
             options=world.options(role),
         )
         # A large folder takes seconds to survey: once is enough for all networks of a chapter.
