@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -55,16 +55,11 @@ def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) 
 
     layers: a name for the condition -> which of a network's taps. Conditions are
     ``layer=NAME,class=true`` (the label's map) and ``layer=NAME,class=predicted`` (the map of the
-    network's own answer). Per image:
-
-    - ``win_rate``: is the map's cosine with the teacher's larger than an independent student's?
-      Mean over all independent students (an independent one is left out of its own comparison),
-      ties count half; not given where there is none to compare with. With ``against=SEED`` in the
-      condition, one pair of independent students (table only): the spread that chance gives.
-    - ``cam_cosine``, ``rank_correlation`` (Spearman), ``top_iou`` (a fifth of the cells): likeness
-      to the teacher's map. 0 where a network's map is empty, NaN where the teacher's is.
-    - ``energy_MASK`` for each of the data's masks: see `energy_ratio`.
-    - ``empty_map`` (table only): share of maps without any positive cell.
+    network's own answer). ``win_rate``: is the map's cosine with the teacher's larger than an
+    independent student's? Mean over the others of these, ties count half; with ``against=SEED`` in
+    the condition, one pair of them. `cosine`, `rank_correlation` and `top_iou` are with the
+    teacher's map; ``energy_MASK`` is the `energy_ratio` for each of the data's masks;
+    ``empty_map`` the share of maps without any positive cell.
 
     Raises RequestError when a network lacks a layer, or a layer gives no map of at least 4 x 4
     cells.
@@ -98,8 +93,8 @@ def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) 
             keep = label != "empty_map"
             recorder.add(member, label, numbers, its_answers, where, keep_items=keep)
     for where in conditions:
-        cosines = [its_values.get((where, "cam_cosine")) for its_values in values]
-        _record_wins(recorder, members, cosines, given, where)
+        cosines = [its_values[where, "cam_cosine"] for its_values in values[1:]]
+        _record_wins(recorder, members[1:], cosines, given[1:], where)
     return recorder.outcome()
 
 
@@ -114,14 +109,24 @@ def grad_cam(
     (results/benchmarks/cpu.txt, d). Raises RequestError when there is no such layer, or its output
     is no map.
     """
-    with torch.enable_grad(), _differentiable(network, taps) as outputs:
+    from kdnotes.networks import tapped
+
+    def catch(tap: str, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        _as_map(network, tap, output)  # or it is refused
+        outputs[tap] = output if output.requires_grad else output.detach().requires_grad_()
+        return outputs[tap].clone()  # what follows may work in place
+
+    with torch.enable_grad(), tapped(network, tuple(taps)) as outputs, ExitStack() as hooks:
+        for tap in taps:
+            layer = network.get_submodule(tap)
+            hooks.enter_context(layer.register_forward_hook(partial(catch, tap)))
         logits = network(images)
         wanted = logits.gather(1, classes[:, None]).sum()
         gradients = torch.autograd.grad(wanted, [outputs[tap] for tap in taps])
     maps = {}
     for tap, gradient in zip(taps, gradients, strict=True):
-        weights = _laid_out(network, gradient).mean((2, 3), keepdim=True)
-        maps[tap] = (weights * _laid_out(network, outputs[tap].detach())).sum(1).relu_()
+        weights = _as_map(network, tap, gradient).mean((2, 3), keepdim=True)
+        maps[tap] = (weights * _as_map(network, tap, outputs[tap].detach())).sum(1).relu_()
     return maps, logits.detach()
 
 
@@ -168,11 +173,10 @@ def top_iou(reference: Tensor, maps: Tensor, share: float = 0.2) -> Tensor:
 def energy_ratio(maps: Tensor, mask: Tensor) -> Tensor:
     """How much more of a map (n, h, w) lies inside a mask (n, H, W) than by chance: (n,).
 
-    The map is upsampled bilinearly to the mask's size; its share inside the mask is divided by the
-    mask's share of the image; 1 is chance, NaN where the map or the mask is empty. Upsampling is
-    linear: moving the mask down to the cells by the transposed operation gives the same sums
-    without ever making the large maps.
+    Of the map at the mask's size (bilinear), the share inside over the mask's share of the image; 1
+    is chance, NaN where the map or the mask is empty.
     """
+    # Upsampling is linear: bringing the mask down to the cells gives the sums of the large maps.
     mask = mask.float()
     rows, columns = (
         torch.nn.functional.interpolate(torch.eye(cells)[None], pixels, mode="linear")[0].to(mask)
@@ -229,53 +233,19 @@ def _maps_of_both_classes(
     return both, logits
 
 
-@contextmanager
-def _differentiable(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of the layers on each forward pass, with a graph that starts at the shallowest."""
-    known = dict(network.named_modules())
-    outputs: dict[str, Tensor] = {}
+def _as_map(network: nn.Module, tap: str, output: Tensor) -> Tensor:
+    """A layer's output as a map (n, channels, h, w), a transformer's tokens laid out.
 
-    def catch(tap: str, output: Tensor) -> Tensor:
-        _check_map(tap, _laid_out(network, output))
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-        outputs[tap] = output
-        return output.clone()  # what follows may work in place
-
-    handles = []
-    try:
-        for tap in taps:
-            if tap not in known:
-                near = ", ".join(name for name in known if name and name.count(".") <= 2)
-                raise RequestError(f"no layer {tap!r} in the network; it has {near}")
-            handles.append(
-                known[tap].register_forward_hook(
-                    lambda module, inputs, output, tap=tap: catch(tap, output)
-                )
-            )
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _laid_out(network: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as a map (n, channels, h, w) where it can be read as one.
-
-    A transformer's tokens are laid out as the map that its image was cut into. That is right where
-    the answer is read from all tokens alike: where it is read from a class token, the last layer's
-    other tokens have no say.
+    That is right where the answer is read from all tokens alike: where it is read from a class
+    token, the last layer's other tokens have no say, and the layer is refused.
     """
     from kdnotes.networks import as_map
 
     class_tokens = getattr(getattr(network, "body", None), "num_prefix_tokens", 0)
-    known = isinstance(output, torch.Tensor) and not class_tokens
-    return as_map(network, output) if known else output
-
-
-def _check_map(tap: str, output: object) -> None:
-    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if isinstance(output, torch.Tensor) and not class_tokens:
+        output = as_map(network, output)
     if not isinstance(output, torch.Tensor) or output.ndim != 4:
+        shape = tuple(getattr(output, "shape", ())) or type(output).__name__
         raise RequestError(
             f"layer {tap!r} gives {shape}; Grad-CAM needs maps (images, channels, height, width): "
             "name a convolutional layer, or one that reshapes a transformer's tokens to a map"
@@ -285,19 +255,15 @@ def _check_map(tap: str, output: object) -> None:
             f"layer {tap!r} gives maps of {output.shape[2]} x {output.shape[3]} cells; at least "
             f"{SMALLEST_MAP} x {SMALLEST_MAP} are needed: name an earlier layer"
         )
+    return output
 
 
 def _likeness(teachers: Tensor, own: Tensor) -> dict[str, Tensor]:
     if own.shape != teachers.shape:  # architectures differ: bring the map to the teacher's cells
-        size = list(teachers.shape[1:])
-        own = torch.nn.functional.interpolate(own[:, None], size, mode="bilinear", antialias=True)[
-            :, 0
-        ]
-    return {
-        "cam_cosine": cosine(teachers, own),
-        "rank_correlation": rank_correlation(teachers, own),
-        "top_iou": top_iou(teachers, own),
-    }
+        resize = partial(torch.nn.functional.interpolate, mode="bilinear", antialias=True)
+        own = resize(own[:, None], list(teachers.shape[1:]))[:, 0]
+    likeness = {"cam_cosine": cosine, "rank_correlation": rank_correlation, "top_iou": top_iou}
+    return {name: alike(teachers, own) for name, alike in likeness.items()}
 
 
 def _wins(cosines: Tensor, rival: Tensor) -> Tensor:
@@ -307,19 +273,14 @@ def _wins(cosines: Tensor, rival: Tensor) -> Tensor:
 
 def _record_wins(
     recorder: Recorder,
-    members: list[Member],
-    cosines: list[Tensor | None],
-    answers: list[Tensor],
+    members: Sequence[Member],
+    cosines: Sequence[Tensor],
+    answers: Sequence[Tensor],
     condition: str,
 ) -> None:
-    rivals = [
-        (member, cosine)
-        for member, cosine in zip(members, cosines, strict=True)
-        if base.is_independent(member) and cosine is not None
-    ]
+    both = zip(members, cosines, strict=True)
+    rivals = [(member, its) for member, its in both if base.is_independent(member)]
     for member, own, its_answers in zip(members, cosines, answers, strict=True):
-        if own is None:  # the teacher
-            continue
         wins = {rival.seed: _wins(own, its) for rival, its in rivals if rival is not member}
         if wins:  # none for the only independent student
             mean = torch.stack(list(wins.values())).mean(0)
@@ -336,11 +297,5 @@ def _strongest(cells: Tensor, share: float) -> Tensor:
 
 
 PROPERTY = Property(
-    "localization",
-    "localization",
-    measure,
-    MEASURES,
-    rank=3,
-    needs=("maps", "gradients"),
-    audited=True,
+    "localization", "localization", measure, MEASURES, 3, needs=("maps", "gradients"), audited=True
 )
