@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
@@ -33,11 +32,6 @@ def condition(attack: str = "teacher", size: int | None = None) -> str:
     """
     at = "eps=primary" if size is None else f"eps={size}/255"
     return f"attack={attack},{at}" if attack else at
-
-
-def positions(sizes: Sequence[int], attack: str = "teacher") -> dict[str, float]:
-    """Sizes of a change, as shares of the pixels' range, by their conditions."""
-    return {condition(attack, size): size / 255 for size in sorted(sizes)}
 
 
 ATTACKS = ("attack=*,eps=*",)
@@ -77,22 +71,25 @@ def measure(
     teacher's attack). Measures:
 
     - ``attack_success``: of the attacked network itself, share of all images that are kept.
-    - ``fooling_rate``: of every other network, does its answer to a kept image differ from that to
-      the clean one? (The paper's measure; the attacked network's is 1 by construction, and stands
-      in the table only.)
-    - ``same_wrong_class``: is its answer the very class that the attacked network was led to? Over
+    - ``fooling_rate``, over kept images: is the answer another than to the clean image? (The
+      paper's measure; 1 by construction for the attacked network, in the table only.)
+    - ``same_wrong_class``: is the answer the very class that the attacked network was led to? Over
       kept images where that class is wrong.
     - ``double_difference`` (needs ``foreign``): fooled by the teacher's image less fooled by the
-      foreign one, -1, 0 or 1, over images that all networks get right when clean and that are kept
-      from both attacks: the same images for everyone, each crafted with success on its own network.
-      Its mean for a distilled student less that for an independent one is the part of the transfer
-      that belongs to this teacher.
+      foreign one, over images that all networks get right when clean and that are kept from both
+      attacks: the same images for everyone, each crafted with success on its own network. A
+      distilled student's less an independent one's is what of the transfer is this teacher's.
 
     Raises RequestError when a size or the number of steps is out of range.
     """
-    sizes = _checked_sizes(eps, primary, steps)
-    sources = [("teacher", cast.teacher, size) for size in sizes]
+    sizes = sorted({*eps, primary})
+    for size in sizes:
+        if not 0 < size <= 255:
+            raise RequestError(f"eps is in 255ths, between 1 and 255: {size} is not")
+    if steps < 1:
+        raise RequestError(f"an attack takes at least one step, not {steps}")
     others = {"second-teacher": cast.second_teacher, "foreign": foreign}
+    sources = [("teacher", cast.teacher, size) for size in sizes]
     sources += [(name, member, primary) for name, member in others.items() if member is not None]
     members = list(cast.everyone())
     shown_to = members if foreign is None else [*members, foreign]
@@ -106,17 +103,24 @@ def measure(
         trial = trials[name, size] = _trial(attack, attacked, members, data, clean)
         known_as = [condition(name, size)] if name == "teacher" else []
         for where in (*known_as, condition(name)) if size == primary else known_as:
-            _record_trial(recorder, trial, attacked, members, clean, where)
-    kept, generator = trials["teacher", primary].kept, torch.Generator().manual_seed(0)
+            _record_attack(recorder, trial, where)
+    generator = torch.Generator().manual_seed(0)
 
     def noise(images: Tensor, labels: Tensor) -> Tensor:
         return sign_noise(images, primary / 255, generator)
 
+    kept = trials["teacher", primary].kept
     noisy = _trial(noise, cast.teacher, members, data, clean, kept)
-    _record_fooling(recorder, noisy, members, clean, condition("noise"))
+    _record_fooling(recorder, noisy, members, condition("noise"))
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
-        _record_double_difference(recorder, pair, members[1:], clean)
+        right = [answers == data.labels for answers in clean.values()]
+        items = torch.stack([*right, *(trial.kept for trial in pair)]).all(0).nonzero().flatten()
+        for member in members[1:]:
+            answers = [trial.answers[id(member)][items] for trial in pair]
+            by_teacher, by_foreign = ((each != data.labels[items]).float() for each in answers)
+            values = by_teacher - by_foreign, answers[0]
+            recorder.add(member, "double_difference", *values, condition(""), items)
     return recorder.outcome()
 
 
@@ -127,16 +131,14 @@ def craft(
     *,
     eps: float,
     steps: int = 5,
-    relative_step: float = 0.25,
     method: Method = "i-fgsm",
-    seed: int = 0,
 ) -> Tensor:
     """Images (N, 3, H, W) changed by at most eps so that the network's loss on the labels rises.
 
-    images in [0, 1], labels int64 (N,), eps in units of the images, relative_step in units of eps.
+    images in [0, 1], labels int64 (N,), eps in units of the images; a step is a quarter of it.
     ``i-fgsm`` starts at the image (foolbox's LinfBasicIterativeAttack; Kurakin et al. 2017),
-    ``pgd`` at a random point around it, drawn from the seed (LinfPGD; Madry et al. 2018). The
-    gradient is of the cross-entropy, whatever the network answers.
+    ``pgd`` at a random point around it, always the same (LinfPGD; Madry et al. 2018). The gradient
+    is of the cross-entropy, whatever the network answers.
 
     Raises ValueError when the network is in training mode or has parameters that take gradients:
     foolbox would fill them on every step.
@@ -146,13 +148,13 @@ def craft(
     if network.training or any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("attacks need a frozen network: network.eval().requires_grad_(False)")
     attacks = {"i-fgsm": foolbox.attacks.LinfBasicIterativeAttack, "pgd": foolbox.attacks.LinfPGD}
-    attack = attacks[method](rel_stepsize=relative_step, steps=steps)
+    attack = attacks[method](rel_stepsize=0.25, steps=steps)
     device = base.device_of(network)
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
     criterion = foolbox.criteria.Misclassification(labels)
     # foolbox draws starting points from the global generator: lend it, seeded, and restore it.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         # run, not the call: the call spends one more forward pass on success, which we ask anyway
         return attack.run(model, images, criterion, epsilon=eps)
 
@@ -163,16 +165,19 @@ def sign_noise(images: Tensor, eps: float, generator: torch.Generator) -> Tensor
     return (images + eps * (2 * up - 1)).clamp_(0, 1)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Crafted images: which were kept, and what the attacked and all networks answered.
+class _Trial(NamedTuple):
+    """Images crafted on a network, and who was shown them.
 
-    Each (N,), by the networks' identity; NOT_SHOWN where an image was not kept.
+    kept: bool (N,), images that were shown; led_to: (N,), answers of the attacked network; clean
+    and answers: (N,) by the networks' identity, before and, where shown, after the change.
     """
 
+    attacked: Member
+    members: Sequence[Member]
     kept: Tensor
     led_to: Tensor
-    answers: dict[int, Tensor]
+    clean: Mapping[int, Tensor]
+    answers: Mapping[int, Tensor]
 
 
 def _trial(
@@ -181,86 +186,46 @@ def _trial(
     members: Sequence[Member],
     data: ImageData,
     clean: Mapping[int, Tensor],
-    kept: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> _Trial:
-    """Changed images, shown to all where ``kept``: by default where the attack succeeds."""
-    parts: list[_Trial] = []
+    """Changed images, shown to all where ``wanted``: by default where the attack succeeds."""
+    before = clean[id(attacked)]
+    led_to, kept = torch.empty_like(before), torch.empty_like(before, dtype=torch.bool)
+    answers = {id(member): torch.full_like(before, NOT_SHOWN) for member in members}
     for indices, images in base.batches(data, base.device_of(attacked.network)):
         changed = change(images, data.labels[indices].to(images.device))
-        led_to = base.answers_of(attacked.network, changed)
-        keep = led_to != clean[id(attacked)][indices] if kept is None else kept[indices]
+        led_to[indices] = base.answers_of(attacked.network, changed)
+        succeeds = led_to[indices] != before[indices]
+        kept[indices] = keep = succeeds if wanted is None else wanted[indices]
         # indexing gives up channels_last, and with it most of the speed
         shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
-        answers = {id(member): torch.full_like(led_to, NOT_SHOWN) for member in members}
         for member in members if len(shown) else ():
-            answers[id(member)][keep] = base.answers_of(member.network, shown)
-        parts.append(_Trial(keep, led_to, answers))
-    return _Trial(
-        torch.cat([part.kept for part in parts]),
-        torch.cat([part.led_to for part in parts]),
-        {key: torch.cat([part.answers[key] for part in parts]) for key in parts[0].answers},
-    )
+            answers[id(member)][indices[keep]] = base.answers_of(member.network, shown)
+    return _Trial(attacked, members, kept, led_to, clean, answers)
 
 
-def _checked_sizes(eps: Sequence[int], primary: int, steps: int) -> list[int]:
-    sizes = sorted({*eps, primary})
-    wrong = [size for size in sizes if not 0 < size <= 255]
-    if wrong:
-        raise RequestError(f"eps is in 255ths, between 1 and 255: {wrong[0]} is not")
-    if steps < 1:
-        raise RequestError(f"an attack takes at least one step, not {steps}")
-    return sizes
-
-
-def _record_trial(
-    recorder: Recorder,
-    trial: _Trial,
-    attacked: Member,
-    members: Sequence[Member],
-    clean: Mapping[int, Tensor],
-    where: str,
-) -> None:
-    recorder.add(attacked, "attack_success", trial.kept, trial.led_to, where)
-    by_construction = 1.0 if trial.kept.any() else math.nan
+def _record_attack(recorder: Recorder, trial: _Trial, where: str) -> None:
+    attacked, kept = trial.attacked, trial.kept
+    recorder.add(attacked, "attack_success", kept, trial.led_to, where)
+    by_construction = 1.0 if kept.any() else math.nan
     recorder.add_value(attacked, "fooling_rate", by_construction, where)
-    others = [member for member in members if member is not attacked]
-    _record_fooling(recorder, trial, others, clean, where)
-    misled = (trial.kept & (trial.led_to != recorder.data.labels)).nonzero().flatten()
+    others = [member for member in trial.members if member is not attacked]
+    _record_fooling(recorder, trial, others, where)
+    misled = (kept & (trial.led_to != recorder.data.labels)).nonzero().flatten()
     for member in others:
         answers = trial.answers[id(member)][misled]
         same = answers == trial.led_to[misled]
-        recorder.add(member, "same_wrong_class", same, answers, where, items=misled)
+        recorder.add(member, "same_wrong_class", same, answers, where, misled)
 
 
 def _record_fooling(
-    recorder: Recorder,
-    trial: _Trial,
-    members: Sequence[Member],
-    clean: Mapping[int, Tensor],
-    where: str,
+    recorder: Recorder, trial: _Trial, members: Sequence[Member], where: str
 ) -> None:
     shown = trial.kept.nonzero().flatten()
     for member in members:
         answers = trial.answers[id(member)][shown]
-        fooled = answers != clean[id(member)][shown]
-        recorder.add(member, "fooling_rate", fooled, answers, where, items=shown)
-
-
-def _record_double_difference(
-    recorder: Recorder,
-    pair: tuple[_Trial, _Trial],
-    students: Sequence[Member],
-    clean: Mapping[int, Tensor],
-) -> None:
-    labels = recorder.data.labels
-    all_right = torch.stack([answers == labels for answers in clean.values()]).all(0)
-    items = (all_right & pair[0].kept & pair[1].kept).nonzero().flatten()
-    for member in students:
-        by_teacher, by_foreign = (trial.answers[id(member)][items] for trial in pair)
-        fooled = [answers != labels[items] for answers in (by_teacher, by_foreign)]
-        difference = fooled[0].float() - fooled[1].float()
-        where = condition("")
-        recorder.add(member, "double_difference", difference, by_teacher, where, items=items)
+        fooled = answers != trial.clean[id(member)][shown]
+        recorder.add(member, "fooling_rate", fooled, answers, where, shown)
 
 
 PROPERTY = Property(
