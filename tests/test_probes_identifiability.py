@@ -43,14 +43,14 @@ def test_distilling_is_where_gradient_descent_on_the_squared_error_ends() -> Non
 
 def test_descent_on_labels_equals_autograd() -> None:
     points, _, start, _ = draws(1)
-    targets = F.one_hot(torch.tensor([0, 1, 2, 1]), 3).double()
-    found = identifiability.descend(start, points, targets, steps=50, rate=0.3)
+    labels = torch.tensor([0, 1, 2, 1])
+    found = identifiability.descend(start, points, labels, steps=50, rate=0.3)
     weights = start.clone().requires_grad_()
     optimizer = torch.optim.SGD([weights], lr=0.3)
     for _ in range(50):
         optimizer.zero_grad()
         logits = identifiability.with_ones(points) @ weights.T
-        F.cross_entropy(logits, targets).backward()
+        F.cross_entropy(logits, labels).backward()
         optimizer.step()
     assert torch.allclose(found, weights.detach(), atol=1e-12)
 
@@ -91,7 +91,7 @@ def test_the_toys_boundary_touches_the_circles_of_three_points_only() -> None:
     assert right.all()
     # The distance to a line, worked out with its nearest point.
     direction, shift = toy.teacher[:2], toy.teacher[2]
-    for point, distance in zip(toy.points[toy.lessons], toy.distances(), strict=True):
+    for point, distance in zip(toy.points[toy.lessons], toy.distances, strict=True):
         foot = point - (point @ direction + shift) / (direction @ direction) * direction
         assert foot @ direction + shift == pytest.approx(0, abs=1e-9)
         assert (point - foot).norm().item() == pytest.approx(distance.item())
