@@ -23,16 +23,13 @@ if TYPE_CHECKING:
     from kdnotes.data import ImageData
 
 IN, PAIRS = "domain=*", ("domain=*,against=*",)
+PARTS, EVERYWHERE = (*PAIRS, f"{IN},where=triangle"), "all over a plane"
 MEASURES = (
     Alike(
-        "boundary_agreement",
-        "gives the teacher's answers all over a plane",
-        IN,
-        (*PAIRS, f"{IN},where=triangle"),
-        items="planes",
+        "boundary_agreement", f"gives the teacher's answers {EVERYWHERE}", IN, PARTS, items="planes"
     ),
     BeyondChance(
-        "boundary_kappa", "answers as the teacher all over a plane, beyond chance", IN, PAIRS
+        "boundary_kappa", f"answers as the teacher {EVERYWHERE}, beyond chance", IN, PAIRS
     ),
     Alike("boundary_iou", "gives the teacher's regions to classes", IN, unit="IoU"),
     Measure("accuracy", "is right about the images that span the planes", IN),
@@ -81,15 +78,15 @@ class Plane:
 
 def plane_through(images: Tensor) -> Plane:
     """The plane through three images (3, C, H, W), by Gram and Schmidt's procedure."""
-    base, first, second = images.double()
-    across = first - base
-    across = across / across.norm().clamp(min=1e-12)
-    up = second - base
-    up = up - (up * across).sum() * across
-    up = up / up.norm().clamp(min=1e-12)
-    basis = torch.stack([across, up])
-    corners = torch.einsum("nchw,pchw->np", images.double() - base, basis)
-    return Plane(base, basis, corners)
+    base, *edges = images.double()
+    basis: list[Tensor] = []
+    for edge in edges:
+        across = edge - base
+        for before in basis:
+            across = across - (across * before).sum() * before
+        basis.append(across / across.norm().clamp(min=1e-12))
+    corners = torch.einsum("nchw,pchw->np", images.double() - base, torch.stack(basis))
+    return Plane(base, torch.stack(basis), corners)
 
 
 def triplets(labels: Tensor, count: int, seed: int) -> Tensor:
@@ -104,23 +101,20 @@ def triplets(labels: Tensor, count: int, seed: int) -> Tensor:
             f"a plane goes through three images: {count} planes, {len(labels)} images are too few"
         )
     generator = torch.Generator().manual_seed(seed)
-    queues = {
-        int(label): _endless((labels == label).nonzero()[:, 0], generator) for label in present
-    }
-    chosen = []
-    for _ in range(count):
+
+    def endless(label: int) -> Iterator[int]:
+        places = (labels == label).nonzero()[:, 0]
+        while True:
+            yield from places[torch.randperm(len(places), generator=generator)].tolist()
+
+    queues = {label: endless(label) for label in present.tolist()}
+    chosen: list[list[int]] = [[] for _ in range(count)]
+    for row in chosen:
         classes = present[torch.randperm(len(present), generator=generator)].tolist()
-        row: list[int] = []
         for place in range(3):
             queue = queues[classes[place % len(classes)]]
             row.append(next(image for image in queue if image not in row))
-        chosen.append(row)
     return torch.tensor(chosen)
-
-
-def _endless(places: Tensor, generator: torch.Generator) -> Iterator[int]:
-    while True:
-        yield from places[torch.randperm(len(places), generator=generator)].tolist()
 
 
 def planes_of(data: ImageData, count: int, seed: int) -> tuple[list[Plane], Tensor]:
@@ -149,14 +143,10 @@ def measure(
 
     ``triplets`` planes through three test images of three classes, seen on ``grid`` x ``grid``
     points; an arm in ``only`` is measured in the domains named there. Condition ``domain=NAME``.
-
-    - ``boundary_agreement``, one item per plane: share of points with the teacher's answer (the
-      "IoU" of the paper and of the program by Somepalli et al. 2022). Under
-      ``domain=NAME,where=triangle`` (table only) over the points between the three images.
-    - ``boundary_kappa`` (table only): the same beyond chance, over the points of all planes; both
-      for every two independent students under ``domain=NAME,against=SEED``.
-    - ``boundary_iou`` (table only): see `class_iou`.
-    - ``accuracy`` (table only), of all networks, on the images that the planes go through.
+    ``boundary_agreement``, one item per plane, is the "IoU" of the paper and of the program by
+    Somepalli et al. 2022; also (in the table) between the three images, ``where=triangle``.
+    ``boundary_kappa`` is the same beyond chance; both for every two independent students, too.
+    ``boundary_iou``: see `class_iou`. ``accuracy`` is on the images that the planes go through.
 
     In the items, ``source`` is the number of the plane, the unit that is resampled, and
     ``prediction`` the answer at the first point of the grid.
@@ -167,31 +157,34 @@ def measure(
         raise RequestError(f"a grid needs 2 points on each side or more, not {grid}")
     parts = []
     for name, data in domains.items():
-        planes, corners = planes_of(data, triplets, seed)
         members = [each for each in cast.everyone() if name in (only or {}).get(each.arm, domains)]
-        answers = _all_answers(members, planes, grid)
-        recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
-        spanning = data.subset(corners.flatten())
-        for member, its in zip(members, base.all_answers(members, spanning), strict=True):
-            right = base.share_alike(its, spanning.labels)
-            recorder.add_value(member, "accuracy", right, f"domain={name}")
+        planes, corners = planes_of(data, triplets, seed)
         inside = torch.stack([plane.inside(plane.grid(grid)) for plane in planes])
+        answers = _all_answers(members, planes, grid)
+        spanning, where = data.subset(corners.flatten()), f"domain={name}"
+        recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
+        for member, its in zip(members, base.all_answers(members, spanning), strict=True):
+            recorder.add_value(member, "accuracy", base.share_alike(its, spanning.labels), where)
         for member, its in zip(members[1:], answers[1:], strict=True):
-            _record(recorder, member, its, answers[0], inside, f"domain={name}")
+            same = (its == answers[0]).double()
+            within = float(((same * inside).sum(1) / inside.sum(1)).nanmean())
+            overlap = float(class_iou(its, answers[0]).mean())
+            recorder.add(member, "boundary_agreement", same.mean(1), its[:, 0], where)
+            recorder.add_value(member, "boundary_agreement", within, f"{where},where=triangle")
+            recorder.add_value(member, "boundary_kappa", _kappa(its, answers[0]), where)
+            recorder.add_value(member, "boundary_iou", overlap, where)
         pairs = {"boundary_agreement": base.share_alike, "boundary_kappa": _kappa}
-        recorder.add_pairs(members, answers, pairs, f"domain={name}")
+        recorder.add_pairs(members, answers, pairs, where)
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
 
 
 def class_iou(first: Tensor, second: Tensor) -> Tensor:
     """Mean intersection over union (planes,) of class regions, from answers (planes, points)."""
-    together, either = [], []
-    for label in torch.cat([first.unique(), second.unique()]).unique():
-        one, other = first == label, second == label
-        together.append((one & other).sum(1))
-        either.append((one | other).sum(1))
-    intersections, unions = torch.stack(together).double(), torch.stack(either).double()
+    labels = torch.cat([first, second]).unique()
+    pairs = [(first == label, second == label) for label in labels]
+    intersections = torch.stack([(one & other).sum(1) for one, other in pairs]).double()
+    unions = torch.stack([(one | other).sum(1) for one, other in pairs]).double()
     ratios = torch.where(unions > 0, intersections / unions.clamp(min=1), 0.0)
     return ratios.sum(0) / (unions > 0).sum(0)
 
@@ -213,23 +206,6 @@ def _all_answers(members: list[Member], planes: list[Plane], grid: int) -> list[
 
 def _kappa(first: Tensor, second: Tensor) -> float:
     return stats.cohen_kappa(first.flatten(), second.flatten())
-
-
-def _record(
-    recorder: Recorder,
-    member: Member,
-    answers: Tensor,
-    teachers: Tensor,
-    inside: Tensor,
-    condition: str,
-) -> None:
-    same = (answers == teachers).double()
-    recorder.add(member, "boundary_agreement", same.mean(1), answers[:, 0], condition)
-    within = float(((same * inside).sum(1) / inside.sum(1)).nanmean())
-    recorder.add_value(member, "boundary_agreement", within, f"{condition},where=triangle")
-    recorder.add_value(member, "boundary_kappa", _kappa(answers, teachers), condition)
-    overlap = float(class_iou(answers, teachers).mean())
-    recorder.add_value(member, "boundary_iou", overlap, condition)
 
 
 PROPERTY = base.Property(

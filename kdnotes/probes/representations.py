@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 FEATURES, LOGITS = "features", "logits"
 BATCH_SIZE = 125  # products of pairs cost as much as the networks; they grow with the batch
 SMALLEST_BATCH = 4  # the unbiased estimate divides by images - 3
-COUNTS = (50, 100, 200, 500, 1000)
 LAYERS = "teacher_layer=*,student_layer=*"
 LAST, OF = "has a last layer like the teacher's", "of=*,with=*"
 _Cka = partial(Alike, unit="CKA", low=-1.0, chance=0.0)
@@ -55,24 +54,13 @@ def condition(images: int) -> str:
     return f"images={images}"
 
 
-def positions(counts: Sequence[int]) -> dict[str, float]:
-    """Numbers of images by their conditions: the places on a figure's axis."""
-    return {condition(count): count for count in sorted(counts)}
-
-
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Linear CKA of every network's layers with the teacher's, on the same images.
 
     Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
-    All but the last two measures stand in the table only:
-
-    - ``cka``, under ``teacher_layer=T,student_layer=S`` for every pair of layers, the teacher with
-      itself included.
-    - ``cka_diagonal``: mean of ``cka`` over the student's layers, each with the teacher's of the
-      same relative depth (see `corresponding`); ``layers=all``, or ``layers=hidden`` without
-      the logits. Not given for the teacher.
-    - ``cka_last``: last tap with last tap; ``cka_logits``: logits with logits. 1 for the teacher.
-    - ``accuracy``, of all networks.
+    ``cka`` is of every pair of layers, the teacher with itself included; ``cka_diagonal`` the mean
+    over a student's layers, each with the teacher's of the same relative depth (`corresponding`),
+    under ``layers=all``, or ``layers=hidden`` without the logits; ``cka_last`` of the last taps.
 
     NaN where a layer says the same of all images. Debiased estimates of nothing scatter around 0
     and may be negative. Raises RequestError when there are fewer than four images, or when a
@@ -101,25 +89,32 @@ def measure(cast: Cast, data: ImageData) -> Outcome:
     for number, member in enumerate(members):
         recorder.add_accuracy(member, torch.cat(answers[number]))
         values = _ratio(shared[number], torch.outer(own[0], own[number]))
-        _record(recorder, member, member is cast.teacher, values, names[0], names[number])
+        for row, theirs in zip(values.tolist(), names[0], strict=True):
+            for value, ours in zip(row, names[number], strict=True):
+                recorder.add_value(member, "cka", value, _of(theirs, ours))
+        recorder.add_value(member, "cka_last", float(values[-3, -3]))
+        recorder.add_value(member, "cka_logits", float(values[-1, -1]))
+        if member is not cast.teacher:
+            taps = corresponding(depths[number] - 2, depths[0] - 2)
+            matched = torch.cat([values[taps, range(len(taps))], values[[-2, -1], [-2, -1]]])
+            for which, its in (("all", matched), ("hidden", matched[:-1])):
+                recorder.add_value(member, "cka_diagonal", float(its.mean()), f"layers={which}")
     return recorder.outcome()
 
 
 def by_count(
     cast: Cast,
     data: ImageData,
-    *,
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[int],
     arms: Collection[str] = ("independent",),
     seed: int = 0,
 ) -> Outcome:
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
     counts: numbers of images, the first of the data each time; larger ones than there are become
-    all there are. Members of ``arms`` are compared with the teacher. Conditions are ``images=N``;
-    measures, in the table only, ``cka_biased`` and ``cka_debiased``, and the same with
-    ``_shuffled``: the teacher shown the images in another order (drawn from ``seed``), so that
-    there is nothing to find. Raises RequestError when a count is below four.
+    all there are. Members of ``arms`` are compared with the teacher, under ``images=N``; for the
+    measures ``_shuffled`` the teacher is shown the images in another order (drawn from ``seed``),
+    so that there is nothing to find. Raises RequestError when a count is below four.
     """
     for count in counts:
         _check_count(count)
@@ -181,14 +176,10 @@ def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.Data
     ``under``: the condition before those of this cast, where it is one of several.
     """
     member = next(each for each in cast.everyone() if each.arm == arm)
-    theirs, ours = layer_names(cast.teacher), layer_names(member)
     rows = outcome.table[(outcome.table["measure"] == "cka") & (outcome.table["arm"] == arm)]
     means = rows.groupby("condition")["value"].mean()
-
-    def value(row: str, column: str) -> float:
-        return means[base.joined(under, f"teacher_layer={row},student_layer={column}")]
-
-    cells = [[value(row, column) for column in ours] for row in theirs]
+    theirs, ours = layer_names(cast.teacher), layer_names(member)
+    cells = [[means[base.joined(under, _of(row, column))] for column in ours] for row in theirs]
     return pd.DataFrame(cells, theirs, ours)
 
 
@@ -211,18 +202,13 @@ def layers_of(member: Member, images: Tensor) -> list[Tensor]:
     images: float (n, 3, H, W) in [0, 1]. Raises RequestError when the last linear layer cannot be
     found.
     """
-    found: list[Tensor] = []
-    head = _head(member.network)
-    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     from kdnotes.networks import tapped
 
-    try:
-        with torch.inference_mode(), tapped(member.network, member.taps) as outputs:
-            logits = member.network(images)
-            layers = [outputs[tap] for tap in member.taps]
-    finally:
-        handle.remove()
-    return [*layers, found[-1], logits.float()]
+    network, found = member.network, []
+    keep = _head(network).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    with keep, torch.inference_mode(), tapped(network, member.taps) as outputs:
+        logits = network(images)
+        return [*(outputs[tap] for tap in member.taps), found[-1], logits.float()]
 
 
 def gram(layer: Tensor) -> Tensor:
@@ -282,30 +268,8 @@ def _ratio(shared: Tensor, product: Tensor) -> Tensor:
     return (shared / product.sqrt()).where(product > torch.finfo(product.dtype).tiny, torch.nan)
 
 
-def _record(
-    recorder: Recorder,
-    member: Member,
-    is_teacher: bool,
-    values: Tensor,
-    teachers: Sequence[str],
-    students: Sequence[str],
-) -> None:
-    """Write down the matrix of values (teacher's layers, student's layers) and what sums it up."""
-
-    def add(measure: str, value: Tensor, condition: str = "") -> None:
-        recorder.add_value(member, measure, float(value), condition)
-
-    for row, teacher_layer in zip(values, teachers, strict=True):
-        for value, student_layer in zip(row, students, strict=True):
-            add("cka", value, f"teacher_layer={teacher_layer},student_layer={student_layer}")
-    add("cka_last", values[-3, -3])
-    add("cka_logits", values[-1, -1])
-    if is_teacher:
-        return
-    taps = corresponding(len(students) - 2, len(teachers) - 2)
-    matched = torch.cat([values[taps, range(len(taps))], values[[-2, -1], [-2, -1]]])
-    add("cka_diagonal", matched.mean(), "layers=all")
-    add("cka_diagonal", matched[:-1].mean(), "layers=hidden")
+def _of(teachers: str, students: str) -> str:
+    return f"teacher_layer={teachers},student_layer={students}"
 
 
 def _spearman(pairs: pd.DataFrame) -> float:
@@ -321,15 +285,13 @@ def _check_count(count: int) -> None:
 
 def _head(network: nn.Module) -> nn.Module:
     """The last linear layer, whose input are the penultimate features."""
-    from torch import nn
-
     body: Any = getattr(network, "body", network)
     if hasattr(body, "get_classifier"):
         candidates = [body.get_classifier()]
     else:
         candidates = [getattr(part, "head", None) for part in (body, network)]
     for head in (*candidates, *reversed(list(network.modules()))):
-        if isinstance(head, nn.Linear):
+        if isinstance(head, torch.nn.Linear):
             return head
     raise RequestError(f"{type(network).__name__} has no linear layer that could be its last")
 
