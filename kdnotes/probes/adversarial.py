@@ -65,20 +65,15 @@ def measure(
 
     eps: sizes of the change in 255ths; ``primary`` is the one fixed beforehand, added if it is not
     among them. An image is kept when it changes the answer of the network it was crafted on, right
-    or wrong. Conditions: see `condition`; ``attack=teacher`` for every size, and at the primary
-    size ``attack=second-teacher``, ``attack=foreign`` (crafted on the network ``foreign``, of the
-    students' architecture) and ``attack=noise`` (random signs, on the images kept from the
-    teacher's attack). Measures:
+    or wrong. At the primary size images are also crafted on the second teacher and on a network
+    ``foreign`` of the students' architecture, and noise is added to those kept from the teacher.
 
-    - ``attack_success``: of the attacked network itself, share of all images that are kept.
     - ``fooling_rate``, over kept images: is the answer another than to the clean image? (The
       paper's measure; 1 by construction for the attacked network, in the table only.)
-    - ``same_wrong_class``: is the answer the very class that the attacked network was led to? Over
-      kept images where that class is wrong.
-    - ``double_difference`` (needs ``foreign``): fooled by the teacher's image less fooled by the
-      foreign one, over images that all networks get right when clean and that are kept from both
-      attacks: the same images for everyone, each crafted with success on its own network. A
-      distilled student's less an independent one's is what of the transfer is this teacher's.
+    - ``same_wrong_class``: over kept images that lead the attacked network to a wrong class.
+    - ``double_difference``: fooled by the teacher's image less fooled by the foreign one, over
+      images that all networks get right when clean and that are kept from both attacks. A distilled
+      student's less an independent one's is what of the transfer is this teacher's.
 
     Raises RequestError when a size or the number of steps is out of range.
     """
@@ -103,7 +98,7 @@ def measure(
         trial = trials[name, size] = _trial(attack, attacked, members, data, clean)
         known_as = [condition(name, size)] if name == "teacher" else []
         for where in (*known_as, condition(name)) if size == primary else known_as:
-            _record_attack(recorder, trial, where)
+            _record(recorder, trial, where, attacked)
     generator = torch.Generator().manual_seed(0)
 
     def noise(images: Tensor, labels: Tensor) -> Tensor:
@@ -111,7 +106,7 @@ def measure(
 
     kept = trials["teacher", primary].kept
     noisy = _trial(noise, cast.teacher, members, data, clean, kept)
-    _record_fooling(recorder, noisy, members, condition("noise"))
+    _record(recorder, noisy, condition("noise"))
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
         right = [answers == data.labels for answers in clean.values()]
@@ -136,12 +131,9 @@ def craft(
     """Images (N, 3, H, W) changed by at most eps so that the network's loss on the labels rises.
 
     images in [0, 1], labels int64 (N,), eps in units of the images; a step is a quarter of it.
-    ``i-fgsm`` starts at the image (foolbox's LinfBasicIterativeAttack; Kurakin et al. 2017),
-    ``pgd`` at a random point around it, always the same (LinfPGD; Madry et al. 2018). The gradient
-    is of the cross-entropy, whatever the network answers.
-
-    Raises ValueError when the network is in training mode or has parameters that take gradients:
-    foolbox would fill them on every step.
+    ``i-fgsm`` is foolbox's LinfBasicIterativeAttack (Kurakin et al. 2017), ``pgd`` its LinfPGD from
+    a random start, always the same (Madry et al. 2018). Raises ValueError when the network is in
+    training mode or has parameters that take gradients: foolbox would fill them on every step.
     """
     import foolbox
 
@@ -166,13 +158,11 @@ def sign_noise(images: Tensor, eps: float, generator: torch.Generator) -> Tensor
 
 
 class _Trial(NamedTuple):
-    """Images crafted on a network, and who was shown them.
+    """Images crafted on a network: which were shown, and what was answered.
 
-    kept: bool (N,), images that were shown; led_to: (N,), answers of the attacked network; clean
-    and answers: (N,) by the networks' identity, before and, where shown, after the change.
+    Tensors (N,), by the networks' identity: ``answers`` is NOT_SHOWN where not ``kept``.
     """
 
-    attacked: Member
     members: Sequence[Member]
     kept: Tensor
     led_to: Tensor
@@ -201,31 +191,26 @@ def _trial(
         shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
         for member in members if len(shown) else ():
             answers[id(member)][indices[keep]] = base.answers_of(member.network, shown)
-    return _Trial(attacked, members, kept, led_to, clean, answers)
+    return _Trial(members, kept, led_to, clean, answers)
 
 
-def _record_attack(recorder: Recorder, trial: _Trial, where: str) -> None:
-    attacked, kept = trial.attacked, trial.kept
-    recorder.add(attacked, "attack_success", kept, trial.led_to, where)
-    by_construction = 1.0 if kept.any() else math.nan
-    recorder.add_value(attacked, "fooling_rate", by_construction, where)
-    others = [member for member in trial.members if member is not attacked]
-    _record_fooling(recorder, trial, others, where)
-    misled = (kept & (trial.led_to != recorder.data.labels)).nonzero().flatten()
-    for member in others:
-        answers = trial.answers[id(member)][misled]
-        same = answers == trial.led_to[misled]
-        recorder.add(member, "same_wrong_class", same, answers, where, misled)
-
-
-def _record_fooling(
-    recorder: Recorder, trial: _Trial, members: Sequence[Member], where: str
-) -> None:
+def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | None = None) -> None:
+    """Who was fooled and, where it was an attack, into what."""
     shown = trial.kept.nonzero().flatten()
-    for member in members:
+    misled = shown[trial.led_to[shown] != recorder.data.labels[shown]]
+    others = [member for member in trial.members if member is not attacked]
+    if attacked is not None:
+        recorder.add(attacked, "attack_success", trial.kept, trial.led_to, where)
+        by_construction = 1.0 if len(shown) else math.nan
+        recorder.add_value(attacked, "fooling_rate", by_construction, where)
+    for member in others:
         answers = trial.answers[id(member)][shown]
         fooled = answers != trial.clean[id(member)][shown]
         recorder.add(member, "fooling_rate", fooled, answers, where, shown)
+    for member in others if attacked is not None else ():
+        answers = trial.answers[id(member)][misled]
+        same = answers == trial.led_to[misled]
+        recorder.add(member, "same_wrong_class", same, answers, where, misled)
 
 
 PROPERTY = Property(

@@ -1,8 +1,7 @@
 """Do two networks draw their decision boundaries in the same places?
 
-Three images span a plane in the space of all images. Every point of the plane is an image, and two
-networks can be asked for their answers all over it (Somepalli et al. 2022). The planes and their
-images are made once, and shown to all networks.
+Three images span a plane in the space of all images; two networks are asked for their answers all
+over it (Somepalli et al. 2022). Planes and their images are made once for all networks.
 """
 
 from __future__ import annotations
@@ -54,10 +53,7 @@ class Plane:
         return (self.base + torch.einsum("np,pchw->nchw", points, self.basis)).float()
 
     def grid(self, size: int) -> Tensor:
-        """Centres (size * size, 2) of equal cells over the triangle's box and a margin, by rows.
-
-        Centres, not edges: so a coarse grid estimates the same share of the plane as a fine one.
-        """
+        """Centres (size * size, 2) of equal cells over the triangle's box and a margin, by rows."""
         low, high = self.box
         steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
         first, second = (low[i] + steps * (high[i] - low[i]) for i in (0, 1))
@@ -142,14 +138,10 @@ def measure(
     """Share of a plane on which a network gives the teacher's answer, over many planes.
 
     ``triplets`` planes through three test images of three classes, seen on ``grid`` x ``grid``
-    points; an arm in ``only`` is measured in the domains named there. Condition ``domain=NAME``.
-    ``boundary_agreement``, one item per plane, is the "IoU" of the paper and of the program by
-    Somepalli et al. 2022; also (in the table) between the three images, ``where=triangle``.
-    ``boundary_kappa`` is the same beyond chance; both for every two independent students, too.
-    ``boundary_iou``: see `class_iou`. ``accuracy`` is on the images that the planes go through.
-
-    In the items, ``source`` is the number of the plane, the unit that is resampled, and
-    ``prediction`` the answer at the first point of the grid.
+    points; an arm in ``only`` is measured in the domains named there. ``boundary_agreement``, one
+    item per plane, is the "IoU" of the paper and of the program by Somepalli et al. 2022; in the
+    items, ``source`` is the number of the plane, the unit that is resampled, and ``prediction`` the
+    answer at its first point. Accuracy is on the images that the planes go through.
 
     Raises RequestError when a domain has fewer than three images or the grid fewer than 2 x 2.
     """
@@ -166,14 +158,16 @@ def measure(
         for member, its in zip(members, base.all_answers(members, spanning), strict=True):
             recorder.add_value(member, "accuracy", base.share_alike(its, spanning.labels), where)
         for member, its in zip(members[1:], answers[1:], strict=True):
-            same = (its == answers[0]).double()
+            by_plane, teachers = (each.view(len(planes), -1) for each in (its, answers[0]))
+            same = (by_plane == teachers).double()
+            recorder.add(member, "boundary_agreement", same.mean(1), by_plane[:, 0], where)
             within = float(((same * inside).sum(1) / inside.sum(1)).nanmean())
-            overlap = float(class_iou(its, answers[0]).mean())
-            recorder.add(member, "boundary_agreement", same.mean(1), its[:, 0], where)
             recorder.add_value(member, "boundary_agreement", within, f"{where},where=triangle")
-            recorder.add_value(member, "boundary_kappa", _kappa(its, answers[0]), where)
+            kappa = stats.cohen_kappa(its, answers[0])
+            recorder.add_value(member, "boundary_kappa", kappa, where)
+            overlap = float(class_iou(by_plane, teachers).mean())
             recorder.add_value(member, "boundary_iou", overlap, where)
-        pairs = {"boundary_agreement": base.share_alike, "boundary_kappa": _kappa}
+        pairs = {"boundary_agreement": base.share_alike, "boundary_kappa": stats.cohen_kappa}
         recorder.add_pairs(members, answers, pairs, where)
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
@@ -190,7 +184,7 @@ def class_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _all_answers(members: list[Member], planes: list[Plane], grid: int) -> list[Tensor]:
-    """Answers (planes, grid * grid) of every network, each image made once."""
+    """Answers (planes * grid * grid,) of every network, each image made once."""
     found: list[list[Tensor]] = [[] for _ in members]
     where = base.device_of(members[0].network)
     per_batch = max(1, base.BATCH_SIZE // grid**2)
@@ -201,11 +195,7 @@ def _all_answers(members: list[Member], planes: list[Plane], grid: int) -> list[
             shown = part.to(where).contiguous(memory_format=torch.channels_last)
             for member, its in zip(members, found, strict=True):
                 its.append(base.answers_of(member.network, shown))
-    return [torch.cat(its).view(len(planes), -1) for its in found]
-
-
-def _kappa(first: Tensor, second: Tensor) -> float:
-    return stats.cohen_kappa(first.flatten(), second.flatten())
+    return [torch.cat(its) for its in found]
 
 
 PROPERTY = base.Property(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Cast, Measure, Member, Outcome, Recorder
+from kdnotes.probes.base import Cast, Measure, Outcome, Recorder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,33 +77,19 @@ def measure_changes(
         recorder.add_accuracy(member, its.argmax(1), accuracy_condition)
     precision = torch.float64 if in_double else torch.float32
     for (number, place), parts in changed.items():
+        member, change = members[number], changes[place]
         after = [torch.cat(part) for part in zip(*parts, strict=True)]
-        _record(recorder, members[number], changes[place], before[number], after, precision)
+        first, second = (before[number][change.shown], *after)[-2:]
+        answers = second.argmax(1)
+        right = torch.stack([each.argmax(1) == data.labels[change.shown] for each in after])
+        best = torch.cat(after).to(precision).topk(2, dim=1).values
+        distances = (first - second).to(precision).norm(dim=1)
+        same, mean_right = first.argmax(1) == answers, right.float().mean(0)
+        for name in change.names:
+            more = answers, name, change.shown, name in change.items_of
+            recorder.add(member, "same_answer", same, *more)
+            recorder.add(member, "accuracy_after", mean_right, *more)
+            margin = (best[:, 0] - best[:, 1]).double().mean()
+            recorder.add_value(member, "margin_after", float(margin), name)
+            recorder.add_value(member, "softmax_distance", float(distances.double().mean()), name)
     return recorder.outcome()
-
-
-def _record(
-    recorder: Recorder,
-    member: Member,
-    change: Change,
-    before: Tensor,
-    after: list[Tensor],
-    precision: torch.dtype,
-) -> None:
-    """All measures of probabilities (N, classes) of the images and (n, classes) of their views."""
-    labels = recorder.data.labels[change.shown]
-    first, second = (before[change.shown], *after)[-2:]
-    answers = second.argmax(1)
-    right = torch.stack([each.argmax(1) == labels for each in after])
-    by_image = {"same_answer": first.argmax(1) == answers, "accuracy_after": right.float().mean(0)}
-    best = torch.cat(after).to(precision).topk(2, dim=1).values
-    others = {
-        "margin_after": best[:, 0] - best[:, 1],
-        "softmax_distance": (first - second).to(precision).norm(dim=1),
-    }
-    for name in change.names:
-        for measure, values in by_image.items():
-            keep = name in change.items_of
-            recorder.add(member, measure, values, answers, name, change.shown, keep)
-        for measure, values in others.items():
-            recorder.add_value(member, measure, float(values.double().mean()), name)

@@ -77,13 +77,18 @@ def measure_views(
 
     sizes: shares of the area (`crop`), or pixels (`shift`). The ``primary`` one is measured on all
     images, with items, the others on ``CURVE_COUNT`` of them and not for arms in ``primary_only``.
-    At all sizes the views of an image have the same place in their room. Conditions: see
-    `condition`; ``accuracy`` of a cast that is shown shifts is under ``kind=shift``.
+    At all sizes the views of an image have the same place in their room.
 
     Raises RequestError when a share is not above 0 and at most 1, when a shift is below 1 or too
     large for the images.
     """
-    _check(kind, (*sizes, primary), data.size)
+    most = 2 * data.size - 2
+    for size in (*sizes, primary):
+        if kind == "crop" and not 0 < size <= 1:
+            raise RequestError(f"a crop's share of the area lies between 0 and 1, not {size:g}")
+        if kind == "shift" and not 1 <= size <= most:
+            images = f"images of {data.size}, not {size}"
+            raise RequestError(f"a largest shift lies between 1 and {most} pixels for {images}")
     drawn = draw_places(len(data), seed)
     some = torch.arange(fewer := min(CURVE_COUNT, len(data))) * len(data) // fewer
 
@@ -104,25 +109,12 @@ def measure_views(
     return measure_changes(cast, data, changes, primary_only, plain)
 
 
-def _check(kind: Kind, sizes: Sequence[float], side: int) -> None:
-    for size in sizes:
-        if kind == "crop" and not 0 < size <= 1:
-            raise RequestError(f"a crop's share of the area lies between 0 and 1, not {size:g}")
-        if kind == "shift" and not 1 <= size < 2 * side - 1:
-            raise RequestError(
-                f"a largest shift lies between 1 and {2 * side - 2} pixels for images of {side}, "
-                f"not {size}"
-            )
-
-
 def measure_mirrors(learned: Cast | None, exact: Cast | None, data: ImageData) -> Outcome:
     """Answers of every network to each image and to its mirror image: see `measure_changes`.
 
     ``learned`` is taught by a teacher that saw mirror images, ``exact`` by one that cannot tell
-    them apart; either may be missing, not both. Conditions: ``kind=flip,teacher=learned`` and
-    ``kind=flip,teacher=exact``. With both casts also, under ``kind=flip``,
-    ``learned_minus_exact``: same answer of a student of the one teacher less that of the student of
-    the other, for every arm and seed that both casts have.
+    them apart; either may be missing. With both also ``learned_minus_exact``: same answer of a
+    student of the one teacher less that of the other, for every arm and seed that both casts have.
 
     Raises ValueError when both casts are missing.
     """
@@ -134,7 +126,16 @@ def measure_mirrors(learned: Cast | None, exact: Cast | None, data: ImageData) -
             change = Change((where,), lambda images, _: (mirror(images),), every, (where,))
             outcomes.append(measure_changes(cast, data, [change], accuracy_condition=where))
     if learned is not None and exact is not None:
-        outcomes.append(_learned_minus_exact(learned, outcomes, data))
+        recorder = Recorder(data)
+        same = [part.items[part.items["measure"] == "same_answer"] for part in outcomes]
+        one, other = (dict(list(its.groupby(["arm", "seed"], observed=True))) for its in same)
+        for member in learned.members:
+            key = member.arm, member.seed
+            if member.arm not in stats.SINGLE_NETWORK_ARMS and key in one and key in other:
+                difference = one[key]["value"].to_numpy() - other[key]["value"].to_numpy()
+                answers = one[key]["prediction"]
+                recorder.add(member, "learned_minus_exact", difference, answers, FLIP)
+        outcomes.append(recorder.outcome())
     return Outcome.combine(outcomes)
 
 
@@ -176,21 +177,6 @@ def shift(images: Tensor, corners: Tensor, largest: int) -> Tensor:
 def mirror(images: Tensor) -> Tensor:
     """Images (N, 3, H, W) with left and right exchanged."""
     return images.flip(3).contiguous(memory_format=torch.channels_last)
-
-
-def _learned_minus_exact(learned: Cast, outcomes: Sequence[Outcome], data: ImageData) -> Outcome:
-    """Per image, same answer under the learned teacher less that under the exact one."""
-    recorder = Recorder(data)
-    rows = [part.items[part.items["measure"] == "same_answer"] for part in outcomes]
-    for member in learned.members:
-        mine = [
-            items[(items["arm"] == member.arm) & (items["seed"] == member.seed)] for items in rows
-        ]
-        if member.arm not in stats.SINGLE_NETWORK_ARMS and all(map(len, mine)):
-            difference = mine[0]["value"].to_numpy() - mine[1]["value"].to_numpy()
-            answers = mine[0]["prediction"].to_numpy()
-            recorder.add(member, "learned_minus_exact", difference, answers, FLIP)
-    return recorder.outcome()
 
 
 PROPERTY = Property("crop_shift", "crops and shifts", measure, MEASURES, rank=6, audited=True)

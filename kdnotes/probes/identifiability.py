@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kdnotes.lazy import torch
 from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Row, pictures
@@ -40,11 +40,6 @@ MEASURES = (
     Measure("linear_accuracy", "is right"),
     Alike("first_layer_cosine", "filters as its teacher", *FILTERS, unit="cosine", low=-1.0),
 )
-
-
-def condition(points: int) -> str:
-    """What is measured of students that saw so many points."""
-    return f"points={points}"
 
 
 def with_ones(points: Tensor) -> Tensor:
@@ -84,9 +79,8 @@ def descend(
 def weight_error(found: Tensor, true: Tensor, free_scale: bool = False) -> float:
     """Length of the difference of two sets of weights, as a share of the true ones' length.
 
-    What is common to all classes changes no probability and is taken out first. With
-    ``free_scale`` the found weights are first multiplied by the best number, not negative: labels
-    say nothing about the length of the weights.
+    What is common to all classes changes no probability and is taken out first. With ``free_scale``
+    the found weights are first multiplied by the best number: labels do not tell their length.
     """
     ours, truth = (weights - weights.mean(0, keepdim=True) for weights in (found, true))
     if free_scale:
@@ -94,56 +88,14 @@ def weight_error(found: Tensor, true: Tensor, free_scale: bool = False) -> float
     return float((ours - truth).norm() / truth.norm())
 
 
-class Toy(NamedTuple):
-    """Two classes in the plane and the boundaries of some linear networks.
-
-    points: (n, 2); labels: (n,), 0 or 1; lessons, distances: the places (3,) of the students'
-    points, and how far from the teacher's boundary these are; teacher: (3,), two weights and the
-    bias of one logit, above zero for class 1; students: (starts, 3) each, by what they were taught.
-    """
-
-    points: Tensor
-    labels: Tensor
-    lessons: Tensor
-    distances: Tensor
-    teacher: Tensor
-    students: dict[str, Tensor]
-
-
-def toy(seed: int = 0, count: int = 60, starts: int = 12) -> Toy:
-    """A teacher of all points, and students of three: the first two of class 0, one of class 1.
-
-    Students differ in their first weights only.
-    """
-    draw = _draws(seed)
-    labels = torch.arange(count) % 2
-    centres = torch.tensor([[-1.2, -0.6], [1.2, 0.6]], dtype=torch.float64)
-    points = centres[labels] + 0.6 * draw(count, 2)
-    first, *own = draw(starts + 1, 2, 3)
-    lessons = torch.tensor([0, 2, 1])
-    teacher = descend(first, points, labels)
-    some, logits = points[lessons], with_ones(points[lessons]) @ teacher.T
-    students = {
-        "labels of three": [descend(each, some, labels[lessons]) for each in own],
-        "logits of two": [distil(each, some[1:], logits[1:]) for each in own],
-        "logits of three": [distil(each, some, logits) for each in own],
-    }
-    # One logit for class 1 against class 0.
-    line = teacher[1] - teacher[0]
-    lines = {name: torch.stack([each[1] - each[0] for each in by]) for name, by in students.items()}
-    distances = (with_ones(some) @ line).abs() / line[:2].norm()
-    return Toy(points, labels, lessons, distances, line, lines)
-
-
 def recovery(
     seeds: Sequence[int], dimension: int = 20, counts: Sequence[int] = COUNTS, classes: int = 3
 ) -> Outcome:
     """How far students are from a linear teacher's weights, by the number of points they see.
 
-    The teacher is trained on labels. Measure ``weight_error`` (see the function), under
-    ``points=N``, of the arms in `LINEAR`; students of labels see the teacher's answers, and their
-    scale is free. Without a condition, ``distilled-few`` and ``distilled-enough`` are
-    ``distilled`` at half of dimension + 1 points (rounded up) and at dimension + 1.
+    Of the arms in `LINEAR`; students of labels see the teacher's answers, and their scale is free.
+    Without a condition, ``distilled-few`` and ``distilled-enough`` are ``distilled`` at half of
+    dimension + 1 points (rounded up) and at dimension + 1.
     """
     found = (_recovered(seed, dimension + 1, counts, classes) for seed in seeds)
     return Outcome.of_rows(row for rows in found for row in rows)
@@ -170,7 +122,7 @@ def _recovered(seed: int, needed: int, counts: Sequence[int], classes: int) -> I
             "labels-only": weight_error(student, teacher, free_scale=True),
         }
         for arm, value in found.items():
-            yield arm, seed, condition(count), "weight_error", value
+            yield arm, seed, f"points={count}", "weight_error", value
     for name, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
         yield f"distilled-{name}", seed, "", "weight_error", error(zero, count)
 
@@ -191,11 +143,9 @@ def grey_lessons(
 ) -> Outcome:
     """What linear students of grey images know of a teacher that was trained on coloured ones too.
 
-    Arms ``distilled-other-start`` and ``distilled-same-start``, see `LINEAR`. Measures, under
-    ``part=grey`` (what the weights of the three colours have in common, and the bias) and
+    Under ``part=grey`` (what the weights of the three colours have in common, and the bias) and
     ``part=chroma`` (the rest): ``part_error``, length of the difference to the teacher's part, as a
-    share of its length, and ``part_moved``, the same to the student's own start. Without a
-    condition, ``linear_accuracy`` on the test images, also of ``linear-teacher``.
+    share of its length, and ``part_moved``, the same to the student's own start.
     """
     lessons = small_images(grey)
     both, labels = torch.cat([lessons, small_images(coloured)]), [grey.labels, coloured.labels]
@@ -246,26 +196,22 @@ def first_layer(network: nn.Module) -> Tensor | None:
 def first_layers(cast: Cast) -> Outcome:
     """How alike the first layers of two networks are: mean cosine of their filters.
 
-    Measure ``first_layer_cosine`` of every student, under ``part=P,against=independent`` with the
-    independent student that began with the same weights, and under ``part=P,against=teacher``; P is
-    grey or chroma (see `parts`). NaN where networks have no such layer, or one of another shape.
+    With the teacher's, and with those of the independent student that began with the same weights;
+    grey and chroma: see `parts`. NaN where networks have no such layer, or one of another shape.
     """
     alone = ("independent", "independent-same-start")
-    begun = {_start(member): member for member in cast.members if member.arm in alone}
+    keys = [(member.seed, member.arm.endswith("-same-start")) for member in cast.members]
+    starts = list(zip(keys, cast.members, strict=True))
+    begun = {key: member for key, member in starts if member.arm in alone}
     rows: list[Row] = []
-    for member in cast.members:
-        partners = {"teacher": cast.teacher, "independent": begun.get(_start(member), member)}
+    for key, member in starts:
+        partners = {"teacher": cast.teacher, "independent": begun.get(key, member)}
         for name, partner in partners.items():
             for part, value in zip(PARTS, _cosines(member, partner), strict=True):
                 if partner is not member:
                     where = f"part={part},against={name}"
                     rows.append((member.arm, member.seed, where, "first_layer_cosine", value))
     return Outcome.of_rows(rows)
-
-
-def _start(member: Member) -> tuple[int, bool]:
-    """Networks of a cast for which this is the same began with the same weights."""
-    return member.seed, member.arm.endswith("-same-start")
 
 
 def _cosines(first: Member, second: Member) -> tuple[float, ...]:

@@ -1,14 +1,12 @@
 """Does the student look where the teacher looks? Grad-CAM maps, compared image by image.
 
-A map belongs to a network, a layer, an image and a class: each channel of the layer weighted by
-the mean gradient of the class's logit, summed, negative parts cut off (Selvaraju et al. 2017).
-Maps are never rescaled image by image, so that they can be compared.
+Each channel of a layer is weighted by the mean gradient of a class's logit, summed, negative parts
+cut off (Selvaraju et al. 2017). Maps are never rescaled image by image, so they can be compared.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -53,48 +51,52 @@ MEASURES = (
 def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) -> Outcome:
     """Grad-CAM of every network, compared with the teacher's and with what is in the image.
 
-    layers: a name for the condition -> which of a network's taps. Conditions are
-    ``layer=NAME,class=true`` (the label's map) and ``layer=NAME,class=predicted`` (the map of the
-    network's own answer). ``win_rate``: is the map's cosine with the teacher's larger than an
-    independent student's? Mean over the others of these, ties count half; with ``against=SEED`` in
-    the condition, one pair of them. `cosine`, `rank_correlation` and `top_iou` are with the
-    teacher's map; ``energy_MASK`` is the `energy_ratio` for each of the data's masks;
-    ``empty_map`` the share of maps without any positive cell.
+    layers: a name for the condition -> which of a network's taps. ``win_rate``: is the map's cosine
+    with the teacher's larger than an independent student's? Mean over the others of these, ties
+    count half; with ``against=SEED`` in the condition, one pair of them. ``energy_MASK`` is of each
+    of the data's masks, ``empty_map`` the share of maps without any positive cell.
 
-    Raises RequestError when a network lacks a layer, or a layer gives no map of at least 4 x 4
-    cells.
+    Raises RequestError when a network lacks a layer, or gives no map of 4 x 4 cells.
     """
     members = list(cast.everyone())
     paths = [_paths(member, layers) for member in members]
     conditions = [condition(layer, of) for layer in layers for of in CLASSES]
-    answers: list[list[Tensor]] = [[] for _ in members]
-    parts: list[dict[tuple[str, str], list[Tensor]]] = [defaultdict(list) for _ in members]
+    seen: list[list[dict[tuple[str, str], Tensor]]] = [[] for _ in members]
     for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
         masks = {name: mask[indices].to(images.device) for name, mask in data.masks.items()}
         labels = data.labels[indices].to(images.device)
         teachers: list[Tensor] = []
-        for number, member in enumerate(members):
-            maps, logits = _maps_of_both_classes(member.network, images, labels, paths[number])
-            answers[number].append(logits.argmax(1).cpu())
+        for member, taps, batches in zip(members, paths, seen, strict=True):
+            maps, logits = _maps_of_both_classes(member.network, images, labels, taps)
             teachers = teachers or maps  # the teacher comes first
+            found = {("", "answers"): logits.argmax(1)}
             for where, own, reference in zip(conditions, maps, teachers, strict=True):
-                found = {f"energy_{name}": energy_ratio(own, mask) for name, mask in masks.items()}
-                found["empty_map"] = (own.flatten(1).amax(1) == 0).float()
+                for name, mask in masks.items():
+                    found[where, f"energy_{name}"] = energy_ratio(own, mask)
+                found[where, "empty_map"] = (own.flatten(1).amax(1) == 0).float()
                 if member is not cast.teacher:
-                    found |= _likeness(reference, own)
-                for label, numbers in found.items():
-                    parts[number][where, label].append(numbers.cpu())
+                    found |= {(where, name): its for name, its in _likeness(reference, own).items()}
+            batches.append({key: numbers.cpu() for key, numbers in found.items()})
     recorder = Recorder(data)
-    given = [torch.cat(each) for each in answers]
-    values = [{key: torch.cat(each) for key, each in by_key.items()} for by_key in parts]
-    for member, its_answers, its_values in zip(members, given, values, strict=True):
+    values = [{key: torch.cat([each[key] for each in its]) for key in its[0]} for its in seen]
+    answers = [its.pop(("", "answers")) for its in values]
+    for member, its_answers, its_values in zip(members, answers, values, strict=True):
         recorder.add_accuracy(member, its_answers)
         for (where, label), numbers in its_values.items():
             keep = label != "empty_map"
             recorder.add(member, label, numbers, its_answers, where, keep_items=keep)
+    students = list(zip(members, answers, values, strict=True))[1:]
+    rivals = [(member, its) for member, _, its in students if base.is_independent(member)]
     for where in conditions:
-        cosines = [its_values[where, "cam_cosine"] for its_values in values[1:]]
-        _record_wins(recorder, members[1:], cosines, given[1:], where)
+        key = where, "cam_cosine"
+        for member, its_answers, mine in students:
+            wins = {r.seed: _wins(mine[key], its[key]) for r, its in rivals if r is not member}
+            if wins:  # none for the only independent student
+                mean = torch.stack(list(wins.values())).mean(0)
+                recorder.add(member, "win_rate", mean, its_answers, where)
+            for seed, won in wins.items() if base.is_independent(member) else ():
+                mean_won = base.mean_of_defined(won.numpy())
+                recorder.add_value(member, "win_rate", mean_won, f"{where},against={seed}")
     return recorder.outcome()
 
 
@@ -104,10 +106,9 @@ def grad_cam(
     """Grad-CAM maps (n, h, w) by tap, and logits (n, classes), from one forward and backward pass.
 
     images: float (n, 3, H, W) in [0, 1]; classes: int64 (n,), whose map is wanted. Parameters may
-    be frozen. Equals captum's LayerGradCam with relu_attributions=True, which is the oracle of the
-    tests and not used here: it runs the network once for each layer, and takes 2.3 times as long
-    (results/benchmarks/cpu.txt, d). Raises RequestError when there is no such layer, or its output
-    is no map.
+    be frozen. Equals captum's LayerGradCam with relu_attributions=True, which takes 2.3 times as
+    long (results/benchmarks/cpu.txt, d). Raises RequestError when there is no such layer, or its
+    output is no map.
     """
     from kdnotes.networks import tapped
 
@@ -269,25 +270,6 @@ def _likeness(teachers: Tensor, own: Tensor) -> dict[str, Tensor]:
 def _wins(cosines: Tensor, rival: Tensor) -> Tensor:
     """1 where a cosine exceeds the rival's, .5 where they tie, NaN where they are undefined."""
     return ((cosines > rival).float() + 0.5 * (cosines == rival)).where(~rival.isnan(), torch.nan)
-
-
-def _record_wins(
-    recorder: Recorder,
-    members: Sequence[Member],
-    cosines: Sequence[Tensor],
-    answers: Sequence[Tensor],
-    condition: str,
-) -> None:
-    both = zip(members, cosines, strict=True)
-    rivals = [(member, its) for member, its in both if base.is_independent(member)]
-    for member, own, its_answers in zip(members, cosines, answers, strict=True):
-        wins = {rival.seed: _wins(own, its) for rival, its in rivals if rival is not member}
-        if wins:  # none for the only independent student
-            mean = torch.stack(list(wins.values())).mean(0)
-            recorder.add(member, "win_rate", mean, its_answers, condition)
-        for seed, won in wins.items() if base.is_independent(member) else ():
-            mean_won = base.mean_of_defined(won.numpy())
-            recorder.add_value(member, "win_rate", mean_won, f"{condition},against={seed}")
 
 
 def _strongest(cells: Tensor, share: float) -> Tensor:

@@ -1,12 +1,8 @@
 """Are the layers of a student like those of its teacher? Linear CKA, layer by layer.
 
-Centred kernel alignment (Kornblith et al. 2019) compares two layers by the likeness that each sees
-between images: 1 for layers that differ by a rotation and a scale only, 0 for layers that have
-nothing to do with each other. The Hilbert-Schmidt independence criterion under it is estimated
-without bias (Song et al. 2012) in each batch and averaged over batches (Nguyen et al. 2021).
-
-Maps are flattened, not averaged over their cells: where a feature was found is part of what a layer
-says, and the averaged last map of most networks is their penultimate features, a layer of its own.
+Centred kernel alignment (Kornblith et al. 2019) from the Hilbert-Schmidt independence criterion,
+estimated without bias (Song et al. 2012) in each batch and averaged over batches (Nguyen et al.
+2021). Maps are flattened: where a feature was found is part of what a layer says.
 """
 
 from __future__ import annotations
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
 
     from kdnotes.data import ImageData
 
-FEATURES, LOGITS = "features", "logits"
 BATCH_SIZE = 125  # products of pairs cost as much as the networks; they grow with the batch
 SMALLEST_BATCH = 4  # the unbiased estimate divides by images - 3
 LAYERS = "teacher_layer=*,student_layer=*"
@@ -49,22 +44,13 @@ MEASURES = (
 )
 
 
-def condition(images: int) -> str:
-    """What is measured on so many images."""
-    return f"images={images}"
-
-
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Linear CKA of every network's layers with the teacher's, on the same images.
 
     Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
-    ``cka`` is of every pair of layers, the teacher with itself included; ``cka_diagonal`` the mean
-    over a student's layers, each with the teacher's of the same relative depth (`corresponding`),
-    under ``layers=all``, or ``layers=hidden`` without the logits; ``cka_last`` of the last taps.
-
-    NaN where a layer says the same of all images. Debiased estimates of nothing scatter around 0
-    and may be negative. Raises RequestError when there are fewer than four images, or when a
-    network's last linear layer cannot be found.
+    ``cka_diagonal`` is a mean over a student's layers, each with the teacher's of the same relative
+    depth. NaN where a layer says the same of all images. Raises RequestError when there are fewer
+    than four images, or when a network's last linear layer cannot be found.
     """
     _check_count(len(data))
     members = list(cast.everyone())
@@ -112,12 +98,9 @@ def by_count(
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
     counts: numbers of images, the first of the data each time; larger ones than there are become
-    all there are. Members of ``arms`` are compared with the teacher, under ``images=N``; for the
-    measures ``_shuffled`` the teacher is shown the images in another order (drawn from ``seed``),
-    so that there is nothing to find. Raises RequestError when a count is below four.
+    all there are. Members of ``arms`` are compared with the teacher; for ``_shuffled`` it is shown
+    the images in another order. Raises RequestError when a count is below four.
     """
-    for count in counts:
-        _check_count(count)
     sizes = sorted({min(count, len(data)) for count in counts})
     _check_count(sizes[0])
     first = data.subset(torch.arange(sizes[-1]))
@@ -137,7 +120,7 @@ def by_count(
             for member, students in zip(members[1:], rest, strict=True):
                 for ending, reference in (("", teachers), ("_shuffled", shuffled)):
                     value = alignment(reference, students)
-                    recorder.add_value(member, f"cka_{name}{ending}", value, condition(size))
+                    recorder.add_value(member, f"cka_{name}{ending}", value, f"images={size}")
     return recorder.outcome()
 
 
@@ -147,13 +130,8 @@ def relation(
     """Do networks that have more of one measure have more of another? Spearman's correlation.
 
     x and y: a measure and its condition each; networks of ``arms`` with a value of both count.
-    Rows have the arm ``all-arms`` and the condition ``of=X,with=Y`` (the measures' names):
-
-    - ``rank_correlation`` at each seed, over the arms; ``rank_correlation_of_means`` (seed 0) over
-      the arms' means;
-    - ``rank_correlation_within`` (seed 0) over all networks, each less its arm's mean.
-
-    NaN for fewer than three networks or where all have one value; no items.
+    Rows, at each seed and (as seed 0) over means of arms and within arms, have the arm ``all-arms``
+    and the condition ``of=X,with=Y``. NaN for fewer than three networks or where all are alike.
     """
     columns = {}
     for name, (measure, condition) in (("x", x), ("y", y)):
@@ -166,8 +144,13 @@ def relation(
     found.append((0, "rank_correlation_of_means", means.mean()))
     found.append((0, "rank_correlation_within", pairs - means.transform("mean")))
     where = f"of={x[0]},with={y[0]}"
-    rows = [("all-arms", seed, where, name, _spearman(values)) for seed, name, values in found]
-    return Outcome.of_rows(rows)
+    correlations = []
+    for seed, name, values in found:
+        # Differences from a mean that are nothing but rounding would get ranks as well.
+        ranks = values.round(12).rank()
+        rho = float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else math.nan
+        correlations.append(("all-arms", seed, where, name, rho))
+    return Outcome.of_rows(correlations)
 
 
 def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.DataFrame:
@@ -185,22 +168,18 @@ def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.Data
 
 def layer_names(member: Member) -> list[str]:
     """Names of a network's layers in conditions: its taps by number, features, logits."""
-    return [*map(str, range(1, len(member.taps) + 1)), FEATURES, LOGITS]
+    return [*map(str, range(1, len(member.taps) + 1)), "features", "logits"]
 
 
 def corresponding(students: int, teachers: int) -> list[int]:
-    """For each tap of a student, the teacher's tap of the same relative depth; all from 0.
-
-    The last tap goes with the last; networks of one depth are matched one to one.
-    """
+    """For each tap of a student, the teacher's tap of the same relative depth; all from 0."""
     return [math.floor((tap + 1) * teachers / students + 0.5) - 1 for tap in range(students)]
 
 
 def layers_of(member: Member, images: Tensor) -> list[Tensor]:
     """Outputs (n, ...) of a network's taps, its penultimate features (n, D), its logits (n, C).
 
-    images: float (n, 3, H, W) in [0, 1]. Raises RequestError when the last linear layer cannot be
-    found.
+    Raises RequestError when the last linear layer cannot be found.
     """
     from kdnotes.networks import tapped
 
@@ -214,31 +193,24 @@ def layers_of(member: Member, images: Tensor) -> list[Tensor]:
 def gram(layer: Tensor) -> Tensor:
     """Inner products (n, n) of a layer's outputs (n, ...) for all pairs of images, as float64.
 
-    Centred first: the estimates do not depend on the mean, but rounding does. The products are as
-    precise as the layer, which is two times faster; all that is made of them is in float64.
+    As precise as the layer, which is two times faster; what is made of them is in float64.
     """
     layer = layer.to(torch.promote_types(layer.dtype, torch.float32))
     # Products do not depend on the order of a map's cells: in this one nothing has to be copied.
     flat = (layer.permute(0, 2, 3, 1) if layer.ndim == 4 else layer).flatten(1)
-    flat = flat - flat.mean(0)
-    return _with_itself(flat).double()
+    flat = flat - flat.mean(0)  # the estimates do not depend on it, but rounding does
+    if flat.device.type != "cpu" or flat.dtype != torch.float32:
+        return (flat @ flat.T).double()
+    from scipy.linalg.blas import ssyrk  # computes once what is the same twice
 
-
-def _with_itself(rows: Tensor) -> Tensor:
-    """Products (n, n) of rows (n, d) with each other; what is the same twice is computed once."""
-    if rows.device.type != "cpu" or rows.dtype != torch.float32:
-        return rows @ rows.T
-    from scipy.linalg.blas import ssyrk
-
-    upper = torch.from_numpy(ssyrk(1.0, rows.T.numpy(), trans=1)).triu()
-    return upper + upper.triu(1).T
+    upper = torch.from_numpy(ssyrk(1.0, flat.T.numpy(), trans=1)).triu()
+    return (upper + upper.triu(1).T).double()
 
 
 def u_centred(inner: Tensor) -> Tensor:
     """A matrix (n, n) of inner products, centred so that products of two such are unbiased.
 
-    The sum over all cells of the product of two, over n (n - 3), is the unbiased estimate of Song
-    et al. (2012); this form of it is that of Székely and Rizzo (2014).
+    Over n (n - 3), their sum is the estimate of Song et al. (2012), in Székely and Rizzo's form.
     """
     count = len(inner)
     inner = inner - torch.diag(inner.diagonal())
@@ -256,8 +228,7 @@ def doubly_centred(inner: Tensor) -> Tensor:
 def alignment(first: Tensor, second: Tensor) -> float:
     """Linear CKA of two layers from their centred inner products (n, n), as float64.
 
-    In [0, 1] where these are `doubly_centred` (Kornblith et al. 2019), near that where they are
-    `u_centred`; NaN where a layer says the same of all images.
+    NaN where a layer says the same of all images.
     """
     shared = (first * second).sum()
     return float(_ratio(shared, first.square().sum() * second.square().sum()))
@@ -270,12 +241,6 @@ def _ratio(shared: Tensor, product: Tensor) -> Tensor:
 
 def _of(teachers: str, students: str) -> str:
     return f"teacher_layer={teachers},student_layer={students}"
-
-
-def _spearman(pairs: pd.DataFrame) -> float:
-    # Differences from a mean that are nothing but rounding would get ranks as well.
-    ranks = pairs.round(12).rank()
-    return float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else math.nan
 
 
 def _check_count(count: int) -> None:
