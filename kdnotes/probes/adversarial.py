@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from kdnotes.data import ImageData
 
+    _Change = Callable[[Tensor, Tensor], Tensor]
+
 Method = Literal["i-fgsm", "pgd"]
 NOT_SHOWN = -1  # in place of an answer, where an image was not kept
 
@@ -92,10 +94,27 @@ def measure(
     recorder = Recorder(data)
     for member in shown_to:
         recorder.add_accuracy(member, clean[id(member)])
+
+    def show(attacked: Member, change: _Change, wanted: Tensor | None = None) -> _Trial:
+        """Changed images, shown to all where ``wanted``: by default where the attack succeeds."""
+        before = clean[id(attacked)]
+        led_to, kept = torch.empty_like(before), torch.empty_like(before, dtype=torch.bool)
+        answers = {id(member): torch.full_like(before, NOT_SHOWN) for member in members}
+        for indices, images in base.batches(data, base.device_of(attacked.network)):
+            changed = change(images, data.labels[indices].to(images.device))
+            led_to[indices] = base.answers_of(attacked.network, changed)
+            succeeds = led_to[indices] != before[indices]
+            kept[indices] = keep = succeeds if wanted is None else wanted[indices]
+            # indexing gives up channels_last, and with it most of the speed
+            shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
+            for member in members if len(shown) else ():
+                answers[id(member)][indices[keep]] = base.answers_of(member.network, shown)
+        return _Trial(members, kept, led_to, clean, answers)
+
     trials = {}
     for name, attacked, size in sources:
         attack = partial(craft, attacked.network, eps=size / 255, steps=steps)
-        trial = trials[name, size] = _trial(attack, attacked, members, data, clean)
+        trial = trials[name, size] = show(attacked, attack)
         known_as = [condition(name, size)] if name == "teacher" else []
         for where in (*known_as, condition(name)) if size == primary else known_as:
             _record(recorder, trial, where, attacked)
@@ -104,8 +123,7 @@ def measure(
     def noise(images: Tensor, labels: Tensor) -> Tensor:
         return sign_noise(images, primary / 255, generator)
 
-    kept = trials["teacher", primary].kept
-    noisy = _trial(noise, cast.teacher, members, data, clean, kept)
+    noisy = show(cast.teacher, noise, trials["teacher", primary].kept)
     _record(recorder, noisy, condition("noise"))
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
@@ -168,30 +186,6 @@ class _Trial(NamedTuple):
     led_to: Tensor
     clean: Mapping[int, Tensor]
     answers: Mapping[int, Tensor]
-
-
-def _trial(
-    change: Callable[[Tensor, Tensor], Tensor],
-    attacked: Member,
-    members: Sequence[Member],
-    data: ImageData,
-    clean: Mapping[int, Tensor],
-    wanted: Tensor | None = None,
-) -> _Trial:
-    """Changed images, shown to all where ``wanted``: by default where the attack succeeds."""
-    before = clean[id(attacked)]
-    led_to, kept = torch.empty_like(before), torch.empty_like(before, dtype=torch.bool)
-    answers = {id(member): torch.full_like(before, NOT_SHOWN) for member in members}
-    for indices, images in base.batches(data, base.device_of(attacked.network)):
-        changed = change(images, data.labels[indices].to(images.device))
-        led_to[indices] = base.answers_of(attacked.network, changed)
-        succeeds = led_to[indices] != before[indices]
-        kept[indices] = keep = succeeds if wanted is None else wanted[indices]
-        # indexing gives up channels_last, and with it most of the speed
-        shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
-        for member in members if len(shown) else ():
-            answers[id(member)][indices[keep]] = base.answers_of(member.network, shown)
-    return _Trial(members, kept, led_to, clean, answers)
 
 
 def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | None = None) -> None:

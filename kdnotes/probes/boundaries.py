@@ -14,7 +14,7 @@ from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Member, Outcome, Recorder
+from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Recorder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,14 +88,13 @@ def plane_through(images: Tensor) -> Plane:
 def triplets(labels: Tensor, count: int, seed: int) -> Tensor:
     """Places int64 (count, 3) of three images of three different classes each, drawn at random.
 
-    An image occurs again only after all of its class did. Where there are fewer than three classes,
-    they take turns. Raises RequestError for too few images or a count below 1.
+    An image occurs again only after all of its class did. Raises RequestError for fewer than three
+    classes or a count below 1.
     """
-    present, sizes = labels.unique(return_counts=True)
-    if len(labels) < 3 or count < 1 or (len(present) < 3 and sizes.min() < 2):
-        raise RequestError(
-            f"a plane goes through three images: {count} planes, {len(labels)} images are too few"
-        )
+    present = labels.unique()
+    if len(present) < 3 or count < 1:
+        classes = f"{count} planes, {len(present)} classes are too few"
+        raise RequestError(f"a plane goes through images of three classes: {classes}")
     generator = torch.Generator().manual_seed(seed)
 
     def endless(label: int) -> Iterator[int]:
@@ -104,13 +103,8 @@ def triplets(labels: Tensor, count: int, seed: int) -> Tensor:
             yield from places[torch.randperm(len(places), generator=generator)].tolist()
 
     queues = {label: endless(label) for label in present.tolist()}
-    chosen: list[list[int]] = [[] for _ in range(count)]
-    for row in chosen:
-        classes = present[torch.randperm(len(present), generator=generator)].tolist()
-        for place in range(3):
-            queue = queues[classes[place % len(classes)]]
-            row.append(next(image for image in queue if image not in row))
-    return torch.tensor(chosen)
+    orders = (present[torch.randperm(len(present), generator=generator)] for _ in range(count))
+    return torch.tensor([[next(queues[label]) for label in each[:3].tolist()] for each in orders])
 
 
 def planes_of(data: ImageData, count: int, seed: int) -> tuple[list[Plane], Tensor]:
@@ -143,16 +137,25 @@ def measure(
     items, ``source`` is the number of the plane, the unit that is resampled, and ``prediction`` the
     answer at its first point. Accuracy is on the images that the planes go through.
 
-    Raises RequestError when a domain has fewer than three images or the grid fewer than 2 x 2.
+    Raises RequestError when a domain has fewer than three classes or the grid fewer than 2 x 2.
     """
     if grid < 2:
         raise RequestError(f"a grid needs 2 points on each side or more, not {grid}")
+    device, per_batch = base.device_of(cast.teacher.network), max(1, base.BATCH_SIZE // grid**2)
     parts = []
     for name, data in domains.items():
         members = [each for each in cast.everyone() if name in (only or {}).get(each.arm, domains)]
         planes, corners = planes_of(data, triplets, seed)
         inside = torch.stack([plane.inside(plane.grid(grid)) for plane in planes])
-        answers = _all_answers(members, planes, grid)
+        seen: list[list[Tensor]] = [[] for _ in members]
+        for start in range(0, len(planes), per_batch):
+            some = planes[start : start + per_batch]
+            images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
+            for part in images.split(base.BATCH_SIZE):  # each image is made once for all networks
+                shown = part.to(device).contiguous(memory_format=torch.channels_last)
+                for member, its_parts in zip(members, seen, strict=True):
+                    its_parts.append(base.answers_of(member.network, shown))
+        answers = [torch.cat(its_parts) for its_parts in seen]
         spanning, where = data.subset(corners.flatten()), f"domain={name}"
         recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
         for member, its in zip(members, base.all_answers(members, spanning), strict=True):
@@ -181,21 +184,6 @@ def class_iou(first: Tensor, second: Tensor) -> Tensor:
     unions = torch.stack([(one | other).sum(1) for one, other in pairs]).double()
     ratios = torch.where(unions > 0, intersections / unions.clamp(min=1), 0.0)
     return ratios.sum(0) / (unions > 0).sum(0)
-
-
-def _all_answers(members: list[Member], planes: list[Plane], grid: int) -> list[Tensor]:
-    """Answers (planes * grid * grid,) of every network, each image made once."""
-    found: list[list[Tensor]] = [[] for _ in members]
-    where = base.device_of(members[0].network)
-    per_batch = max(1, base.BATCH_SIZE // grid**2)
-    for start in range(0, len(planes), per_batch):
-        some = planes[start : start + per_batch]
-        images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
-        for part in images.split(base.BATCH_SIZE):
-            shown = part.to(where).contiguous(memory_format=torch.channels_last)
-            for member, its in zip(members, found, strict=True):
-                its.append(base.answers_of(member.network, shown))
-    return [torch.cat(its) for its in found]
 
 
 PROPERTY = base.Property(

@@ -109,34 +109,28 @@ def measure_views(
     return measure_changes(cast, data, changes, primary_only, plain)
 
 
-def measure_mirrors(learned: Cast | None, exact: Cast | None, data: ImageData) -> Outcome:
+def measure_mirrors(learned: Cast, exact: Cast, data: ImageData) -> Outcome:
     """Answers of every network to each image and to its mirror image: see `measure_changes`.
 
     ``learned`` is taught by a teacher that saw mirror images, ``exact`` by one that cannot tell
-    them apart; either may be missing. With both also ``learned_minus_exact``: same answer of a
-    student of the one teacher less that of the other, for every arm and seed that both casts have.
-
-    Raises ValueError when both casts are missing.
+    them apart. ``learned_minus_exact``: same answer of a student of the one teacher less that of
+    the other, for every arm and seed that both casts have.
     """
     outcomes = []
     for name, cast in (("learned", learned), ("exact", exact)):
-        if cast is not None:
-            where = f"{FLIP},teacher={name}"
-            every = torch.arange(len(data))
-            change = Change((where,), lambda images, _: (mirror(images),), every, (where,))
-            outcomes.append(measure_changes(cast, data, [change], accuracy_condition=where))
-    if learned is not None and exact is not None:
-        recorder = Recorder(data)
-        same = [part.items[part.items["measure"] == "same_answer"] for part in outcomes]
-        one, other = (dict(list(its.groupby(["arm", "seed"], observed=True))) for its in same)
-        for member in learned.members:
-            key = member.arm, member.seed
-            if member.arm not in stats.SINGLE_NETWORK_ARMS and key in one and key in other:
-                difference = one[key]["value"].to_numpy() - other[key]["value"].to_numpy()
-                answers = one[key]["prediction"]
-                recorder.add(member, "learned_minus_exact", difference, answers, FLIP)
-        outcomes.append(recorder.outcome())
-    return Outcome.combine(outcomes)
+        where, every = f"{FLIP},teacher={name}", torch.arange(len(data))
+        change = Change((where,), lambda images, _: (mirror(images),), every, (where,))
+        outcomes.append(measure_changes(cast, data, [change], accuracy_condition=where))
+    recorder = Recorder(data)
+    same = [part.items[part.items["measure"] == "same_answer"] for part in outcomes]
+    one, other = (dict(list(its.groupby(["arm", "seed"], observed=True))) for its in same)
+    for member in learned.members:
+        key = member.arm, member.seed
+        if member.arm not in stats.SINGLE_NETWORK_ARMS and key in one and key in other:
+            difference = one[key]["value"].to_numpy() - other[key]["value"].to_numpy()
+            answers = one[key]["prediction"]
+            recorder.add(member, "learned_minus_exact", difference, answers, FLIP)
+    return Outcome.combine([*outcomes, recorder.outcome()])
 
 
 def draw_places(count: int, seed: int) -> Tensor:

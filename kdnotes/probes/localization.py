@@ -90,7 +90,11 @@ def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) 
     for where in conditions:
         key = where, "cam_cosine"
         for member, its_answers, mine in students:
-            wins = {r.seed: _wins(mine[key], its[key]) for r, its in rivals if r is not member}
+            wins = {}
+            for rival, its in rivals:
+                if rival is not member:
+                    won = (mine[key] > its[key]).float() + 0.5 * (mine[key] == its[key])
+                    wins[rival.seed] = won.where(~its[key].isnan(), torch.nan)
             if wins:  # none for the only independent student
                 mean = torch.stack(list(wins.values())).mean(0)
                 recorder.add(member, "win_rate", mean, its_answers, where)
@@ -166,7 +170,13 @@ def top_iou(reference: Tensor, maps: Tensor, share: float = 0.2) -> Tensor:
     The strongest are a share of the cells, rounded up; cells at 0 never belong to them, and cells
     that tie with the last one do. NaN where the reference is empty.
     """
-    first, second = (_strongest(each.flatten(1), share) for each in (reference, maps))
+
+    def strongest(maps: Tensor) -> Tensor:
+        cells = maps.flatten(1)
+        least = cells.topk(math.ceil(round(share * cells.shape[1], 6)), dim=1).values[:, -1:]
+        return (cells >= least) & (cells > 0)
+
+    first, second = strongest(reference), strongest(maps)
     shared, either = (first & second).sum(1), (first | second).sum(1)
     return (shared / either.clamp(min=1)).where(first.any(1), torch.nan)
 
@@ -265,17 +275,6 @@ def _likeness(teachers: Tensor, own: Tensor) -> dict[str, Tensor]:
         own = resize(own[:, None], list(teachers.shape[1:]))[:, 0]
     likeness = {"cam_cosine": cosine, "rank_correlation": rank_correlation, "top_iou": top_iou}
     return {name: alike(teachers, own) for name, alike in likeness.items()}
-
-
-def _wins(cosines: Tensor, rival: Tensor) -> Tensor:
-    """1 where a cosine exceeds the rival's, .5 where they tie, NaN where they are undefined."""
-    return ((cosines > rival).float() + 0.5 * (cosines == rival)).where(~rival.isnan(), torch.nan)
-
-
-def _strongest(cells: Tensor, share: float) -> Tensor:
-    count = math.ceil(round(share * cells.shape[1], 6))
-    least = cells.topk(count, dim=1).values[:, -1:]
-    return (cells >= least) & (cells > 0)
 
 
 PROPERTY = Property(
