@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from kdnotes.data import ImageData
 
 SIDE = 5  # images are reduced to SIDE x SIDE pixels for linear models
-STEPS, RATE = 500, 1.0
 PARTS = "grey", "chroma"
 COUNTS = (5, 10, 16, 21, 32, 42)  # points: up to twice as many as a class has weights
 LINEAR = (  # students that are no networks of a cast: what each fits, and where it starts
@@ -65,7 +64,7 @@ def distil(start: Tensor, points: Tensor, logits: Tensor) -> Tensor:
 
 
 def descend(
-    start: Tensor, points: Tensor, labels: Tensor, steps: int = STEPS, rate: float = RATE
+    start: Tensor, points: Tensor, labels: Tensor, steps: int = 500, rate: float = 1.0
 ) -> Tensor:
     """Weights after full-batch gradient descent on the cross-entropy with labels (n,)."""
     inputs, weights = with_ones(points), start.clone()
@@ -88,23 +87,21 @@ def weight_error(found: Tensor, true: Tensor, free_scale: bool = False) -> float
     return float((ours - truth).norm() / truth.norm())
 
 
-def recovery(
-    seeds: Sequence[int], dimension: int = 20, counts: Sequence[int] = COUNTS, classes: int = 3
-) -> Outcome:
+def recovery(seeds: Sequence[int], dimension: int = 20, counts: Sequence[int] = COUNTS) -> Outcome:
     """How far students are from a linear teacher's weights, by the number of points they see.
 
     Of the arms in `LINEAR`; students of labels see the teacher's answers, and their scale is free.
     Without a condition, ``distilled-few`` and ``distilled-enough`` are ``distilled`` at half of
     dimension + 1 points (rounded up) and at dimension + 1.
     """
-    found = (_recovered(seed, dimension + 1, counts, classes) for seed in seeds)
+    found = (_recovered(seed, dimension + 1, counts) for seed in seeds)
     return Outcome.of_rows(row for rows in found for row in rows)
 
 
-def _recovered(seed: int, needed: int, counts: Sequence[int], classes: int) -> Iterator[Row]:
+def _recovered(seed: int, needed: int, counts: Sequence[int]) -> Iterator[Row]:
     draw, dimension = _draws(seed), needed - 1
     training, pool = draw(20 * needed, dimension), draw(max(*counts, needed), dimension)
-    rule, first, own = (draw(classes, needed) / math.sqrt(needed) for _ in range(3))
+    rule, first, own = (draw(3, needed) / math.sqrt(needed) for _ in range(3))
     teacher = descend(first, training, (with_ones(training) @ rule.T).argmax(1))
     zero = torch.zeros_like(teacher)
 
@@ -200,8 +197,7 @@ def first_layers(cast: Cast) -> Outcome:
     grey and chroma: see `parts`. NaN where networks have no such layer, or one of another shape.
     """
     alone = ("independent", "independent-same-start")
-    keys = [(member.seed, member.arm.endswith("-same-start")) for member in cast.members]
-    starts = list(zip(keys, cast.members, strict=True))
+    starts = [((each.seed, each.arm.endswith("-same-start")), each) for each in cast.members]
     begun = {key: member for key, member in starts if member.arm in alone}
     rows: list[Row] = []
     for key, member in starts:

@@ -6,6 +6,7 @@ cut off (Selvaraju et al. 2017). Maps are never rescaled image by image, so they
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -59,7 +60,11 @@ def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) 
     Raises RequestError when a network lacks a layer, or gives no map of 4 x 4 cells.
     """
     members = list(cast.everyone())
-    paths = [_paths(member, layers) for member in members]
+    for member, (name, index) in itertools.product(members, layers.items()):
+        if not -len(member.taps) <= index < len(member.taps):
+            has = f"the {member.arm} network has {len(member.taps)}: {', '.join(member.taps)}"
+            raise RequestError(f"layer {name!r} is tap {index}, but {has}")
+    paths = [[member.taps[index] for index in layers.values()] for member in members]
     conditions = [condition(layer, of) for layer in layers for of in CLASSES]
     seen: list[list[dict[tuple[str, str], Tensor]]] = [[] for _ in members]
     for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
@@ -90,11 +95,8 @@ def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) 
     for where in conditions:
         key = where, "cam_cosine"
         for member, its_answers, mine in students:
-            wins = {}
-            for rival, its in rivals:
-                if rival is not member:
-                    won = (mine[key] > its[key]).float() + 0.5 * (mine[key] == its[key])
-                    wins[rival.seed] = won.where(~its[key].isnan(), torch.nan)
+            others = {rival.seed: its[key] for rival, its in rivals if rival is not member}
+            wins = {seed: _wins(mine[key], its) for seed, its in others.items()}
             if wins:  # none for the only independent student
                 mean = torch.stack(list(wins.values())).mean(0)
                 recorder.add(member, "win_rate", mean, its_answers, where)
@@ -216,17 +218,6 @@ def last_map(member: Member, data: ImageData, places: Tensor, classes: Tensor) -
     return maps / maps.mean((1, 2), keepdim=True).clamp(min=1e-12)
 
 
-def _paths(member: Member, layers: Mapping[str, int]) -> list[str]:
-    count = len(member.taps)
-    for name, index in layers.items():
-        if not -count <= index < count:
-            raise RequestError(
-                f"layer {name!r} is tap {index}, but the {member.arm} network has {count}: "
-                f"{', '.join(member.taps)}"
-            )
-    return [member.taps[index] for index in layers.values()]
-
-
 def _maps_of_both_classes(
     network: nn.Module, images: Tensor, labels: Tensor, paths: list[str]
 ) -> tuple[list[Tensor], Tensor]:
@@ -267,6 +258,11 @@ def _as_map(network: nn.Module, tap: str, output: Tensor) -> Tensor:
             f"{SMALLEST_MAP} x {SMALLEST_MAP} are needed: name an earlier layer"
         )
     return output
+
+
+def _wins(cosines: Tensor, rival: Tensor) -> Tensor:
+    """1 where a cosine exceeds the rival's, .5 where they tie, NaN where they are undefined."""
+    return ((cosines > rival).float() + 0.5 * (cosines == rival)).where(~rival.isnan(), torch.nan)
 
 
 def _likeness(teachers: Tensor, own: Tensor) -> dict[str, Tensor]:
