@@ -53,8 +53,9 @@ def measure_changes(
     ``same_answer``, right or wrong (the paper's agreement score), and ``accuracy_after``, the share
     of answers to changed views that are right, are per image. In the table only: ``margin_after``,
     probability of the first answer less that of the second (answers can be stable because margins
-    are wide), and ``softmax_distance``, Euclidean (the invariance measure of Odagiu et al. 2024).
-    ``accuracy`` is on the images as they are. Arms in ``primary_only`` are shown primary changes.
+    are wide), and ``softmax_distance``, Euclidean (the invariance measure of Odagiu et al. 2024);
+    image by image in float64 where ``in_double``. ``accuracy`` is on the images as they are. Arms
+    in ``primary_only`` are shown primary changes.
     """
     members = list(cast.everyone())
     plain: list[list[Tensor]] = [[] for _ in members]
