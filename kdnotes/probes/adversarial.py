@@ -118,12 +118,9 @@ def measure(
         known_as = [condition(name, size)] if name == "teacher" else []
         for where in (*known_as, condition(name)) if size == primary else known_as:
             _record(recorder, trial, where, attacked)
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(images: Tensor, labels: Tensor) -> Tensor:
-        return sign_noise(images, primary / 255, generator)
-
-    noisy = show(cast.teacher, noise, trials["teacher", primary].kept)
+    noise = partial(sign_noise, eps=primary / 255, generator=torch.Generator().manual_seed(0))
+    kept = trials["teacher", primary].kept
+    noisy = show(cast.teacher, lambda images, _: noise(images), kept)
     _record(recorder, noisy, condition("noise"))
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
