@@ -42,7 +42,7 @@ def taught(
     rows: dict[str, float] = {}
     depth = _LINE
     for head, kinds in ((teachers_see, teachers), (students_see, students)):
-        depth = _write(axis, 0.1, depth, head, weight="bold", backgroundcolor="white", zorder=2)
+        depth = _write(axis, 0.1, depth, head, weight="bold", backgroundcolor="white", zorder=2.5)
         for kind in kinds:
             rows[kind.arm] = depth
             many = f" ({kind.count})" if kind.count > 1 else ""

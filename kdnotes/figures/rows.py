@@ -160,7 +160,7 @@ def scorecard(claims: DataFrame, titles: Mapping[str, str] | None = None) -> Fig
     for place, (chapter, part) in enumerate(chapters):
         top, units = len(rows) + place, ("figure fraction", "data")
         called = (titles or {}).get(str(chapter), str(chapter).replace("-", " ").capitalize())
-        title = axis.annotate(called, (0.02, top), None, units)
+        title = axis.annotate(textwrap.fill(called, 56), (0.02, top), None, units)
         title.set(weight="bold", va="center", in_layout=False, backgroundcolor="white")
         rows |= dict(enumerate(part.itertuples(), start=top + 1))
     words = [_draw_claim(axis, claim, row) for row, claim in rows.items()]
