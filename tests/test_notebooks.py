@@ -180,3 +180,14 @@ def test_links_call_chapters_by_their_titles() -> None:
     assert {name: f"{number} {called}" for number, called, name in listed} == {
         name: called for name, called in TITLES.items() if name[0].isdigit()
     }
+
+
+@each_notebook
+def test_a_cell_that_declares_shows_no_value(path: Path) -> None:
+    """What `plan.usual()` and `plan.students()` return would be printed below the cell."""
+    for _, tags, source in code_cells(path):
+        last = ast.parse(source).body[-1]
+        if "cast" in tags and isinstance(last, ast.Expr) and not source.endswith(";"):
+            assert isinstance(last.value, ast.Call)
+            assert isinstance(last.value.func, ast.Attribute)
+            assert last.value.func.attr in ("controls", "distilled", "foreign")  # return nothing
