@@ -52,16 +52,7 @@ def run(setting: Setting) -> list[Row]:
 
     def by_kdnotes() -> Tensor:
         shown = images.contiguous(memory_format=torch.channels_last)
-        return craft(
-            frozen,
-            shown,
-            labels,
-            eps=EPS,
-            steps=STEPS,
-            relative_step=RELATIVE_STEP,
-            method="pgd",
-            seed=0,
-        )
+        return craft(frozen, shown, labels, eps=EPS, steps=STEPS, method="pgd")
 
     contenders = [
         Contender(REFERENCE, by_foolbox),

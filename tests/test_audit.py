@@ -131,7 +131,7 @@ def test_shifts_grow_with_the_images() -> None:
     )
     cast = Cast(teacher, None, (student,), images.classes)
     found = crop_shift.measure(cast, images).table
-    expected = crop_shift.measure_shifts(cast, images, shifts=(3, 6, 12, 24), primary=12).table
+    expected = crop_shift.measure_views(cast, images, "shift", (3, 6, 12, 24), 12).table
     shifts = expected[expected["measure"] == "same_answer"]
     conditions = {f"kind=shift,max={pixels}" for pixels in (3, 6, 12, 24, "primary")}
     assert set(shifts["condition"]) == conditions

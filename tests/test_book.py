@@ -204,6 +204,16 @@ def test_a_chapter_that_is_left_out_is_said_not_to_have_run(
     assert "ref.numref" in (tmp_path / "stage" / "_config.yml").read_text()
 
 
+def test_the_table_of_contents_numbers_what_is_staged(small_book: Path, tmp_path: Path) -> None:
+    path = small_book / "book" / "scorecard.ipynb"
+    notebook = read(path)
+    notebook["cells"][0]["source"] = ["# 12. What is it, 3. or 4.?\n", "1. A list\n"]
+    path.write_text(json.dumps(notebook))
+    site.stage([], tmp_path / "stage")
+    title = read(tmp_path / "stage" / "book" / "scorecard.ipynb")["cells"][0]["source"]
+    assert title == "# What is it, 3. or 4.?\n1. A list\n"
+
+
 def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("KDNOTES_OUT", str(tmp_path / "runs"))
     results.save("scorecard", None, [], {}, 0)

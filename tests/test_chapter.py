@@ -10,7 +10,9 @@ from asked import study_of
 
 from kdnotes.book import report, results, running
 from kdnotes.errors import RequestError
+from kdnotes.probes import accuracy
 from kdnotes.probes.base import ITEM_COLUMNS, Outcome
+from kdnotes.probes.findings import Findings
 from kdnotes.stats import claims
 from kdnotes.study import Study
 
@@ -137,3 +139,14 @@ def test_why_a_claim_stays_open() -> None:
         "the interval holds the margin": "the interval reaches across the margin, or there is none",
     }
     assert {reason: claims.open_because(reason) for reason in reasons} == reasons
+
+
+def test_a_larger_run_is_shown_under_the_name_of_its_measure(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(report, "say", said.append)
+    accurate = Findings(outcome(kl=[0.5]), accuracy.MEASURES[0], ("kl",))
+    report.beside(study_of("distillation", preset="smoke"), accurate)
+    (text,) = said
+    assert text.startswith(f"**{accurate.measure.label}, beside a larger run.**\n\nNo run of the")

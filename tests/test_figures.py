@@ -498,6 +498,15 @@ def test_scorecard_tints_nothing_where_no_margin_applies() -> None:
     assert len(axis.containers) == 2
 
 
+def test_scorecard_calls_chapters_by_their_titles_as_far_as_it_is_wide() -> None:
+    longest = "10. Are the student's decision boundaries where its teacher's are, or not?"
+    figure = draw.scorecard(make_claims(), {"looks": longest})
+    texts = {text.get_text().replace("\n", " "): text for text in figure.axes[0].texts}
+    assert {longest, "Fooled"} <= set(texts)
+    figure.canvas.draw()
+    assert texts[longest].get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_scorecard_calls_arms_as_all_figures_do() -> None:
     claims = make_claims().iloc[:1]
     claims = claims.assign(id="looks-crd-plain-over-kl", arm="crd-plain", reference="kl")

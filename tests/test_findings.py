@@ -55,6 +55,24 @@ def claim(arm: str, verdict: str, **about: Any) -> dict[str, Any]:
     return base | {"verdict": verdict} | about
 
 
+def test_kl_stands_for_the_taught_students_where_it_was_run() -> None:
+    assert found(rows(FULL)).pupil == "kl"
+    assert found(rows(FULL), methods=("crd", "hint")).pupil == "crd"
+
+
+def test_the_picture_of_shares_says_of_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(kd.figures, "closed", lambda *given: asked.append(given))
+    run = found(rows(FULL))
+    run.closed()
+    run.about(PAIR).closed(["kl"])
+    (shares, gap), (kl, headroom) = asked
+    assert list(shares) == ["kl", "hint", "crd"]
+    assert shares["kl"] == run.share("kl")
+    assert list(kl) == ["kl"]
+    assert (gap, headroom) == ("Share of the gap closed", "Share of the headroom closed")
+
+
 # --- numbers --------------------------------------------------------------------------------
 
 

@@ -52,12 +52,10 @@ def test_equals_foolbox_as_it_comes(method: str) -> None:
     unfrozen = SmallNet(3).eval()
     kind = {"i-fgsm": "LinfBasicIterativeAttack", "pgd": "LinfPGD"}[method]
     attack = getattr(foolbox.attacks, kind)(rel_stepsize=0.25, steps=5)
-    torch.manual_seed(11)
+    torch.manual_seed(0)
     model = foolbox.PyTorchModel(unfrozen, bounds=(0, 1), device="cpu")
     _, expected, success = attack(model, images.contiguous(), data.labels, epsilons=EPS)
-    crafted = craft(
-        net(3), images, data.labels, eps=EPS, steps=5, relative_step=0.25, method=method, seed=11
-    )
+    crafted = craft(net(3), images, data.labels, eps=EPS, steps=5, method=method)
     # a gradient of nearly zero may change its sign with the order of additions
     same = (crafted - expected).abs() < 1e-5
     assert same.float().mean() > 0.999
@@ -70,8 +68,8 @@ def test_one_step_is_the_sign_of_the_gradient() -> None:
     data, network = labelled(), net(0)
     images = to_float(data.images).requires_grad_()
     F.cross_entropy(network(images), data.labels).backward()
-    expected = (images + EPS / 2 * images.grad.sign()).clamp(0, 1).detach()
-    found = craft(network, images.detach(), data.labels, eps=EPS, steps=1, relative_step=0.5)
+    expected = (images + EPS / 4 * images.grad.sign()).clamp(0, 1).detach()
+    found = craft(network, images.detach(), data.labels, eps=EPS, steps=1)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -93,17 +91,16 @@ def test_bounds_are_kept_and_the_loss_rises(method: str, eps: float) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_random_starts_come_from_the_seed_alone() -> None:
+def test_random_starts_are_always_the_same_and_draw_nothing_from_others() -> None:
     data, network = labelled(), net(0)
-    images = to_float(data.images)
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    one, same, other = (
-        craft(network, images, data.labels, eps=EPS, method="pgd", seed=seed) for seed in (1, 1, 2)
-    )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert torch.equal(torch.get_rng_state(), state)
+    images, found = to_float(data.images), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(craft(network, images, data.labels, eps=EPS, method="pgd"))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], craft(network, images, data.labels, eps=EPS))
 
 
 def test_only_frozen_networks_are_attacked() -> None:

@@ -67,9 +67,7 @@ def test_triplets_are_of_three_classes_and_use_every_image_before_any_twice() ->
         assert mine.max() - mine.min() <= 1
     assert torch.equal(chosen, boundaries.triplets(labels, 20, seed=0))
     assert not torch.equal(chosen, boundaries.triplets(labels, 20, seed=1))
-    of_two = boundaries.triplets(torch.tensor([0, 1, 0, 1, 0]), 3, seed=0)
-    assert all(len(set(row)) == 3 for row in of_two.tolist())
-    for few, count in ((labels[:2], 1), (labels, 0)):
+    for few, count in ((labels % 2, 1), (labels, 0)):
         with pytest.raises(RequestError, match="too few"):
             boundaries.triplets(few, count, seed=0)
 

@@ -209,24 +209,19 @@ def test_a_declaration_reads_as_a_sentence_and_as_an_axis() -> None:
     assert fooled.label == "Is fooled by the same images (share)"
 
 
-def test_conditions_and_their_places_are_made_in_one_place() -> None:
+def test_conditions_are_made_in_one_place() -> None:
     cast, data = small_cast(), some_data()
-    probed = {
-        adversarial.measure: adversarial.positions((2, 16)),
-        color_invariance.measure: color_invariance.positions((0.2, 0.4), (90,)),
-        crop_shift.measure_crops: crop_shift.positions("crop", (0.3, 0.5)),
-        crop_shift.measure_shifts: crop_shift.positions("shift", (1, 4)),
-    }
-    options = {
-        adversarial.measure: {"eps": (2,), "primary": 16, "steps": 1},
-        color_invariance.measure: {"strengths": (0.2,), "hue_angles": (90,)},
-        crop_shift.measure_crops: {"scales": (0.3,)},
-        crop_shift.measure_shifts: {"shifts": (1,)},
-    }
-    for measure, places in probed.items():
-        table = measure(cast, data, **options[measure]).table  # type: ignore[operator]
-        assert set(places) <= set(table["condition"])
-    assert list(probed[adversarial.measure].values()) == [2 / 255, 16 / 255]
+    attacks = adversarial.measure(cast, data, eps=(2,), primary=16, steps=1).table
+    assert {adversarial.condition(size=size) for size in (2, 16)} <= set(attacks["condition"])
+    assert {adversarial.condition(), adversarial.condition("noise")} <= set(attacks["condition"])
+    colour = color_invariance.measure(cast, data, strengths=(0.2,), hue_angles=(90,)).table
+    conditions = color_invariance.condition
+    wanted = {conditions(), conditions(0.2), conditions(0.4), conditions(hue=90)}
+    assert wanted <= set(colour["condition"])
+    for kind, size, primary in (("crop", 0.3, 0.5), ("shift", 1, 4)):
+        views = crop_shift.measure_views(cast, data, kind, (size,), primary).table
+        wanted = {crop_shift.condition(kind, each) for each in (size, primary, None)}
+        assert wanted <= set(views["condition"])
     assert crop_shift.condition("shift") == "kind=shift,max=primary"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths
+from kdnotes import figures, paths
 from kdnotes.book import parameters
 from kdnotes.book.parameters import Parameter
 from kdnotes.errors import RequestError
@@ -59,9 +59,10 @@ def planned(
 def begin(name: str, namespace: Mapping[str, Any]) -> Study:
     """The study of the chapter whose notebook calls this with its ``globals()``.
 
-    Its parameters are read from there by name, and checked as the command line does. Raises
-    RequestError naming what is wrong and what would be right.
+    Its parameters are read from there by name, and checked as the command line does; its own
+    figures get the book's style. Raises RequestError naming what is wrong and what would be right.
     """
+    figures.style()
     folder = paths.root() / "book"
     (path,) = (each for each in folder.glob("*.ipynb") if _NUMBER.sub("", each.stem) == name)
     declared = parameters.read(path)

@@ -163,6 +163,13 @@ def published(chapter: str, preset: str = "published") -> pd.DataFrame | None:
     return results.table(chapter, folder) if chapter in results.chapters(folder) else None
 
 
+def beside(study: Study, found: Findings) -> None:
+    """Show the main measure's means in this run beside those of the published one."""
+    measure = found.measure
+    table = beside_published(study, found.outcome, measure.name, measure.condition)
+    say(f"**{measure.label}, beside a larger run.**\n\n{table}")
+
+
 def beside_published(
     study: Study, outcome: Outcome, measure: str, condition: str = "", preset: str = "published"
 ) -> Text:

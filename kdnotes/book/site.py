@@ -27,6 +27,9 @@ TABLES = "tables"  # where pages find the chapters' tables, beside the pages
 FIRST_SCREEN = "first-screen"  # tag of the cells that hold a chapter's answer
 PUBLISHED_PRESET = "laptop"
 _ERROR_TAG = "papermill-error-cell-tag"
+# A notebook names its own number, to be right wherever it is opened; on the site, the table of
+# contents numbers titles, and with them figures and exercises.
+_TITLE_NUMBER = re.compile(r"^# \d+\. ")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NOT_RUN = (
     ":::{note}\nThis chapter was not run for this build of the book: it has no numbers and no "
@@ -113,6 +116,8 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
     for name, template in templates.items():
         notebook = _read(runs[name].notebook if name in runs else template)
         notebook["cells"] = answer_first(notebook["cells"])
+        title = notebook["cells"][0]
+        title["source"] = _TITLE_NUMBER.sub("# ", "".join(title["source"]))
         if name in runs:
             for path in runs[name].results:
                 if path.suffix in (".csv", ".json"):

@@ -142,8 +142,10 @@ _FAR = 100.0  # beyond every estimate
 
 
 @drawing.styled
-def scorecard(claims: DataFrame) -> Figure:
+def scorecard(claims: DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
     """All claims on one page: interval, in tint where it had to lie, and the verdict in a word.
+
+    ``titles``: of the chapters, by their names.
 
     ``claims`` has one row per claim, in order, as `kdnotes.stats.scorecard_verdicts` returns them.
     A claim that is not applicable shows its verdict only.
@@ -157,7 +159,8 @@ def scorecard(claims: DataFrame) -> Figure:
     rows: dict[int, Any] = {}
     for place, (chapter, part) in enumerate(chapters):
         top, units = len(rows) + place, ("figure fraction", "data")
-        title = axis.annotate(str(chapter).replace("-", " ").capitalize(), (0.02, top), None, units)
+        called = (titles or {}).get(str(chapter), str(chapter).replace("-", " ").capitalize())
+        title = axis.annotate(textwrap.fill(called, 56), (0.02, top), None, units)
         title.set(weight="bold", va="center", in_layout=False, backgroundcolor="white")
         rows |= dict(enumerate(part.itertuples(), start=top + 1))
     words = [_draw_claim(axis, claim, row) for row, claim in rows.items()]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdnotes.data import ImageData
+
+    _Change = Callable[[Tensor, Tensor], Tensor]
 
 Method = Literal["i-fgsm", "pgd"]
 NOT_SHOWN = -1  # in place of an answer, where an image was not kept
@@ -33,11 +34,6 @@ def condition(attack: str = "teacher", size: int | None = None) -> str:
     """
     at = "eps=primary" if size is None else f"eps={size}/255"
     return f"attack={attack},{at}" if attack else at
-
-
-def positions(sizes: Sequence[int], attack: str = "teacher") -> dict[str, float]:
-    """Sizes of a change, as shares of the pixels' range, by their conditions."""
-    return {condition(attack, size): size / 255 for size in sorted(sizes)}
 
 
 ATTACKS = ("attack=*,eps=*",)
@@ -71,28 +67,26 @@ def measure(
 
     eps: sizes of the change in 255ths; ``primary`` is the one fixed beforehand, added if it is not
     among them. An image is kept when it changes the answer of the network it was crafted on, right
-    or wrong. Conditions: see `condition`; ``attack=teacher`` for every size, and at the primary
-    size ``attack=second-teacher``, ``attack=foreign`` (crafted on the network ``foreign``, of the
-    students' architecture) and ``attack=noise`` (random signs, on the images kept from the
-    teacher's attack). Measures:
+    or wrong. At the primary size images are also crafted on the second teacher and on a network
+    ``foreign`` of the students' architecture, and noise is added to those kept from the teacher.
 
-    - ``attack_success``: of the attacked network itself, share of all images that are kept.
-    - ``fooling_rate``: of every other network, does its answer to a kept image differ from that to
-      the clean one? (The paper's measure; the attacked network's is 1 by construction, and stands
-      in the table only.)
-    - ``same_wrong_class``: is its answer the very class that the attacked network was led to? Over
-      kept images where that class is wrong.
-    - ``double_difference`` (needs ``foreign``): fooled by the teacher's image less fooled by the
-      foreign one, -1, 0 or 1, over images that all networks get right when clean and that are kept
-      from both attacks: the same images for everyone, each crafted with success on its own network.
-      Its mean for a distilled student less that for an independent one is the part of the transfer
-      that belongs to this teacher.
+    - ``fooling_rate``, over kept images: is the answer another than to the clean image? (The
+      paper's measure; 1 by construction for the attacked network, in the table only.)
+    - ``same_wrong_class``: over kept images that lead the attacked network to a wrong class.
+    - ``double_difference``: fooled by the teacher's image less fooled by the foreign one, over
+      images that all networks get right when clean and that are kept from both attacks. A distilled
+      student's less an independent one's is what of the transfer is this teacher's.
 
     Raises RequestError when a size or the number of steps is out of range.
     """
-    sizes = _checked_sizes(eps, primary, steps)
-    sources = [("teacher", cast.teacher, size) for size in sizes]
+    sizes = sorted({*eps, primary})
+    for size in sizes:
+        if not 0 < size <= 255:
+            raise RequestError(f"eps is in 255ths, between 1 and 255: {size} is not")
+    if steps < 1:
+        raise RequestError(f"an attack takes at least one step, not {steps}")
     others = {"second-teacher": cast.second_teacher, "foreign": foreign}
+    sources = [("teacher", cast.teacher, size) for size in sizes]
     sources += [(name, member, primary) for name, member in others.items() if member is not None]
     members = list(cast.everyone())
     shown_to = members if foreign is None else [*members, foreign]
@@ -100,23 +94,43 @@ def measure(
     recorder = Recorder(data)
     for member in shown_to:
         recorder.add_accuracy(member, clean[id(member)])
+
+    def show(attacked: Member, change: _Change, wanted: Tensor | None = None) -> _Trial:
+        """Changed images, shown to all where ``wanted``: by default where the attack succeeds."""
+        before = clean[id(attacked)]
+        led_to, kept = torch.empty_like(before), torch.empty_like(before, dtype=torch.bool)
+        answers = {id(member): torch.full_like(before, NOT_SHOWN) for member in members}
+        for indices, images in base.batches(data, base.device_of(attacked.network)):
+            changed = change(images, data.labels[indices].to(images.device))
+            led_to[indices] = base.answers_of(attacked.network, changed)
+            succeeds = led_to[indices] != before[indices]
+            kept[indices] = keep = succeeds if wanted is None else wanted[indices]
+            # indexing gives up channels_last, and with it most of the speed
+            shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
+            for member in members if len(shown) else ():
+                answers[id(member)][indices[keep]] = base.answers_of(member.network, shown)
+        return _Trial(members, kept, led_to, clean, answers)
+
     trials = {}
     for name, attacked, size in sources:
         attack = partial(craft, attacked.network, eps=size / 255, steps=steps)
-        trial = trials[name, size] = _trial(attack, attacked, members, data, clean)
+        trial = trials[name, size] = show(attacked, attack)
         known_as = [condition(name, size)] if name == "teacher" else []
         for where in (*known_as, condition(name)) if size == primary else known_as:
-            _record_trial(recorder, trial, attacked, members, clean, where)
-    kept, generator = trials["teacher", primary].kept, torch.Generator().manual_seed(0)
-
-    def noise(images: Tensor, labels: Tensor) -> Tensor:
-        return sign_noise(images, primary / 255, generator)
-
-    noisy = _trial(noise, cast.teacher, members, data, clean, kept)
-    _record_fooling(recorder, noisy, members, clean, condition("noise"))
+            _record(recorder, trial, where, attacked)
+    noise = partial(sign_noise, eps=primary / 255, generator=torch.Generator().manual_seed(0))
+    kept = trials["teacher", primary].kept
+    noisy = show(cast.teacher, lambda images, _: noise(images), kept)
+    _record(recorder, noisy, condition("noise"))
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
-        _record_double_difference(recorder, pair, members[1:], clean)
+        right = [answers == data.labels for answers in clean.values()]
+        items = torch.stack([*right, *(trial.kept for trial in pair)]).all(0).nonzero().flatten()
+        for member in members[1:]:
+            answers = [trial.answers[id(member)][items] for trial in pair]
+            by_teacher, by_foreign = ((each != data.labels[items]).float() for each in answers)
+            values = by_teacher - by_foreign, answers[0]
+            recorder.add(member, "double_difference", *values, condition(""), items)
     return recorder.outcome()
 
 
@@ -127,32 +141,27 @@ def craft(
     *,
     eps: float,
     steps: int = 5,
-    relative_step: float = 0.25,
     method: Method = "i-fgsm",
-    seed: int = 0,
 ) -> Tensor:
     """Images (N, 3, H, W) changed by at most eps so that the network's loss on the labels rises.
 
-    images in [0, 1], labels int64 (N,), eps in units of the images, relative_step in units of eps.
-    ``i-fgsm`` starts at the image (foolbox's LinfBasicIterativeAttack; Kurakin et al. 2017),
-    ``pgd`` at a random point around it, drawn from the seed (LinfPGD; Madry et al. 2018). The
-    gradient is of the cross-entropy, whatever the network answers.
-
-    Raises ValueError when the network is in training mode or has parameters that take gradients:
-    foolbox would fill them on every step.
+    images in [0, 1], labels int64 (N,), eps in units of the images; a step is a quarter of it.
+    ``i-fgsm`` is foolbox's LinfBasicIterativeAttack (Kurakin et al. 2017), ``pgd`` its LinfPGD from
+    a random start, always the same (Madry et al. 2018). Raises ValueError when the network is in
+    training mode or has parameters that take gradients: foolbox would fill them on every step.
     """
     import foolbox
 
     if network.training or any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("attacks need a frozen network: network.eval().requires_grad_(False)")
     attacks = {"i-fgsm": foolbox.attacks.LinfBasicIterativeAttack, "pgd": foolbox.attacks.LinfPGD}
-    attack = attacks[method](rel_stepsize=relative_step, steps=steps)
+    attack = attacks[method](rel_stepsize=0.25, steps=steps)
     device = base.device_of(network)
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
     criterion = foolbox.criteria.Misclassification(labels)
     # foolbox draws starting points from the global generator: lend it, seeded, and restore it.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         # run, not the call: the call spends one more forward pass on success, which we ask anyway
         return attack.run(model, images, criterion, epsilon=eps)
 
@@ -163,104 +172,36 @@ def sign_noise(images: Tensor, eps: float, generator: torch.Generator) -> Tensor
     return (images + eps * (2 * up - 1)).clamp_(0, 1)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Crafted images: which were kept, and what the attacked and all networks answered.
+class _Trial(NamedTuple):
+    """Images crafted on a network: which were shown, and what was answered.
 
-    Each (N,), by the networks' identity; NOT_SHOWN where an image was not kept.
+    Tensors (N,), by the networks' identity: ``answers`` is NOT_SHOWN where not ``kept``.
     """
 
+    members: Sequence[Member]
     kept: Tensor
     led_to: Tensor
-    answers: dict[int, Tensor]
+    clean: Mapping[int, Tensor]
+    answers: Mapping[int, Tensor]
 
 
-def _trial(
-    change: Callable[[Tensor, Tensor], Tensor],
-    attacked: Member,
-    members: Sequence[Member],
-    data: ImageData,
-    clean: Mapping[int, Tensor],
-    kept: Tensor | None = None,
-) -> _Trial:
-    """Changed images, shown to all where ``kept``: by default where the attack succeeds."""
-    parts: list[_Trial] = []
-    for indices, images in base.batches(data, base.device_of(attacked.network)):
-        changed = change(images, data.labels[indices].to(images.device))
-        led_to = base.answers_of(attacked.network, changed)
-        keep = led_to != clean[id(attacked)][indices] if kept is None else kept[indices]
-        # indexing gives up channels_last, and with it most of the speed
-        shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
-        answers = {id(member): torch.full_like(led_to, NOT_SHOWN) for member in members}
-        for member in members if len(shown) else ():
-            answers[id(member)][keep] = base.answers_of(member.network, shown)
-        parts.append(_Trial(keep, led_to, answers))
-    return _Trial(
-        torch.cat([part.kept for part in parts]),
-        torch.cat([part.led_to for part in parts]),
-        {key: torch.cat([part.answers[key] for part in parts]) for key in parts[0].answers},
-    )
-
-
-def _checked_sizes(eps: Sequence[int], primary: int, steps: int) -> list[int]:
-    sizes = sorted({*eps, primary})
-    wrong = [size for size in sizes if not 0 < size <= 255]
-    if wrong:
-        raise RequestError(f"eps is in 255ths, between 1 and 255: {wrong[0]} is not")
-    if steps < 1:
-        raise RequestError(f"an attack takes at least one step, not {steps}")
-    return sizes
-
-
-def _record_trial(
-    recorder: Recorder,
-    trial: _Trial,
-    attacked: Member,
-    members: Sequence[Member],
-    clean: Mapping[int, Tensor],
-    where: str,
-) -> None:
-    recorder.add(attacked, "attack_success", trial.kept, trial.led_to, where)
-    by_construction = 1.0 if trial.kept.any() else math.nan
-    recorder.add_value(attacked, "fooling_rate", by_construction, where)
-    others = [member for member in members if member is not attacked]
-    _record_fooling(recorder, trial, others, clean, where)
-    misled = (trial.kept & (trial.led_to != recorder.data.labels)).nonzero().flatten()
+def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | None = None) -> None:
+    """Who was fooled and, where it was an attack, into what."""
+    shown = trial.kept.nonzero().flatten()
+    misled = shown[trial.led_to[shown] != recorder.data.labels[shown]]
+    others = [member for member in trial.members if member is not attacked]
+    if attacked is not None:
+        recorder.add(attacked, "attack_success", trial.kept, trial.led_to, where)
+        by_construction = 1.0 if len(shown) else math.nan
+        recorder.add_value(attacked, "fooling_rate", by_construction, where)
     for member in others:
+        answers = trial.answers[id(member)][shown]
+        fooled = answers != trial.clean[id(member)][shown]
+        recorder.add(member, "fooling_rate", fooled, answers, where, shown)
+    for member in others if attacked is not None else ():
         answers = trial.answers[id(member)][misled]
         same = answers == trial.led_to[misled]
-        recorder.add(member, "same_wrong_class", same, answers, where, items=misled)
-
-
-def _record_fooling(
-    recorder: Recorder,
-    trial: _Trial,
-    members: Sequence[Member],
-    clean: Mapping[int, Tensor],
-    where: str,
-) -> None:
-    shown = trial.kept.nonzero().flatten()
-    for member in members:
-        answers = trial.answers[id(member)][shown]
-        fooled = answers != clean[id(member)][shown]
-        recorder.add(member, "fooling_rate", fooled, answers, where, items=shown)
-
-
-def _record_double_difference(
-    recorder: Recorder,
-    pair: tuple[_Trial, _Trial],
-    students: Sequence[Member],
-    clean: Mapping[int, Tensor],
-) -> None:
-    labels = recorder.data.labels
-    all_right = torch.stack([answers == labels for answers in clean.values()]).all(0)
-    items = (all_right & pair[0].kept & pair[1].kept).nonzero().flatten()
-    for member in students:
-        by_teacher, by_foreign = (trial.answers[id(member)][items] for trial in pair)
-        fooled = [answers != labels[items] for answers in (by_teacher, by_foreign)]
-        difference = fooled[0].float() - fooled[1].float()
-        where = condition("")
-        recorder.add(member, "double_difference", difference, by_teacher, where, items=items)
+        recorder.add(member, "same_wrong_class", same, answers, where, misled)
 
 
 PROPERTY = Property(

@@ -1,8 +1,7 @@
 """Do two networks draw their decision boundaries in the same places?
 
-Three images span a plane in the space of all images. Every point of the plane is an image, and two
-networks can be asked for their answers all over it (Somepalli et al. 2022). The planes and their
-images are made once, and shown to all networks.
+Three images span a plane in the space of all images; two networks are asked for their answers all
+over it (Somepalli et al. 2022). Planes and their images are made once for all networks.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Member, Outcome, Recorder
+from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Recorder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,16 +22,13 @@ if TYPE_CHECKING:
     from kdnotes.data import ImageData
 
 IN, PAIRS = "domain=*", ("domain=*,against=*",)
+PARTS, EVERYWHERE = (*PAIRS, f"{IN},where=triangle"), "all over a plane"
 MEASURES = (
     Alike(
-        "boundary_agreement",
-        "gives the teacher's answers all over a plane",
-        IN,
-        (*PAIRS, f"{IN},where=triangle"),
-        items="planes",
+        "boundary_agreement", f"gives the teacher's answers {EVERYWHERE}", IN, PARTS, items="planes"
     ),
     BeyondChance(
-        "boundary_kappa", "answers as the teacher all over a plane, beyond chance", IN, PAIRS
+        "boundary_kappa", f"answers as the teacher {EVERYWHERE}, beyond chance", IN, PAIRS
     ),
     Alike("boundary_iou", "gives the teacher's regions to classes", IN, unit="IoU"),
     Measure("accuracy", "is right about the images that span the planes", IN),
@@ -57,10 +53,7 @@ class Plane:
         return (self.base + torch.einsum("np,pchw->nchw", points, self.basis)).float()
 
     def grid(self, size: int) -> Tensor:
-        """Centres (size * size, 2) of equal cells over the triangle's box and a margin, by rows.
-
-        Centres, not edges: so a coarse grid estimates the same share of the plane as a fine one.
-        """
+        """Centres (size * size, 2) of equal cells over the triangle's box and a margin, by rows."""
         low, high = self.box
         steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
         first, second = (low[i] + steps * (high[i] - low[i]) for i in (0, 1))
@@ -81,46 +74,37 @@ class Plane:
 
 def plane_through(images: Tensor) -> Plane:
     """The plane through three images (3, C, H, W), by Gram and Schmidt's procedure."""
-    base, first, second = images.double()
-    across = first - base
-    across = across / across.norm().clamp(min=1e-12)
-    up = second - base
-    up = up - (up * across).sum() * across
-    up = up / up.norm().clamp(min=1e-12)
-    basis = torch.stack([across, up])
-    corners = torch.einsum("nchw,pchw->np", images.double() - base, basis)
-    return Plane(base, basis, corners)
+    base, *edges = images.double()
+    basis: list[Tensor] = []
+    for edge in edges:
+        across = edge - base
+        for before in basis:
+            across = across - (across * before).sum() * before
+        basis.append(across / across.norm().clamp(min=1e-12))
+    corners = torch.einsum("nchw,pchw->np", images.double() - base, torch.stack(basis))
+    return Plane(base, torch.stack(basis), corners)
 
 
 def triplets(labels: Tensor, count: int, seed: int) -> Tensor:
     """Places int64 (count, 3) of three images of three different classes each, drawn at random.
 
-    An image occurs again only after all of its class did. Where there are fewer than three classes,
-    they take turns. Raises RequestError for too few images or a count below 1.
+    An image occurs again only after all of its class did. Raises RequestError for fewer than three
+    classes or a count below 1.
     """
-    present, sizes = labels.unique(return_counts=True)
-    if len(labels) < 3 or count < 1 or (len(present) < 3 and sizes.min() < 2):
-        raise RequestError(
-            f"a plane goes through three images: {count} planes, {len(labels)} images are too few"
-        )
+    present = labels.unique()
+    if len(present) < 3 or count < 1:
+        classes = f"{count} planes, {len(present)} classes are too few"
+        raise RequestError(f"a plane goes through images of three classes: {classes}")
     generator = torch.Generator().manual_seed(seed)
-    queues = {
-        int(label): _endless((labels == label).nonzero()[:, 0], generator) for label in present
-    }
-    chosen = []
-    for _ in range(count):
-        classes = present[torch.randperm(len(present), generator=generator)].tolist()
-        row: list[int] = []
-        for place in range(3):
-            queue = queues[classes[place % len(classes)]]
-            row.append(next(image for image in queue if image not in row))
-        chosen.append(row)
-    return torch.tensor(chosen)
 
+    def endless(label: int) -> Iterator[int]:
+        places = (labels == label).nonzero()[:, 0]
+        while True:
+            yield from places[torch.randperm(len(places), generator=generator)].tolist()
 
-def _endless(places: Tensor, generator: torch.Generator) -> Iterator[int]:
-    while True:
-        yield from places[torch.randperm(len(places), generator=generator)].tolist()
+    queues = {label: endless(label) for label in present.tolist()}
+    orders = (present[torch.randperm(len(present), generator=generator)] for _ in range(count))
+    return torch.tensor([[next(queues[label]) for label in each[:3].tolist()] for each in orders])
 
 
 def planes_of(data: ImageData, count: int, seed: int) -> tuple[list[Plane], Tensor]:
@@ -148,88 +132,58 @@ def measure(
     """Share of a plane on which a network gives the teacher's answer, over many planes.
 
     ``triplets`` planes through three test images of three classes, seen on ``grid`` x ``grid``
-    points; an arm in ``only`` is measured in the domains named there. Condition ``domain=NAME``.
+    points; an arm in ``only`` is measured in the domains named there. ``boundary_agreement``, one
+    item per plane, is the "IoU" of the paper and of the program by Somepalli et al. 2022; in the
+    items, ``source`` is the number of the plane, the unit that is resampled, and ``prediction`` the
+    answer at its first point. Accuracy is on the images that the planes go through.
 
-    - ``boundary_agreement``, one item per plane: share of points with the teacher's answer (the
-      "IoU" of the paper and of the program by Somepalli et al. 2022). Under
-      ``domain=NAME,where=triangle`` (table only) over the points between the three images.
-    - ``boundary_kappa`` (table only): the same beyond chance, over the points of all planes; both
-      for every two independent students under ``domain=NAME,against=SEED``.
-    - ``boundary_iou`` (table only): see `class_iou`.
-    - ``accuracy`` (table only), of all networks, on the images that the planes go through.
-
-    In the items, ``source`` is the number of the plane, the unit that is resampled, and
-    ``prediction`` the answer at the first point of the grid.
-
-    Raises RequestError when a domain has fewer than three images or the grid fewer than 2 x 2.
+    Raises RequestError when a domain has fewer than three classes or the grid fewer than 2 x 2.
     """
     if grid < 2:
         raise RequestError(f"a grid needs 2 points on each side or more, not {grid}")
+    device, per_batch = base.device_of(cast.teacher.network), max(1, base.BATCH_SIZE // grid**2)
     parts = []
     for name, data in domains.items():
-        planes, corners = planes_of(data, triplets, seed)
         members = [each for each in cast.everyone() if name in (only or {}).get(each.arm, domains)]
-        answers = _all_answers(members, planes, grid)
-        recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
-        spanning = data.subset(corners.flatten())
-        for member, its in zip(members, base.all_answers(members, spanning), strict=True):
-            right = base.share_alike(its, spanning.labels)
-            recorder.add_value(member, "accuracy", right, f"domain={name}")
+        planes, corners = planes_of(data, triplets, seed)
         inside = torch.stack([plane.inside(plane.grid(grid)) for plane in planes])
+        seen: list[list[Tensor]] = [[] for _ in members]
+        for start in range(0, len(planes), per_batch):
+            some = planes[start : start + per_batch]
+            images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
+            for part in images.split(base.BATCH_SIZE):  # each image is made once for all networks
+                shown = part.to(device).contiguous(memory_format=torch.channels_last)
+                for member, its_parts in zip(members, seen, strict=True):
+                    its_parts.append(base.answers_of(member.network, shown))
+        answers = [torch.cat(its_parts) for its_parts in seen]
+        spanning, where = data.subset(corners.flatten()), f"domain={name}"
+        recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
+        for member, its in zip(members, base.all_answers(members, spanning), strict=True):
+            recorder.add_value(member, "accuracy", base.share_alike(its, spanning.labels), where)
         for member, its in zip(members[1:], answers[1:], strict=True):
-            _record(recorder, member, its, answers[0], inside, f"domain={name}")
-        pairs = {"boundary_agreement": base.share_alike, "boundary_kappa": _kappa}
-        recorder.add_pairs(members, answers, pairs, f"domain={name}")
+            by_plane, teachers = (each.view(len(planes), -1) for each in (its, answers[0]))
+            same = (by_plane == teachers).double()
+            recorder.add(member, "boundary_agreement", same.mean(1), by_plane[:, 0], where)
+            within = float(((same * inside).sum(1) / inside.sum(1)).nanmean())
+            recorder.add_value(member, "boundary_agreement", within, f"{where},where=triangle")
+            kappa = stats.cohen_kappa(its, answers[0])
+            recorder.add_value(member, "boundary_kappa", kappa, where)
+            overlap = float(class_iou(by_plane, teachers).mean())
+            recorder.add_value(member, "boundary_iou", overlap, where)
+        pairs = {"boundary_agreement": base.share_alike, "boundary_kappa": stats.cohen_kappa}
+        recorder.add_pairs(members, answers, pairs, where)
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
 
 
 def class_iou(first: Tensor, second: Tensor) -> Tensor:
     """Mean intersection over union (planes,) of class regions, from answers (planes, points)."""
-    together, either = [], []
-    for label in torch.cat([first.unique(), second.unique()]).unique():
-        one, other = first == label, second == label
-        together.append((one & other).sum(1))
-        either.append((one | other).sum(1))
-    intersections, unions = torch.stack(together).double(), torch.stack(either).double()
+    labels = torch.cat([first, second]).unique()
+    pairs = [(first == label, second == label) for label in labels]
+    intersections = torch.stack([(one & other).sum(1) for one, other in pairs]).double()
+    unions = torch.stack([(one | other).sum(1) for one, other in pairs]).double()
     ratios = torch.where(unions > 0, intersections / unions.clamp(min=1), 0.0)
     return ratios.sum(0) / (unions > 0).sum(0)
-
-
-def _all_answers(members: list[Member], planes: list[Plane], grid: int) -> list[Tensor]:
-    """Answers (planes, grid * grid) of every network, each image made once."""
-    found: list[list[Tensor]] = [[] for _ in members]
-    where = base.device_of(members[0].network)
-    per_batch = max(1, base.BATCH_SIZE // grid**2)
-    for start in range(0, len(planes), per_batch):
-        some = planes[start : start + per_batch]
-        images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
-        for part in images.split(base.BATCH_SIZE):
-            shown = part.to(where).contiguous(memory_format=torch.channels_last)
-            for member, its in zip(members, found, strict=True):
-                its.append(base.answers_of(member.network, shown))
-    return [torch.cat(its).view(len(planes), -1) for its in found]
-
-
-def _kappa(first: Tensor, second: Tensor) -> float:
-    return stats.cohen_kappa(first.flatten(), second.flatten())
-
-
-def _record(
-    recorder: Recorder,
-    member: Member,
-    answers: Tensor,
-    teachers: Tensor,
-    inside: Tensor,
-    condition: str,
-) -> None:
-    same = (answers == teachers).double()
-    recorder.add(member, "boundary_agreement", same.mean(1), answers[:, 0], condition)
-    within = float(((same * inside).sum(1) / inside.sum(1)).nanmean())
-    recorder.add_value(member, "boundary_agreement", within, f"{condition},where=triangle")
-    recorder.add_value(member, "boundary_kappa", _kappa(answers, teachers), condition)
-    overlap = float(class_iou(answers, teachers).mean())
-    recorder.add_value(member, "boundary_iou", overlap, condition)
 
 
 PROPERTY = base.Property(

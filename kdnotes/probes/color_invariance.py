@@ -5,13 +5,14 @@ Each image is changed once per strength, by factors of its own, and shown to all
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
-from kdnotes.probes import base
-from kdnotes.probes.base import Cast, Measure, Outcome, Property, Recorder
+from kdnotes.probes.base import Cast, Measure, Outcome, Property
+from kdnotes.probes.changes import Change, Distance, Margin, measure_changes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,26 +34,12 @@ def condition(strength: float | None = None, hue: float | None = None) -> str:
     return "strength=primary" if strength is None else f"strength={strength:g}"
 
 
-def positions(strengths: Sequence[float] = (), hues: Sequence[float] = ()) -> dict[str, float]:
-    """Strengths, or degrees of hue, by their conditions: the places on a figure's axis."""
-    found = {condition(strength): strength for strength in sorted(strengths)}
-    return found | {condition(hue=hue): hue for hue in sorted(hues)}
-
-
-CHANGES = ("strength=*", "hue=*")
+WHERE = condition(), ("strength=*", "hue=*")
 MEASURES = (
-    Measure("same_answer", "gives the same answer when colours change", condition(), CHANGES, True),
-    Measure("accuracy_after", "is right after colours change", condition(), CHANGES, True),
-    Measure("margin_after", "prefers its first answer to its second", condition(), CHANGES),
-    Measure(
-        "softmax_distance",
-        "changes its probabilities when colours change",
-        condition(),
-        CHANGES,
-        unit="distance",
-        high=2**0.5,
-        direction="down",
-    ),
+    Measure("same_answer", "gives the same answer when colours change", *WHERE, True),
+    Measure("accuracy_after", "is right after colours change", *WHERE, True),
+    Margin(*WHERE),
+    Distance("changes its probabilities when colours change", *WHERE),
 )
 
 
@@ -66,51 +53,37 @@ def measure(
     primary_only: Collection[str] = (),
     seed: int = 0,
 ) -> Outcome:
-    """Answers of every network before and after a change of colour.
+    """Answers of every network before and after a change of colour: see `measure_changes`.
 
     Conditions: see `condition`; the rows of the ``primary`` strength, fixed beforehand, stand there
     once more as ``strength=primary``. Arms in ``primary_only`` are shown that strength and nothing
-    else. The factors are drawn once for each image: all networks see the same changes, and a
-    stronger jitter is the weaker one of the same image scaled up. ``same_answer`` (right or wrong,
-    the paper's agreement score) and ``accuracy_after`` are per image. In the table only:
-    ``margin_after``, probability of the first answer less that of the second after the change
-    (answers can be stable because margins are wide), and ``softmax_distance``, Euclidean (the
-    invariance measure of Odagiu et al. 2024). ``accuracy`` (no condition) is before the change.
+    else. A stronger jitter is the weaker one of the same image scaled up.
 
     Raises RequestError when a strength is not between 0 and 1.
     """
+    from kdnotes.data.colors import jitter, rotate_hue
+
     for strength in (*strengths, primary):
         if not 0 < strength <= 1:
             raise RequestError(f"a jitter's strength lies between 0 and 1, not {strength:g}")
-    members = list(cast.everyone())
-    strengths = sorted({*strengths, primary})
-    factors = {value: jitter_factors(len(data), value, seed) for value in strengths}
-    before: list[list[Tensor]] = [[] for _ in members]
-    after: dict[tuple[int, str], list[Tensor]] = {}
-    for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
-        for member, parts in zip(members, before, strict=True):
-            parts.append(base.logits_of(member.network, images).softmax(1))
-        for where, changed in _changes(images, indices, factors, hue_angles):
-            for number, member in enumerate(members):
-                if member.arm not in primary_only or where == condition(primary):
-                    shown = base.logits_of(member.network, changed).softmax(1)
-                    after.setdefault((number, where), []).append(shown)
-    recorder = Recorder(data)
-    plain = [torch.cat(parts) for parts in before]
-    for member, probabilities in zip(members, plain, strict=True):
-        recorder.add_accuracy(member, probabilities.argmax(1))
-    for (number, where), parts in after.items():
-        member, first, second = members[number], plain[number], torch.cat(parts)
-        best = second.topk(2, dim=1)
-        answers = best.indices[:, 0]
-        margins = best.values[:, 0] - best.values[:, 1]
-        distances = (second - first).norm(dim=1)
-        for name in (where, condition()) if where == condition(primary) else (where,):
-            recorder.add(member, "same_answer", answers == first.argmax(1), answers, name)
-            recorder.add(member, "accuracy_after", answers == data.labels, answers, name)
-            recorder.add_value(member, "margin_after", float(margins.double().mean()), name)
-            recorder.add_value(member, "softmax_distance", float(distances.double().mean()), name)
-    return recorder.outcome()
+
+    def jittered(factors: JitterFactors, images: Tensor, places: Tensor) -> tuple[Tensor]:
+        return (jitter(images, factors[places]).contiguous(memory_format=torch.channels_last),)
+
+    def turned(degrees: float, images: Tensor, places: Tensor) -> tuple[Tensor]:
+        return (rotate_hue(images, degrees / 360).contiguous(memory_format=torch.channels_last),)
+
+    views = {
+        condition(strength): partial(jittered, jitter_factors(len(data), strength, seed))
+        for strength in sorted({*strengths, primary})
+    }
+    views |= {condition(hue=degrees): partial(turned, degrees) for degrees in hue_angles}
+    changes = []
+    for name, view in views.items():
+        is_primary = name == condition(primary)
+        names = (name, condition()) if is_primary else (name,)
+        changes.append(Change(names, view, torch.arange(len(data)), names, is_primary))
+    return measure_changes(cast, data, changes, primary_only, in_double=False)
 
 
 def jitter_factors(count: int, strength: float, seed: int) -> JitterFactors:
@@ -123,22 +96,6 @@ def jitter_factors(count: int, strength: float, seed: int) -> JitterFactors:
 
     generator = torch.Generator().manual_seed(seed)
     return draw_jitter(count, strength, strength, strength, min(0.5, strength / 2), generator)
-
-
-def _changes(
-    images: Tensor,
-    indices: Tensor,
-    factors: dict[float, JitterFactors],
-    hue_angles: Sequence[float],
-) -> Iterator[tuple[str, Tensor]]:
-    from kdnotes.data.colors import jitter, rotate_hue
-
-    for strength, each in factors.items():
-        changed = jitter(images, each[indices])
-        yield condition(strength), changed.contiguous(memory_format=torch.channels_last)
-    for angle in hue_angles:
-        changed = rotate_hue(images, angle / 360)
-        yield condition(hue=angle), changed.contiguous(memory_format=torch.channels_last)
 
 
 PROPERTY = Property(

@@ -48,6 +48,11 @@ class Findings:
         """The arm at 1 of a share: a teacher agrees with itself, so pairs have the second one."""
         return "second-teacher" if self.measure.of == "pair" else "teacher"
 
+    @property
+    def pupil(self) -> str:
+        """The arm whose students stand for the taught ones: KL, or else the first method."""
+        return "kl" if "kl" in self.methods else self.methods[0]
+
     # --- the same run, seen otherwise -------------------------------------------------------
 
     def about(self, measure: Measure) -> Findings:
@@ -224,6 +229,12 @@ class Findings:
         known = [arm for arm in arms or (self.reference, *self.methods) if len(self.values(arm))]
         where = (*self._where(), known, self.measure.label, lines, self.end not in known)
         return figures.points(self.outcome.table, *where) if known else None
+
+    def closed(self, arms: Iterable[str] | None = None) -> Figure:
+        """A picture of how much of the gap, for a pair's measure of the headroom, is closed."""
+        what = "headroom" if self.measure.of == "pair" else "gap"
+        shares = {arm: self.share(arm) for arm in arms or self.methods}
+        return figures.closed(shares, f"Share of the {what} closed")
 
     # --- the first screen -------------------------------------------------------------------
 

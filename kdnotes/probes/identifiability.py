@@ -8,8 +8,7 @@ what on neither can be told apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from kdnotes.data import ImageData
 
 SIDE = 5  # images are reduced to SIDE x SIDE pixels for linear models
-STEPS, RATE = 500, 1.0
+PARTS = "grey", "chroma"
 COUNTS = (5, 10, 16, 21, 32, 42)  # points: up to twice as many as a class has weights
 LINEAR = (  # students that are no networks of a cast: what each fits, and where it starts
     Arm("distilled", "Logits, start of zero", "Logits", "#0072B2", "s"),
@@ -42,24 +41,9 @@ MEASURES = (
 )
 
 
-def condition(points: int) -> str:
-    """What is measured of students that saw so many points."""
-    return f"points={points}"
-
-
-def positions(counts: Sequence[int]) -> dict[str, float]:
-    """Numbers of points by their conditions: the places on a figure's axis."""
-    return {condition(count): count for count in sorted(counts)}
-
-
 def with_ones(points: Tensor) -> Tensor:
     """Points (n, m) as float64 (n, m + 1) with a last column of ones, for the bias."""
     return torch.nn.functional.pad(points.double(), (0, 1), value=1.0)
-
-
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Classes (n,) as targets (n, classes), float64."""
-    return torch.nn.functional.one_hot(labels, classes).double()
 
 
 def _draws(seed: int) -> Callable[..., Tensor]:
@@ -72,8 +56,7 @@ def distil(start: Tensor, points: Tensor, logits: Tensor) -> Tensor:
     """Weights (classes, m + 1) that give the teacher's logits (n, classes) at points (n, m).
 
     Of all that fit best, those nearest to the start: where gradient descent on the squared error
-    ends when it begins there. A start of zero gives the teacher's projection on what the points
-    span; m + 1 affinely independent points give the teacher itself, whatever the start.
+    ends when it begins there.
     """
     inputs = with_ones(points)
     missing = logits - inputs @ start.T
@@ -81,10 +64,11 @@ def distil(start: Tensor, points: Tensor, logits: Tensor) -> Tensor:
 
 
 def descend(
-    start: Tensor, points: Tensor, targets: Tensor, steps: int = STEPS, rate: float = RATE
+    start: Tensor, points: Tensor, labels: Tensor, steps: int = 500, rate: float = 1.0
 ) -> Tensor:
-    """Weights after full-batch gradient descent on the cross-entropy with targets (n, classes)."""
+    """Weights after full-batch gradient descent on the cross-entropy with labels (n,)."""
     inputs, weights = with_ones(points), start.clone()
+    targets = torch.nn.functional.one_hot(labels, len(start)).double()
     for _ in range(steps):
         error = (inputs @ weights.T).softmax(1) - targets
         weights -= rate * error.T @ inputs / len(inputs)
@@ -94,9 +78,8 @@ def descend(
 def weight_error(found: Tensor, true: Tensor, free_scale: bool = False) -> float:
     """Length of the difference of two sets of weights, as a share of the true ones' length.
 
-    What is common to all classes changes no probability and is taken out first. With
-    ``free_scale`` the found weights are first multiplied by the best number, not negative: labels
-    say nothing about the length of the weights.
+    What is common to all classes changes no probability and is taken out first. With ``free_scale``
+    the found weights are first multiplied by the best number: labels do not tell their length.
     """
     ours, truth = (weights - weights.mean(0, keepdim=True) for weights in (found, true))
     if free_scale:
@@ -104,101 +87,41 @@ def weight_error(found: Tensor, true: Tensor, free_scale: bool = False) -> float
     return float((ours - truth).norm() / truth.norm())
 
 
-@dataclass(frozen=True)
-class Toy:
-    """Two classes in the plane and the boundaries of some linear networks.
-
-    points: (n, 2); labels: (n,), 0 or 1; lessons: the places (3,) of the students' points; teacher:
-    (3,), two weights and the bias of one logit, above zero for class 1; students: (starts, 3) each,
-    taught by the "labels of three" points, the teacher's "logits of two", or of "three".
-    """
-
-    points: Tensor
-    labels: Tensor
-    lessons: Tensor
-    teacher: Tensor
-    students: dict[str, Tensor]
-
-    def distances(self) -> Tensor:
-        """Distances (3,) of the students' points from the teacher's boundary."""
-        logits = with_ones(self.points[self.lessons]) @ self.teacher
-        return logits.abs() / self.teacher[:2].norm()
-
-
-def toy(seed: int = 0, count: int = 60, starts: int = 12) -> Toy:
-    """A teacher of all points, and students of three: the first two of class 0, one of class 1.
-
-    Students differ in their first weights only.
-    """
-    draw = _draws(seed)
-    labels = torch.arange(count) % 2
-    centres = torch.tensor([[-1.2, -0.6], [1.2, 0.6]], dtype=torch.float64)
-    points = centres[labels] + 0.6 * draw(count, 2)
-    first, *own = draw(starts + 1, 2, 3)
-    lessons = torch.tensor([0, 2, 1])
-    teacher = descend(first, points, one_hot(labels, 2))
-    some, logits = points[lessons], with_ones(points[lessons]) @ teacher.T
-    students = {
-        "labels of three": [descend(each, some, one_hot(labels[lessons], 2)) for each in own],
-        "logits of two": [distil(each, some[1:], logits[1:]) for each in own],
-        "logits of three": [distil(each, some, logits) for each in own],
-    }
-    # One logit for class 1 against class 0.
-    boundaries = {
-        name: torch.stack([weights[1] - weights[0] for weights in found])
-        for name, found in students.items()
-    }
-    return Toy(points, labels, lessons, teacher[1] - teacher[0], boundaries)
-
-
-def recovery(
-    seeds: Sequence[int],
-    *,
-    dimension: int = 20,
-    classes: int = 3,
-    counts: Sequence[int] = COUNTS,
-) -> Outcome:
+def recovery(seeds: Sequence[int], dimension: int = 20, counts: Sequence[int] = COUNTS) -> Outcome:
     """How far students are from a linear teacher's weights, by the number of points they see.
 
-    The teacher is trained on labels, from weights drawn at random. Measure ``weight_error`` (see
-    the function), under ``points=N``, of the arms
-
-    - ``distilled``: fits the teacher's logits from a start of zero;
-    - ``distilled-other-start``, ``distilled-same-start``: the same from random weights of its own,
-      and from the teacher's first weights;
-    - ``labels-only``: classifies the points as the teacher does, by gradient descent from the same
-      random weights of its own; its scale is free.
-
+    Of the arms in `LINEAR`; students of labels see the teacher's answers, and their scale is free.
     Without a condition, ``distilled-few`` and ``distilled-enough`` are ``distilled`` at half of
     dimension + 1 points (rounded up) and at dimension + 1.
     """
-    needed = dimension + 1
-    rows: list[Row] = []
-    for seed in seeds:
-        draw = _draws(seed)
-        training, pool = draw(20 * needed, dimension), draw(max(*counts, needed), dimension)
-        rule, first, own = (draw(classes, needed) / math.sqrt(needed) for _ in range(3))
-        labels = (with_ones(training) @ rule.T).argmax(1)
-        teacher = descend(first, training, one_hot(labels, classes))
-        zero = torch.zeros_like(teacher)
-        for count in counts:
-            points = pool[:count]
-            logits = with_ones(points) @ teacher.T
-            student = descend(own, points, one_hot(logits.argmax(1), classes))
-            found = {
-                "distilled": weight_error(distil(zero, points, logits), teacher),
-                "distilled-other-start": weight_error(distil(own, points, logits), teacher),
-                "distilled-same-start": weight_error(distil(first, points, logits), teacher),
-                "labels-only": weight_error(student, teacher, free_scale=True),
-            }
-            where = condition(count)
-            rows += [(arm, seed, where, "weight_error", error) for arm, error in found.items()]
-        for arm, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
-            points = pool[:count]
-            student = distil(zero, points, with_ones(points) @ teacher.T)
-            error = weight_error(student, teacher)
-            rows.append((f"distilled-{arm}", seed, "", "weight_error", error))
-    return Outcome.of_rows(rows)
+    found = (_recovered(seed, dimension + 1, counts) for seed in seeds)
+    return Outcome.of_rows(row for rows in found for row in rows)
+
+
+def _recovered(seed: int, needed: int, counts: Sequence[int]) -> Iterator[Row]:
+    draw, dimension = _draws(seed), needed - 1
+    training, pool = draw(20 * needed, dimension), draw(max(*counts, needed), dimension)
+    rule, first, own = (draw(3, needed) / math.sqrt(needed) for _ in range(3))
+    teacher = descend(first, training, (with_ones(training) @ rule.T).argmax(1))
+    zero = torch.zeros_like(teacher)
+
+    def error(start: Tensor, count: int) -> float:
+        points = pool[:count]
+        return weight_error(distil(start, points, with_ones(points) @ teacher.T), teacher)
+
+    for count in counts:
+        points = pool[:count]
+        student = descend(own, points, (with_ones(points) @ teacher.T).argmax(1))
+        found = {
+            "distilled": error(zero, count),
+            "distilled-other-start": error(own, count),
+            "distilled-same-start": error(first, count),
+            "labels-only": weight_error(student, teacher, free_scale=True),
+        }
+        for arm, value in found.items():
+            yield arm, seed, f"points={count}", "weight_error", value
+    for name, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
+        yield f"distilled-{name}", seed, "", "weight_error", error(zero, count)
 
 
 def small_images(data: ImageData) -> Tensor:
@@ -217,34 +140,27 @@ def grey_lessons(
 ) -> Outcome:
     """What linear students of grey images know of a teacher that was trained on coloured ones too.
 
-    Arms ``distilled-other-start`` and ``distilled-same-start`` fit the teacher's logits on the grey
-    images; the first from random weights of their own, the others from the teacher's first weights.
-    Measures, under ``part=grey`` (what the weights of the three colours have in common, and the
-    bias) and ``part=chroma`` (the rest):
-
-    - ``part_error``: length of the difference to the teacher's part, as a share of its length;
-    - ``part_moved``: the same to the student's own start.
-
-    Without a condition, ``linear_accuracy`` on the test images, also of ``linear-teacher``.
+    Under ``part=grey`` (what the weights of the three colours have in common, and the bias) and
+    ``part=chroma`` (the rest): ``part_error``, length of the difference to the teacher's part, as a
+    share of its length, and ``part_moved``, the same to the student's own start.
     """
     lessons = small_images(grey)
-    both, classes = torch.cat([lessons, small_images(coloured)]), len(grey.classes)
-    targets = one_hot(torch.cat([grey.labels, coloured.labels]), classes)
+    both, labels = torch.cat([lessons, small_images(coloured)]), [grey.labels, coloured.labels]
     tested = with_ones(small_images(test))
     rows: list[Row] = []
     for seed in seeds:
-        draw, features = _draws(seed), both.shape[1] + 1
-        first, own = (draw(classes, features) / math.sqrt(features) for _ in range(2))
-        teacher = descend(first, both, targets, rate=0.2)
+        draw, shape = _draws(seed), (len(grey.classes), both.shape[1] + 1)
+        first, own = (draw(*shape) / math.sqrt(shape[1]) for _ in range(2))
+        teacher = descend(first, both, torch.cat(labels), rate=0.2)
         logits = with_ones(lessons) @ teacher.T
         networks = {"linear-teacher": teacher}
         for arm, start in (("distilled-other-start", own), ("distilled-same-start", first)):
             networks[arm] = distil(start, lessons, logits)
             triple = zip(*map(linear_parts, (networks[arm], teacher, start)), strict=True)
-            for part, (found, true, begun) in zip(("grey", "chroma"), triple, strict=True):
-                where = (arm, seed, f"part={part}")
-                rows.append((*where, "part_error", float((found - true).norm() / true.norm())))
-                rows.append((*where, "part_moved", float((found - begun).norm() / begun.norm())))
+            for part, (found, *others) in zip(PARTS, triple, strict=True):
+                for measure, other in zip(("part_error", "part_moved"), others, strict=True):
+                    value = float((found - other).norm() / other.norm())
+                    rows.append((arm, seed, f"part={part}", measure, value))
         for arm, weights in networks.items():
             right = (tested @ weights.T).argmax(1) == test.labels
             rows.append((arm, seed, "", "linear_accuracy", float(right.double().mean())))
@@ -269,46 +185,38 @@ def parts(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def first_layer(network: nn.Module) -> Tensor | None:
     """Weights (filters, 3, h, w) of the first convolution that reads colours; None without one."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.weight.shape[1] == 3:
-            return module.weight.detach().double().cpu()
-    return None
+    layers = (each for each in network.modules() if isinstance(each, torch.nn.Conv2d))
+    weights = (layer.weight.detach().double().cpu() for layer in layers)
+    return next((each for each in weights if each.shape[1] == 3), None)
 
 
 def first_layers(cast: Cast) -> Outcome:
     """How alike the first layers of two networks are: mean cosine of their filters.
 
-    Measure ``first_layer_cosine`` of every student, under ``part=P,against=independent`` with the
-    independent student that began with the same weights, and under ``part=P,against=teacher``; P is
-    grey or chroma (see ``parts``). NaN where networks have no such layer, or one of another shape.
+    With the teacher's, and with those of the independent student that began with the same weights;
+    grey and chroma: see `parts`. NaN where networks have no such layer, or one of another shape.
     """
-    begun = {
-        (member.seed, member.arm.endswith("-same-start")): member
-        for member in cast.members
-        if member.arm in ("independent", "independent-same-start")
-    }
+    alone = ("independent", "independent-same-start")
+    starts = [((each.seed, each.arm.endswith("-same-start")), each) for each in cast.members]
+    begun = {key: member for key, member in starts if member.arm in alone}
     rows: list[Row] = []
-    for member in cast.members:
-        partners = {"teacher": cast.teacher}
-        twin = begun.get((member.seed, member.arm.endswith("-same-start")))
-        if twin is not None and twin is not member:
-            partners["independent"] = twin
+    for key, member in starts:
+        partners = {"teacher": cast.teacher, "independent": begun.get(key, member)}
         for name, partner in partners.items():
-            for part, value in zip(("grey", "chroma"), _cosines(member, partner), strict=True):
-                where = f"part={part},against={name}"
-                rows.append((member.arm, member.seed, where, "first_layer_cosine", value))
+            for part, value in zip(PARTS, _cosines(member, partner), strict=True):
+                if partner is not member:
+                    where = f"part={part},against={name}"
+                    rows.append((member.arm, member.seed, where, "first_layer_cosine", value))
     return Outcome.of_rows(rows)
 
 
-def _cosines(first: Member, second: Member) -> tuple[float, float]:
+def _cosines(first: Member, second: Member) -> tuple[float, ...]:
     one, other = first_layer(first.network), first_layer(second.network)
     if one is None or other is None or one.shape != other.shape:
         return math.nan, math.nan
-    grey, chroma = (
-        float(torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean())
-        for a, b in zip(parts(one), parts(other), strict=True)
-    )
-    return grey, chroma
+    pairs = zip(parts(one), parts(other), strict=True)
+    cosine = torch.nn.functional.cosine_similarity
+    return tuple(float(cosine(a.flatten(1), b.flatten(1)).mean()) for a, b in pairs)
 
 
 PROPERTY = Property("identifiability", "what can be known", first_layers, MEASURES, rank=13)

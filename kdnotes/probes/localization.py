@@ -1,16 +1,15 @@
 """Does the student look where the teacher looks? Grad-CAM maps, compared image by image.
 
-A map belongs to a network, a layer, an image and a class: each channel of the layer weighted by
-the mean gradient of the class's logit, summed, negative parts cut off (Selvaraju et al. 2017).
-Maps are never rescaled image by image, so that they can be compared.
+Each channel of a layer is weighted by the mean gradient of a class's logit, summed, negative parts
+cut off (Selvaraju et al. 2017). Maps are never rescaled image by image, so they can be compared.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,53 +52,57 @@ MEASURES = (
 def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) -> Outcome:
     """Grad-CAM of every network, compared with the teacher's and with what is in the image.
 
-    layers: a name for the condition -> which of a network's taps. Conditions are
-    ``layer=NAME,class=true`` (the label's map) and ``layer=NAME,class=predicted`` (the map of the
-    network's own answer). Per image:
+    layers: a name for the condition -> which of a network's taps. ``win_rate``: is the map's cosine
+    with the teacher's larger than an independent student's? Mean over the others of these, ties
+    count half; with ``against=SEED`` in the condition, one pair of them. ``energy_MASK`` is of each
+    of the data's masks, ``empty_map`` the share of maps without any positive cell.
 
-    - ``win_rate``: is the map's cosine with the teacher's larger than an independent student's?
-      Mean over all independent students (an independent one is left out of its own comparison),
-      ties count half; not given where there is none to compare with. With ``against=SEED`` in the
-      condition, one pair of independent students (table only): the spread that chance gives.
-    - ``cam_cosine``, ``rank_correlation`` (Spearman), ``top_iou`` (a fifth of the cells): likeness
-      to the teacher's map. 0 where a network's map is empty, NaN where the teacher's is.
-    - ``energy_MASK`` for each of the data's masks: see `energy_ratio`.
-    - ``empty_map`` (table only): share of maps without any positive cell.
-
-    Raises RequestError when a network lacks a layer, or a layer gives no map of at least 4 x 4
-    cells.
+    Raises RequestError when a network lacks a layer, or gives no map of 4 x 4 cells.
     """
     members = list(cast.everyone())
-    paths = [_paths(member, layers) for member in members]
+    for member, (name, index) in itertools.product(members, layers.items()):
+        if not -len(member.taps) <= index < len(member.taps):
+            has = f"the {member.arm} network has {len(member.taps)}: {', '.join(member.taps)}"
+            raise RequestError(f"layer {name!r} is tap {index}, but {has}")
+    paths = [[member.taps[index] for index in layers.values()] for member in members]
     conditions = [condition(layer, of) for layer in layers for of in CLASSES]
-    answers: list[list[Tensor]] = [[] for _ in members]
-    parts: list[dict[tuple[str, str], list[Tensor]]] = [defaultdict(list) for _ in members]
+    seen: list[list[dict[tuple[str, str], Tensor]]] = [[] for _ in members]
     for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
         masks = {name: mask[indices].to(images.device) for name, mask in data.masks.items()}
         labels = data.labels[indices].to(images.device)
         teachers: list[Tensor] = []
-        for number, member in enumerate(members):
-            maps, logits = _maps_of_both_classes(member.network, images, labels, paths[number])
-            answers[number].append(logits.argmax(1).cpu())
+        for member, taps, batches in zip(members, paths, seen, strict=True):
+            maps, logits = _maps_of_both_classes(member.network, images, labels, taps)
             teachers = teachers or maps  # the teacher comes first
+            found = {("", "answers"): logits.argmax(1)}
             for where, own, reference in zip(conditions, maps, teachers, strict=True):
-                found = {f"energy_{name}": energy_ratio(own, mask) for name, mask in masks.items()}
-                found["empty_map"] = (own.flatten(1).amax(1) == 0).float()
+                for name, mask in masks.items():
+                    found[where, f"energy_{name}"] = energy_ratio(own, mask)
+                found[where, "empty_map"] = (own.flatten(1).amax(1) == 0).float()
                 if member is not cast.teacher:
-                    found |= _likeness(reference, own)
-                for label, numbers in found.items():
-                    parts[number][where, label].append(numbers.cpu())
+                    found |= {(where, name): its for name, its in _likeness(reference, own).items()}
+            batches.append({key: numbers.cpu() for key, numbers in found.items()})
     recorder = Recorder(data)
-    given = [torch.cat(each) for each in answers]
-    values = [{key: torch.cat(each) for key, each in by_key.items()} for by_key in parts]
-    for member, its_answers, its_values in zip(members, given, values, strict=True):
+    values = [{key: torch.cat([each[key] for each in its]) for key in its[0]} for its in seen]
+    answers = [its.pop(("", "answers")) for its in values]
+    for member, its_answers, its_values in zip(members, answers, values, strict=True):
         recorder.add_accuracy(member, its_answers)
         for (where, label), numbers in its_values.items():
             keep = label != "empty_map"
             recorder.add(member, label, numbers, its_answers, where, keep_items=keep)
+    students = list(zip(members, answers, values, strict=True))[1:]
+    rivals = [(member, its) for member, _, its in students if base.is_independent(member)]
     for where in conditions:
-        cosines = [its_values.get((where, "cam_cosine")) for its_values in values]
-        _record_wins(recorder, members, cosines, given, where)
+        key = where, "cam_cosine"
+        for member, its_answers, mine in students:
+            others = {rival.seed: its[key] for rival, its in rivals if rival is not member}
+            wins = {seed: _wins(mine[key], its) for seed, its in others.items()}
+            if wins:  # none for the only independent student
+                mean = torch.stack(list(wins.values())).mean(0)
+                recorder.add(member, "win_rate", mean, its_answers, where)
+            for seed, won in wins.items() if base.is_independent(member) else ():
+                mean_won = base.mean_of_defined(won.numpy())
+                recorder.add_value(member, "win_rate", mean_won, f"{where},against={seed}")
     return recorder.outcome()
 
 
@@ -109,19 +112,28 @@ def grad_cam(
     """Grad-CAM maps (n, h, w) by tap, and logits (n, classes), from one forward and backward pass.
 
     images: float (n, 3, H, W) in [0, 1]; classes: int64 (n,), whose map is wanted. Parameters may
-    be frozen. Equals captum's LayerGradCam with relu_attributions=True, which is the oracle of the
-    tests and not used here: it runs the network once for each layer, and takes 2.3 times as long
-    (results/benchmarks/cpu.txt, d). Raises RequestError when there is no such layer, or its output
-    is no map.
+    be frozen. Equals captum's LayerGradCam with relu_attributions=True, which takes 2.3 times as
+    long (results/benchmarks/cpu.txt, d). Raises RequestError when there is no such layer, or its
+    output is no map.
     """
-    with torch.enable_grad(), _differentiable(network, taps) as outputs:
+    from kdnotes.networks import tapped
+
+    def catch(tap: str, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        _as_map(network, tap, output)  # or it is refused
+        outputs[tap] = output if output.requires_grad else output.detach().requires_grad_()
+        return outputs[tap].clone()  # what follows may work in place
+
+    with torch.enable_grad(), tapped(network, tuple(taps)) as outputs, ExitStack() as hooks:
+        for tap in taps:
+            layer = network.get_submodule(tap)
+            hooks.enter_context(layer.register_forward_hook(partial(catch, tap)))
         logits = network(images)
         wanted = logits.gather(1, classes[:, None]).sum()
         gradients = torch.autograd.grad(wanted, [outputs[tap] for tap in taps])
     maps = {}
     for tap, gradient in zip(taps, gradients, strict=True):
-        weights = _laid_out(network, gradient).mean((2, 3), keepdim=True)
-        maps[tap] = (weights * _laid_out(network, outputs[tap].detach())).sum(1).relu_()
+        weights = _as_map(network, tap, gradient).mean((2, 3), keepdim=True)
+        maps[tap] = (weights * _as_map(network, tap, outputs[tap].detach())).sum(1).relu_()
     return maps, logits.detach()
 
 
@@ -160,7 +172,13 @@ def top_iou(reference: Tensor, maps: Tensor, share: float = 0.2) -> Tensor:
     The strongest are a share of the cells, rounded up; cells at 0 never belong to them, and cells
     that tie with the last one do. NaN where the reference is empty.
     """
-    first, second = (_strongest(each.flatten(1), share) for each in (reference, maps))
+
+    def strongest(maps: Tensor) -> Tensor:
+        cells = maps.flatten(1)
+        least = cells.topk(math.ceil(round(share * cells.shape[1], 6)), dim=1).values[:, -1:]
+        return (cells >= least) & (cells > 0)
+
+    first, second = strongest(reference), strongest(maps)
     shared, either = (first & second).sum(1), (first | second).sum(1)
     return (shared / either.clamp(min=1)).where(first.any(1), torch.nan)
 
@@ -168,11 +186,10 @@ def top_iou(reference: Tensor, maps: Tensor, share: float = 0.2) -> Tensor:
 def energy_ratio(maps: Tensor, mask: Tensor) -> Tensor:
     """How much more of a map (n, h, w) lies inside a mask (n, H, W) than by chance: (n,).
 
-    The map is upsampled bilinearly to the mask's size; its share inside the mask is divided by the
-    mask's share of the image; 1 is chance, NaN where the map or the mask is empty. Upsampling is
-    linear: moving the mask down to the cells by the transposed operation gives the same sums
-    without ever making the large maps.
+    Of the map at the mask's size (bilinear), the share inside over the mask's share of the image; 1
+    is chance, NaN where the map or the mask is empty.
     """
+    # Upsampling is linear: bringing the mask down to the cells gives the sums of the large maps.
     mask = mask.float()
     rows, columns = (
         torch.nn.functional.interpolate(torch.eye(cells)[None], pixels, mode="linear")[0].to(mask)
@@ -201,17 +218,6 @@ def last_map(member: Member, data: ImageData, places: Tensor, classes: Tensor) -
     return maps / maps.mean((1, 2), keepdim=True).clamp(min=1e-12)
 
 
-def _paths(member: Member, layers: Mapping[str, int]) -> list[str]:
-    count = len(member.taps)
-    for name, index in layers.items():
-        if not -count <= index < count:
-            raise RequestError(
-                f"layer {name!r} is tap {index}, but the {member.arm} network has {count}: "
-                f"{', '.join(member.taps)}"
-            )
-    return [member.taps[index] for index in layers.values()]
-
-
 def _maps_of_both_classes(
     network: nn.Module, images: Tensor, labels: Tensor, paths: list[str]
 ) -> tuple[list[Tensor], Tensor]:
@@ -229,53 +235,19 @@ def _maps_of_both_classes(
     return both, logits
 
 
-@contextmanager
-def _differentiable(network: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of the layers on each forward pass, with a graph that starts at the shallowest."""
-    known = dict(network.named_modules())
-    outputs: dict[str, Tensor] = {}
+def _as_map(network: nn.Module, tap: str, output: Tensor) -> Tensor:
+    """A layer's output as a map (n, channels, h, w), a transformer's tokens laid out.
 
-    def catch(tap: str, output: Tensor) -> Tensor:
-        _check_map(tap, _laid_out(network, output))
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-        outputs[tap] = output
-        return output.clone()  # what follows may work in place
-
-    handles = []
-    try:
-        for tap in taps:
-            if tap not in known:
-                near = ", ".join(name for name in known if name and name.count(".") <= 2)
-                raise RequestError(f"no layer {tap!r} in the network; it has {near}")
-            handles.append(
-                known[tap].register_forward_hook(
-                    lambda module, inputs, output, tap=tap: catch(tap, output)
-                )
-            )
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _laid_out(network: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as a map (n, channels, h, w) where it can be read as one.
-
-    A transformer's tokens are laid out as the map that its image was cut into. That is right where
-    the answer is read from all tokens alike: where it is read from a class token, the last layer's
-    other tokens have no say.
+    That is right where the answer is read from all tokens alike: where it is read from a class
+    token, the last layer's other tokens have no say, and the layer is refused.
     """
     from kdnotes.networks import as_map
 
     class_tokens = getattr(getattr(network, "body", None), "num_prefix_tokens", 0)
-    known = isinstance(output, torch.Tensor) and not class_tokens
-    return as_map(network, output) if known else output
-
-
-def _check_map(tap: str, output: object) -> None:
-    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if isinstance(output, torch.Tensor) and not class_tokens:
+        output = as_map(network, output)
     if not isinstance(output, torch.Tensor) or output.ndim != 4:
+        shape = tuple(getattr(output, "shape", ())) or type(output).__name__
         raise RequestError(
             f"layer {tap!r} gives {shape}; Grad-CAM needs maps (images, channels, height, width): "
             "name a convolutional layer, or one that reshapes a transformer's tokens to a map"
@@ -285,19 +257,7 @@ def _check_map(tap: str, output: object) -> None:
             f"layer {tap!r} gives maps of {output.shape[2]} x {output.shape[3]} cells; at least "
             f"{SMALLEST_MAP} x {SMALLEST_MAP} are needed: name an earlier layer"
         )
-
-
-def _likeness(teachers: Tensor, own: Tensor) -> dict[str, Tensor]:
-    if own.shape != teachers.shape:  # architectures differ: bring the map to the teacher's cells
-        size = list(teachers.shape[1:])
-        own = torch.nn.functional.interpolate(own[:, None], size, mode="bilinear", antialias=True)[
-            :, 0
-        ]
-    return {
-        "cam_cosine": cosine(teachers, own),
-        "rank_correlation": rank_correlation(teachers, own),
-        "top_iou": top_iou(teachers, own),
-    }
+    return output
 
 
 def _wins(cosines: Tensor, rival: Tensor) -> Tensor:
@@ -305,42 +265,14 @@ def _wins(cosines: Tensor, rival: Tensor) -> Tensor:
     return ((cosines > rival).float() + 0.5 * (cosines == rival)).where(~rival.isnan(), torch.nan)
 
 
-def _record_wins(
-    recorder: Recorder,
-    members: list[Member],
-    cosines: list[Tensor | None],
-    answers: list[Tensor],
-    condition: str,
-) -> None:
-    rivals = [
-        (member, cosine)
-        for member, cosine in zip(members, cosines, strict=True)
-        if base.is_independent(member) and cosine is not None
-    ]
-    for member, own, its_answers in zip(members, cosines, answers, strict=True):
-        if own is None:  # the teacher
-            continue
-        wins = {rival.seed: _wins(own, its) for rival, its in rivals if rival is not member}
-        if wins:  # none for the only independent student
-            mean = torch.stack(list(wins.values())).mean(0)
-            recorder.add(member, "win_rate", mean, its_answers, condition)
-        for seed, won in wins.items() if base.is_independent(member) else ():
-            mean_won = base.mean_of_defined(won.numpy())
-            recorder.add_value(member, "win_rate", mean_won, f"{condition},against={seed}")
-
-
-def _strongest(cells: Tensor, share: float) -> Tensor:
-    count = math.ceil(round(share * cells.shape[1], 6))
-    least = cells.topk(count, dim=1).values[:, -1:]
-    return (cells >= least) & (cells > 0)
+def _likeness(teachers: Tensor, own: Tensor) -> dict[str, Tensor]:
+    if own.shape != teachers.shape:  # architectures differ: bring the map to the teacher's cells
+        resize = partial(torch.nn.functional.interpolate, mode="bilinear", antialias=True)
+        own = resize(own[:, None], list(teachers.shape[1:]))[:, 0]
+    likeness = {"cam_cosine": cosine, "rank_correlation": rank_correlation, "top_iou": top_iou}
+    return {name: alike(teachers, own) for name, alike in likeness.items()}
 
 
 PROPERTY = Property(
-    "localization",
-    "localization",
-    measure,
-    MEASURES,
-    rank=3,
-    needs=("maps", "gradients"),
-    audited=True,
+    "localization", "localization", measure, MEASURES, 3, needs=("maps", "gradients"), audited=True
 )

@@ -1,12 +1,8 @@
 """Are the layers of a student like those of its teacher? Linear CKA, layer by layer.
 
-Centred kernel alignment (Kornblith et al. 2019) compares two layers by the likeness that each sees
-between images: 1 for layers that differ by a rotation and a scale only, 0 for layers that have
-nothing to do with each other. The Hilbert-Schmidt independence criterion under it is estimated
-without bias (Song et al. 2012) in each batch and averaged over batches (Nguyen et al. 2021).
-
-Maps are flattened, not averaged over their cells: where a feature was found is part of what a layer
-says, and the averaged last map of most networks is their penultimate features, a layer of its own.
+Centred kernel alignment (Kornblith et al. 2019) from the Hilbert-Schmidt independence criterion,
+estimated without bias (Song et al. 2012) in each batch and averaged over batches (Nguyen et al.
+2021). Maps are flattened: where a feature was found is part of what a layer says.
 """
 
 from __future__ import annotations
@@ -27,10 +23,8 @@ if TYPE_CHECKING:
 
     from kdnotes.data import ImageData
 
-FEATURES, LOGITS = "features", "logits"
 BATCH_SIZE = 125  # products of pairs cost as much as the networks; they grow with the batch
 SMALLEST_BATCH = 4  # the unbiased estimate divides by images - 3
-COUNTS = (50, 100, 200, 500, 1000)
 LAYERS = "teacher_layer=*,student_layer=*"
 LAST, OF = "has a last layer like the teacher's", "of=*,with=*"
 _Cka = partial(Alike, unit="CKA", low=-1.0, chance=0.0)
@@ -50,33 +44,13 @@ MEASURES = (
 )
 
 
-def condition(images: int) -> str:
-    """What is measured on so many images."""
-    return f"images={images}"
-
-
-def positions(counts: Sequence[int]) -> dict[str, float]:
-    """Numbers of images by their conditions: the places on a figure's axis."""
-    return {condition(count): count for count in sorted(counts)}
-
-
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Linear CKA of every network's layers with the teacher's, on the same images.
 
     Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
-    All but the last two measures stand in the table only:
-
-    - ``cka``, under ``teacher_layer=T,student_layer=S`` for every pair of layers, the teacher with
-      itself included.
-    - ``cka_diagonal``: mean of ``cka`` over the student's layers, each with the teacher's of the
-      same relative depth (see `corresponding`); ``layers=all``, or ``layers=hidden`` without
-      the logits. Not given for the teacher.
-    - ``cka_last``: last tap with last tap; ``cka_logits``: logits with logits. 1 for the teacher.
-    - ``accuracy``, of all networks.
-
-    NaN where a layer says the same of all images. Debiased estimates of nothing scatter around 0
-    and may be negative. Raises RequestError when there are fewer than four images, or when a
-    network's last linear layer cannot be found.
+    ``cka_diagonal`` is a mean over a student's layers, each with the teacher's of the same relative
+    depth. NaN where a layer says the same of all images. Raises RequestError when there are fewer
+    than four images, or when a network's last linear layer cannot be found.
     """
     _check_count(len(data))
     members = list(cast.everyone())
@@ -101,28 +75,32 @@ def measure(cast: Cast, data: ImageData) -> Outcome:
     for number, member in enumerate(members):
         recorder.add_accuracy(member, torch.cat(answers[number]))
         values = _ratio(shared[number], torch.outer(own[0], own[number]))
-        _record(recorder, member, member is cast.teacher, values, names[0], names[number])
+        for row, theirs in zip(values.tolist(), names[0], strict=True):
+            for value, ours in zip(row, names[number], strict=True):
+                recorder.add_value(member, "cka", value, _of(theirs, ours))
+        recorder.add_value(member, "cka_last", float(values[-3, -3]))
+        recorder.add_value(member, "cka_logits", float(values[-1, -1]))
+        if member is not cast.teacher:
+            taps = corresponding(depths[number] - 2, depths[0] - 2)
+            matched = torch.cat([values[taps, range(len(taps))], values[[-2, -1], [-2, -1]]])
+            for which, its in (("all", matched), ("hidden", matched[:-1])):
+                recorder.add_value(member, "cka_diagonal", float(its.mean()), f"layers={which}")
     return recorder.outcome()
 
 
 def by_count(
     cast: Cast,
     data: ImageData,
-    *,
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[int],
     arms: Collection[str] = ("independent",),
     seed: int = 0,
 ) -> Outcome:
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
     counts: numbers of images, the first of the data each time; larger ones than there are become
-    all there are. Members of ``arms`` are compared with the teacher. Conditions are ``images=N``;
-    measures, in the table only, ``cka_biased`` and ``cka_debiased``, and the same with
-    ``_shuffled``: the teacher shown the images in another order (drawn from ``seed``), so that
-    there is nothing to find. Raises RequestError when a count is below four.
+    all there are. Members of ``arms`` are compared with the teacher; for ``_shuffled`` it is shown
+    the images in another order. Raises RequestError when a count is below four.
     """
-    for count in counts:
-        _check_count(count)
     sizes = sorted({min(count, len(data)) for count in counts})
     _check_count(sizes[0])
     first = data.subset(torch.arange(sizes[-1]))
@@ -142,7 +120,7 @@ def by_count(
             for member, students in zip(members[1:], rest, strict=True):
                 for ending, reference in (("", teachers), ("_shuffled", shuffled)):
                     value = alignment(reference, students)
-                    recorder.add_value(member, f"cka_{name}{ending}", value, condition(size))
+                    recorder.add_value(member, f"cka_{name}{ending}", value, f"images={size}")
     return recorder.outcome()
 
 
@@ -152,13 +130,8 @@ def relation(
     """Do networks that have more of one measure have more of another? Spearman's correlation.
 
     x and y: a measure and its condition each; networks of ``arms`` with a value of both count.
-    Rows have the arm ``all-arms`` and the condition ``of=X,with=Y`` (the measures' names):
-
-    - ``rank_correlation`` at each seed, over the arms; ``rank_correlation_of_means`` (seed 0) over
-      the arms' means;
-    - ``rank_correlation_within`` (seed 0) over all networks, each less its arm's mean.
-
-    NaN for fewer than three networks or where all have one value; no items.
+    Rows, at each seed and (as seed 0) over means of arms and within arms, have the arm ``all-arms``
+    and the condition ``of=X,with=Y``. NaN for fewer than three networks or where all are alike.
     """
     columns = {}
     for name, (measure, condition) in (("x", x), ("y", y)):
@@ -171,8 +144,13 @@ def relation(
     found.append((0, "rank_correlation_of_means", means.mean()))
     found.append((0, "rank_correlation_within", pairs - means.transform("mean")))
     where = f"of={x[0]},with={y[0]}"
-    rows = [("all-arms", seed, where, name, _spearman(values)) for seed, name, values in found]
-    return Outcome.of_rows(rows)
+    correlations = []
+    for seed, name, values in found:
+        # Differences from a mean that are nothing but rounding would get ranks as well.
+        ranks = values.round(12).rank()
+        rho = float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else math.nan
+        correlations.append(("all-arms", seed, where, name, rho))
+    return Outcome.of_rows(correlations)
 
 
 def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.DataFrame:
@@ -181,78 +159,58 @@ def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.Data
     ``under``: the condition before those of this cast, where it is one of several.
     """
     member = next(each for each in cast.everyone() if each.arm == arm)
-    theirs, ours = layer_names(cast.teacher), layer_names(member)
     rows = outcome.table[(outcome.table["measure"] == "cka") & (outcome.table["arm"] == arm)]
     means = rows.groupby("condition")["value"].mean()
-
-    def value(row: str, column: str) -> float:
-        return means[base.joined(under, f"teacher_layer={row},student_layer={column}")]
-
-    cells = [[value(row, column) for column in ours] for row in theirs]
+    theirs, ours = layer_names(cast.teacher), layer_names(member)
+    cells = [[means[base.joined(under, _of(row, column))] for column in ours] for row in theirs]
     return pd.DataFrame(cells, theirs, ours)
 
 
 def layer_names(member: Member) -> list[str]:
     """Names of a network's layers in conditions: its taps by number, features, logits."""
-    return [*map(str, range(1, len(member.taps) + 1)), FEATURES, LOGITS]
+    return [*map(str, range(1, len(member.taps) + 1)), "features", "logits"]
 
 
 def corresponding(students: int, teachers: int) -> list[int]:
-    """For each tap of a student, the teacher's tap of the same relative depth; all from 0.
-
-    The last tap goes with the last; networks of one depth are matched one to one.
-    """
+    """For each tap of a student, the teacher's tap of the same relative depth; all from 0."""
     return [math.floor((tap + 1) * teachers / students + 0.5) - 1 for tap in range(students)]
 
 
 def layers_of(member: Member, images: Tensor) -> list[Tensor]:
     """Outputs (n, ...) of a network's taps, its penultimate features (n, D), its logits (n, C).
 
-    images: float (n, 3, H, W) in [0, 1]. Raises RequestError when the last linear layer cannot be
-    found.
+    Raises RequestError when the last linear layer cannot be found.
     """
-    found: list[Tensor] = []
-    head = _head(member.network)
-    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     from kdnotes.networks import tapped
 
-    try:
-        with torch.inference_mode(), tapped(member.network, member.taps) as outputs:
-            logits = member.network(images)
-            layers = [outputs[tap] for tap in member.taps]
-    finally:
-        handle.remove()
-    return [*layers, found[-1], logits.float()]
+    network, found = member.network, []
+    keep = _head(network).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    with keep, torch.inference_mode(), tapped(network, member.taps) as outputs:
+        logits = network(images)
+        return [*(outputs[tap] for tap in member.taps), found[-1], logits.float()]
 
 
 def gram(layer: Tensor) -> Tensor:
     """Inner products (n, n) of a layer's outputs (n, ...) for all pairs of images, as float64.
 
-    Centred first: the estimates do not depend on the mean, but rounding does. The products are as
-    precise as the layer, which is two times faster; all that is made of them is in float64.
+    As precise as the layer, which is two times faster; what is made of them is in float64.
     """
     layer = layer.to(torch.promote_types(layer.dtype, torch.float32))
     # Products do not depend on the order of a map's cells: in this one nothing has to be copied.
     flat = (layer.permute(0, 2, 3, 1) if layer.ndim == 4 else layer).flatten(1)
-    flat = flat - flat.mean(0)
-    return _with_itself(flat).double()
+    flat = flat - flat.mean(0)  # the estimates do not depend on it, but rounding does
+    if flat.device.type != "cpu" or flat.dtype != torch.float32:
+        return (flat @ flat.T).double()
+    from scipy.linalg.blas import ssyrk  # computes once what is the same twice
 
-
-def _with_itself(rows: Tensor) -> Tensor:
-    """Products (n, n) of rows (n, d) with each other; what is the same twice is computed once."""
-    if rows.device.type != "cpu" or rows.dtype != torch.float32:
-        return rows @ rows.T
-    from scipy.linalg.blas import ssyrk
-
-    upper = torch.from_numpy(ssyrk(1.0, rows.T.numpy(), trans=1)).triu()
-    return upper + upper.triu(1).T
+    upper = torch.from_numpy(ssyrk(1.0, flat.T.numpy(), trans=1)).triu()
+    return (upper + upper.triu(1).T).double()
 
 
 def u_centred(inner: Tensor) -> Tensor:
     """A matrix (n, n) of inner products, centred so that products of two such are unbiased.
 
-    The sum over all cells of the product of two, over n (n - 3), is the unbiased estimate of Song
-    et al. (2012); this form of it is that of Székely and Rizzo (2014).
+    Over n (n - 3), their sum is the estimate of Song et al. (2012), in Székely and Rizzo's form.
     """
     count = len(inner)
     inner = inner - torch.diag(inner.diagonal())
@@ -270,8 +228,7 @@ def doubly_centred(inner: Tensor) -> Tensor:
 def alignment(first: Tensor, second: Tensor) -> float:
     """Linear CKA of two layers from their centred inner products (n, n), as float64.
 
-    In [0, 1] where these are `doubly_centred` (Kornblith et al. 2019), near that where they are
-    `u_centred`; NaN where a layer says the same of all images.
+    NaN where a layer says the same of all images.
     """
     shared = (first * second).sum()
     return float(_ratio(shared, first.square().sum() * second.square().sum()))
@@ -282,36 +239,8 @@ def _ratio(shared: Tensor, product: Tensor) -> Tensor:
     return (shared / product.sqrt()).where(product > torch.finfo(product.dtype).tiny, torch.nan)
 
 
-def _record(
-    recorder: Recorder,
-    member: Member,
-    is_teacher: bool,
-    values: Tensor,
-    teachers: Sequence[str],
-    students: Sequence[str],
-) -> None:
-    """Write down the matrix of values (teacher's layers, student's layers) and what sums it up."""
-
-    def add(measure: str, value: Tensor, condition: str = "") -> None:
-        recorder.add_value(member, measure, float(value), condition)
-
-    for row, teacher_layer in zip(values, teachers, strict=True):
-        for value, student_layer in zip(row, students, strict=True):
-            add("cka", value, f"teacher_layer={teacher_layer},student_layer={student_layer}")
-    add("cka_last", values[-3, -3])
-    add("cka_logits", values[-1, -1])
-    if is_teacher:
-        return
-    taps = corresponding(len(students) - 2, len(teachers) - 2)
-    matched = torch.cat([values[taps, range(len(taps))], values[[-2, -1], [-2, -1]]])
-    add("cka_diagonal", matched.mean(), "layers=all")
-    add("cka_diagonal", matched[:-1].mean(), "layers=hidden")
-
-
-def _spearman(pairs: pd.DataFrame) -> float:
-    # Differences from a mean that are nothing but rounding would get ranks as well.
-    ranks = pairs.round(12).rank()
-    return float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else math.nan
+def _of(teachers: str, students: str) -> str:
+    return f"teacher_layer={teachers},student_layer={students}"
 
 
 def _check_count(count: int) -> None:
@@ -321,15 +250,13 @@ def _check_count(count: int) -> None:
 
 def _head(network: nn.Module) -> nn.Module:
     """The last linear layer, whose input are the penultimate features."""
-    from torch import nn
-
     body: Any = getattr(network, "body", network)
     if hasattr(body, "get_classifier"):
         candidates = [body.get_classifier()]
     else:
         candidates = [getattr(part, "head", None) for part in (body, network)]
     for head in (*candidates, *reversed(list(network.modules()))):
-        if isinstance(head, nn.Linear):
+        if isinstance(head, torch.nn.Linear):
             return head
     raise RequestError(f"{type(network).__name__} has no linear layer that could be its last")
 

@@ -14,6 +14,7 @@ from kdnotes.data.views import ColorJitter, Crops
 from kdnotes.errors import RequestError
 from kdnotes.study import arms, paper
 from kdnotes.study.arms import Arm
+from kdnotes.study.showing import describe, picture
 from kdnotes.study.worlds import World
 from kdnotes.training import cache
 from kdnotes.training.cache import Planned
@@ -21,6 +22,7 @@ from kdnotes.training.specification import NetworkSpec, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from kdnotes.study.study import Study
 
@@ -142,6 +144,33 @@ class Plan:
             start_seed=start_seed,
         )
 
+    def distilled(self, of: NetworkSpec) -> None:
+        """Students of a teacher by each method that was asked for."""
+        for arm in self.methods:
+            self.students(arm, of)
+
+    def usual(self) -> NetworkSpec:
+        """Declare the cast that most chapters have, and return its teacher.
+
+        Two teachers of one recipe, students without a teacher, those of the first by each method,
+        and the controls.
+        """
+        first = self.teacher()
+        second = self.second_teacher(first)
+        self.students(arms.INDEPENDENT)
+        self.distilled(first)
+        self.controls(first, second)
+        return first
+
+    def depths(self, of: NetworkSpec) -> list[str]:
+        """Students of Hint at rising depth: their arms, none where Hint was not asked for."""
+        if "hint" not in self.study.settings.methods:
+            return []
+        found = arms.depths(self.method("hint"))
+        for place, arm in found.items():
+            self.students(arm, of, seeds="few" if place == "3/3" else "all")
+        return [arm.name for arm in found.values()]
+
     def controls(
         self,
         teacher: NetworkSpec,
@@ -217,6 +246,10 @@ class Plan:
         )
         found = with_fingerprint(asked, self.study.data_dir)
         return _loaded(found.model_dump_json(), self.study.data_dir)
+
+    def show(self) -> Figure:
+        """A picture of who teaches whom, on which images; nothing is trained for it."""
+        return picture(self)
 
     def table(self) -> pd.DataFrame:
         """How each arm was trained: one row per arm."""
@@ -341,14 +374,6 @@ class Plan:
         if unusual or spec.num_classes != imagenet.published_classes:
             return ""
         return self.pair.published
-
-
-def describe(spec: NetworkSpec) -> str:
-    """What a network is trained on in a line, for tables."""
-    if spec.method is None:
-        return "labels only"
-    kind = {"teacher": "", "smoothed": "no teacher", "permuted": "permuted in class"}
-    return spec.method.describe(kind[spec.labels])
 
 
 @lru_cache(maxsize=6)

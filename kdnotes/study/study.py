@@ -8,7 +8,7 @@ from typing import Any
 
 from kdnotes.data import DataSpec, folders, source, with_fingerprint
 from kdnotes.errors import RequestError
-from kdnotes.study import worlds
+from kdnotes.study import presets, worlds
 from kdnotes.study.plans import Plan
 from kdnotes.study.resolving import Settings, resolve, resolve_data_dir, resolve_device
 from kdnotes.study.seeds import Range, range_of
@@ -49,6 +49,24 @@ class Study:
         self._preferred = parameters
         for known in ("settings", "device"):  # of a cell that is run once more
             vars(self).pop(known, None)
+
+    def prefer_digits(self) -> None:
+        """Digits in three domains, with the networks and temperature of the study's experiment.
+
+        Its network is half as wide where digits are few. Raises RequestError for other images.
+        """
+        preset, dataset = self._given.get("preset"), self._given.get("dataset")
+        if preset == presets.PAPER:
+            self.prefer(dataset="mnist")
+        else:
+            few = preset in ("smoke", "laptop") and dataset in (None, "digits")
+            network = "paper-mnist-half" if few else "paper-mnist"
+            self.prefer(dataset="digits", teacher=network, student=network, tau=8.0)
+        self.needs(
+            self.settings.dataset in ("digits", "mnist"),
+            "this chapter is about digits in three domains: dataset must be digits or mnist, "
+            f"not {dataset!r}",
+        )
 
     def needs(self, fulfilled: object, what: str) -> None:
         """Refuse the request with a message unless it fulfils a condition. Raises RequestError."""

@@ -1,0 +1,96 @@
+"""Does an answer survive a change of the image? What probes of such changes have in common."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Cast, Measure, Outcome, Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdnotes.data import ImageData
+
+    Views = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
+Margin = partial(Measure, "margin_after", "prefers its first answer to its second")
+Distance = partial(Measure, "softmax_distance", unit="distance", high=2**0.5, direction="down")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How images are changed, the same way for all networks.
+
+    names: its conditions; views: from float images (n, 3, H, W) and their places (n,) to two views
+    that are compared, or one that is compared with the image as it is; shown: places of the images
+    that are changed; items_of: names under which values image by image are kept; is_primary:
+    whether all arms are shown it.
+    """
+
+    names: tuple[str, ...]
+    views: Views
+    shown: Tensor
+    items_of: tuple[str, ...] = ()
+    is_primary: bool = True
+
+
+def measure_changes(
+    cast: Cast,
+    data: ImageData,
+    changes: Sequence[Change],
+    primary_only: Collection[str] = (),
+    accuracy_condition: str = "",
+    in_double: bool = True,
+) -> Outcome:
+    """Answers of every network to two views of each image, each view made once for all of them.
+
+    ``same_answer``, right or wrong (the paper's agreement score), and ``accuracy_after``, the share
+    of answers to changed views that are right, are per image. In the table only: ``margin_after``,
+    probability of the first answer less that of the second (answers can be stable because margins
+    are wide), and ``softmax_distance``, Euclidean (the invariance measure of Odagiu et al. 2024);
+    image by image in float64 where ``in_double``. ``accuracy`` is on the images as they are. Arms
+    in ``primary_only`` are shown primary changes.
+    """
+    members = list(cast.everyone())
+    plain: list[list[Tensor]] = [[] for _ in members]
+    changed: dict[tuple[int, int], list[list[Tensor]]] = defaultdict(list)
+    for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
+        for member, part in zip(members, plain, strict=True):
+            part.append(base.logits_of(member.network, images).softmax(1))
+        for place, change in enumerate(changes):
+            here = torch.isin(indices, change.shown)
+            if not here.any():
+                continue
+            views = change.views(images[here.to(images.device)], indices[here])
+            for number, member in enumerate(members):
+                if change.is_primary or member.arm not in primary_only:
+                    seen = [base.logits_of(member.network, view).softmax(1) for view in views]
+                    changed[number, place].append(seen)
+    recorder = Recorder(data)
+    before = [torch.cat(part) for part in plain]
+    for member, its in zip(members, before, strict=True):
+        recorder.add_accuracy(member, its.argmax(1), accuracy_condition)
+    precision = torch.float64 if in_double else torch.float32
+    for (number, place), parts in changed.items():
+        member, change = members[number], changes[place]
+        after = [torch.cat(part) for part in zip(*parts, strict=True)]
+        first, second = (before[number][change.shown], *after)[-2:]
+        answers = second.argmax(1)
+        right = torch.stack([each.argmax(1) == data.labels[change.shown] for each in after])
+        best = torch.cat(after).to(precision).topk(2, dim=1).values
+        distances = (first - second).to(precision).norm(dim=1)
+        same, mean_right = first.argmax(1) == answers, right.float().mean(0)
+        for name in change.names:
+            more = answers, name, change.shown, name in change.items_of
+            recorder.add(member, "same_answer", same, *more)
+            recorder.add(member, "accuracy_after", mean_right, *more)
+            margin = (best[:, 0] - best[:, 1]).double().mean()
+            recorder.add_value(member, "margin_after", float(margin), name)
+            recorder.add_value(member, "softmax_distance", float(distances.double().mean()), name)
+    return recorder.outcome()
