@@ -255,7 +255,9 @@ def key(run: Run) -> str:
         which.chapter.path,
     ]
     if not which.chapter.numbered:
-        sources += sorted(path for path in run.folder.glob("*.json") if path not in run.results)
+        properties = (each for each in chapters() if each.numbered)
+        results_of = (run.folder / f"{each.name}.json" for each in properties)
+        sources += [path for path in results_of if path.is_file()]
     for path in sources:
         state.update(f"{path.name}\0".encode() + path.read_bytes())
     described = {
