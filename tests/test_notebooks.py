@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import shlex
 import symtable
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_book import REPOSITORY
 
-from kdnotes.book import parameters
+from kdnotes.book import parameters, running
 
 NOTEBOOKS = sorted((REPOSITORY / "book").glob("*.ipynb"))
 MOST_LINES = 2300  # of code, in all notebooks together
 LONGEST_FUNCTION = 12
+# Solutions are executed with their chapter, but folded and left out of an edition: they do not
+# count among the code that a reader meets, and each has a limit of its own.
+LONGEST_SOLUTION = 25
+SOLUTION = "solution"
 LONGEST_HIDDEN = 3  # lines of code of a cell that the page does not show at all
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -97,7 +104,9 @@ def test_no_function_is_long(path: Path) -> None:
 @pytest.mark.xfail(strict=True, reason="the notebooks hold more code than they are meant to")
 def test_the_notebooks_together_hold_little_code() -> None:
     lines = {
-        path.stem: sum(lines_of_code(source) for _, _, source in code_cells(path))
+        path.stem: sum(
+            lines_of_code(source) for _, tags, source in code_cells(path) if SOLUTION not in tags
+        )
         for path in NOTEBOOKS
     }
     assert sum(lines.values()) <= MOST_LINES, lines
@@ -128,3 +137,55 @@ def test_no_cell_binds_a_parameter_again(path: Path) -> None:
 def test_chapters_have_one_cell_of_parameters_and_one_that_declares_the_cast(path: Path) -> None:
     assert len(tagged(path, "parameters")) == 1
     assert len(tagged(path, "cast")) == int(path.stem[:2].isdigit())
+
+
+@each_notebook
+def test_solutions_in_code_are_short_cells_between_their_gates(path: Path) -> None:
+    """So that a run of the chapter executes them, and a page folds them with what they print."""
+    inside = ""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        solution = SOLUTION in cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code":
+            assert solution == bool(inside), cell["id"]
+            if solution:
+                assert cell["metadata"]["tags"] == [SOLUTION], cell["id"]
+                assert lines_of_code(source) <= LONGEST_SOLUTION, cell["id"]
+            continue
+        for start, name in re.findall(r"^`{3}\{solution-(?:(start)\} (\S+)|end\})$", source, re.M):
+            assert bool(start) != bool(inside), (cell["id"], name, inside)
+            inside = name
+        assert solution or not inside
+        assert not (solution and "```python" in source), cell["id"]
+    assert not inside
+
+
+@each_notebook
+def test_commands_in_solutions_could_be_run(path: Path) -> None:
+    made = set()
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if SOLUTION not in cell["metadata"].get("tags", []):
+            continue
+        for block in re.findall(r"^```bash\n(.*?)^```", "".join(cell["source"]), re.M | re.S):
+            for line in block.splitlines():
+                made |= checked(shlex.split(line), made)
+
+
+def checked(words: list[str], made: set[str]) -> set[str]:
+    """The folder that a command would write; its chapter and its parameters are tried."""
+    program, command, subject, *options = words
+    assert program == "kdnotes"
+    if command == "show":
+        assert subject in made
+        return set()
+    assert command in ("run", "sweep")
+    pairwise = list(zip(options[::2], options[1::2], strict=True))
+    given = dict(pairwise)
+    pairs = [value for name, value in pairwise if name in ("-p", "--grid")]
+    assert set(given) <= {"-p", "--grid", "--out"}
+    assert ("--grid" in given) == (command == "sweep")
+    found = running.chapter(subject)
+    grid = parameters.assignments(pairs, "-p")
+    for values in product(*(texts.split(",") for texts in grid.values())):
+        parameters.check(subject, found.parameters, dict(zip(grid, values, strict=True)))
+    return {given["--out"]}
