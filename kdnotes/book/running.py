@@ -255,9 +255,8 @@ def key(run: Run) -> str:
         which.chapter.path,
     ]
     if not which.chapter.numbered:
-        properties = (each for each in chapters() if each.numbered)
-        results_of = (run.folder / f"{each.name}.json" for each in properties)
-        sources += [path for path in results_of if path.is_file()]
+        beside = {run.folder / f"{each.name}.json" for each in chapters() if not each.numbered}
+        sources += sorted(set(run.folder.glob("*.json")) - beside)
     for path in sources:
         state.update(f"{path.name}\0".encode() + path.read_bytes())
     described = {
