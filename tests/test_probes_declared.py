@@ -39,7 +39,6 @@ from kdnotes.probes import (
     localization,
     matched,
     representations,
-    unseen_domains,
 )
 from kdnotes.probes.base import Cast, Measure, Outcome, Property
 from kdnotes.stats import claims
@@ -60,10 +59,8 @@ def measured() -> dict[str, list[Outcome]]:
     foreign = member("foreign", 7, related_net(7, 0.2))
     pair = [architectures.measure(cast, data, pair=name, conflicts=data) for name in ("x", "y")]
     layers = representations.measure(cast, data)
-    return {
+    with_options = {
         "accuracy": [accuracy.measure(cast, data), accuracy.measure(cast, data).under("ordinary")],
-        "fidelity": [fidelity.measure(cast, data)],
-        "localization": [localization.measure(cast, data)],
         "adversarial": [
             adversarial.measure(cast, data, eps=(4, 16), primary=16, foreign=foreign),
         ],
@@ -72,7 +69,6 @@ def measured() -> dict[str, list[Outcome]]:
             crop_shift.measure(cast, data),
             crop_shift.measure_mirrors(cast, cast, data),
         ],
-        "unseen_domains": [unseen_domains.measure(cast, data)],
         "cue_bias": [cue_bias.measure(cast, data), cue_bias.follows(cast, data)],
         "domain_accuracy": [
             domain_accuracy.measure(cast, {"a": data}, grey_arms=["kl"]),
@@ -95,6 +91,8 @@ def measured() -> dict[str, list[Outcome]]:
         "architectures": [*pair, architectures.extra_gains(Outcome.combine(pair), "x", "y")],
         "matched": [matched.measure((cast, data), (cast, data, data), (cast, data))],
     }
+    others = (each for each in probes.properties() if each.name not in with_options)
+    return with_options | {each.name: [each.measure(cast, data)] for each in others}
 
 
 @pytest.fixture(scope="module")

@@ -255,7 +255,8 @@ def key(run: Run) -> str:
         which.chapter.path,
     ]
     if not which.chapter.numbered:
-        sources += sorted(path for path in run.folder.glob("*.json") if path not in run.results)
+        beside = {run.folder / f"{each.name}.json" for each in chapters() if not each.numbered}
+        sources += sorted(set(run.folder.glob("*.json")) - beside)
     for path in sources:
         state.update(f"{path.name}\0".encode() + path.read_bytes())
     described = {

@@ -158,8 +158,8 @@ def _generated(done: Sequence[Done]) -> dict[str, str]:
 
 
 def cover_chapter() -> str:
-    """The chapter whose first figure stands for the whole run: the last that reads the others'."""
-    return next((each.name for each in reversed(running.chapters()) if not each.numbered), "")
+    """The chapter whose first figure stands for the whole run: the first that reads the others'."""
+    return next((each.name for each in running.chapters() if not each.numbered), "")
 
 
 def _stage_cover(runs: Mapping[str, Run], folder: Path) -> None:
