@@ -649,7 +649,9 @@ def test_a_primary_with_one_part_untested_stays_open() -> None:
         claim_entry("a", "agrees", (0.0001, 0.9999), family="C1"),
         claim_entry("b", "open", (0.0001, 0.9999), seeds=3, family="C1"),
     ]
-    assert stats.primaries(stats.scorecard_verdicts(pair)).loc[0, ["verdict", "p_holm"]].tolist() == [
+    assert stats.primaries(stats.scorecard_verdicts(pair)).loc[
+        0, ["verdict", "p_holm"]
+    ].tolist() == [
         "open",
         1.0,
     ]

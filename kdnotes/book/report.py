@@ -77,7 +77,9 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     ``options`` are those of `Findings`, such as other arms than the students of each method, or
     another reference than the independent students.
     """
-    decided = claims.evaluate(claims.load(study.chapter), outcome, study.settings.dataset)
+    left = [plan.not_trained_out() for plan in study.plans.values()]
+    short = {arm: share for each in left for arm, share in each.items()}
+    decided = claims.evaluate(claims.load(study.chapter), outcome, study.settings.dataset, short)
     options = {"methods": study.settings.methods} | options
     return Findings(outcome, measure, claims=decided, **options)
 

@@ -50,6 +50,16 @@ MEASURES = (
         chance=0.0,
         twin=None,
     ),
+    Measure(
+        "own_teacher_fooling",
+        "is fooled by its teacher's images more than by a second teacher's",
+        condition(""),
+        unit="half the difference of shares",
+        low=-0.5,
+        high=0.5,
+        chance=0.0,
+        of="pair",
+    ),
     Measure("attack_success", "is misled by the attack on itself", condition(), ATTACKS),
 )
 
@@ -76,6 +86,10 @@ def measure(
     - ``double_difference``: fooled by the teacher's image less fooled by the foreign one, over
       images that all networks get right when clean and that are kept from both attacks. A distilled
       student's less an independent one's is what of the transfer is this teacher's.
+    - ``own_teacher_fooling``: half of (fooled by the teacher's image less fooled by the second
+      teacher's), over images kept from both attacks. A student's less that of a student of the
+      second teacher is the cross-over of two teachers and their students: half of what either's
+      images gain by meeting its own student.
 
     Raises RequestError when a size or the number of steps is out of range.
     """
@@ -122,6 +136,14 @@ def measure(
     kept = trials["teacher", primary].kept
     noisy = show(cast.teacher, lambda images, _: noise(images), kept)
     _record(recorder, noisy, condition("noise"))
+    if cast.second_teacher is not None:
+        both = trials["teacher", primary], trials["second-teacher", primary]
+        items = (both[0].kept & both[1].kept).nonzero().flatten()
+        for member in members[2:]:
+            answers = [trial.answers[id(member)][items] for trial in both]
+            fooled = [(each != clean[id(member)][items]).float() for each in answers]
+            half = (fooled[0] - fooled[1]) / 2
+            recorder.add(member, "own_teacher_fooling", half, answers[0], condition(""), items)
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
         right = [answers == data.labels for answers in clean.values()]

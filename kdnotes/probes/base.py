@@ -282,6 +282,30 @@ class Outcome:
         names = {name: items[name].cat.remove_unused_categories() for name in NAME_COLUMNS}
         return Outcome(self.table, items.assign(**names))
 
+    def slope(
+        self, measure: str, condition: str, arms: Sequence[str], of: str, name: str
+    ) -> Outcome:
+        """The measure ``name`` of a made-up arm ``of``: how a measure rises along several arms.
+
+        The least-squares slope per step over the arms, in their order, for each seed that all of
+        them have, and image by image.
+        """
+        places = np.arange(len(arms)) - (len(arms) - 1) / 2
+        weights = pd.Series(places / (places**2).sum(), index=list(arms))
+
+        def along(rows: pd.DataFrame, by: list[str]) -> pd.Series:
+            kept = rows[(rows["measure"] == measure) & (rows["condition"] == condition)]
+            kept = kept[kept["arm"].isin(list(arms))].astype({"arm": str})
+            values = kept.pivot(index=by, columns="arm", values="value").dropna()
+            return values.reindex(columns=list(arms)).astype(np.float64) @ weights
+
+        fixed = {"arm": of, "condition": condition, "measure": name}
+        table = along(self.table, ["seed"]).rename("value").reset_index().assign(**fixed)
+        items = along(self.items, ["item", "source", "seed"]).rename("value").reset_index()
+        items = items.assign(**fixed, prediction=np.int16(-1))
+        kinds = dict.fromkeys(NAME_COLUMNS, "category") | {"value": np.float32}
+        return Outcome(table[list(TABLE_COLUMNS)], items[list(ITEM_COLUMNS)].astype(kinds))
+
     def without_accuracy(self) -> Outcome:
         """All but the accuracy on the images as they are, which every probe measures."""
         return self.keep(lambda rows: (rows["measure"] != "accuracy") | (rows["condition"] != ""))

@@ -38,6 +38,13 @@ WHERE = condition(), ("strength=*", "hue=*")
 MEASURES = (
     Measure("same_answer", "gives the same answer when colours change", *WHERE, True),
     Measure("accuracy_after", "is right after colours change", *WHERE, True),
+    Measure(
+        "depth_slope",
+        "gives the same answer more often, the deeper its Hint",
+        condition(),
+        unit="share per depth",
+        low=-1.0,
+    ),
     Margin(*WHERE),
     Distance("changes its probabilities when colours change", *WHERE),
 )

@@ -26,6 +26,7 @@ ITEMS_OF = (
     "agreement",
     "agreement_on_teacher_errors",
     "fooling_rate",
+    "own_teacher_fooling",
     "follows_digit",
     "same_answer",
 )

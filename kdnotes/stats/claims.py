@@ -152,21 +152,28 @@ def _problem(detail: Any, entries: list[dict[str, Any]]) -> str:
     return f"{where}: field '{field}': {message}" if field else f"{where}: {message}"
 
 
-def evaluate(claims: Iterable[Claim], outcome: Tables, dataset: str = "") -> list[dict[str, Any]]:
+def evaluate(
+    claims: Iterable[Claim],
+    outcome: Tables,
+    dataset: str = "",
+    not_trained_out: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
     """What the tables of a run on a data set say about each claim, alone (before any correction).
 
-    An entry of a chapter's JSON has the fields of the claim, the data set, its criterion, the fields of
+    An entry of a chapter's JSON has the fields of the claim, the data set, its criterion, those of
     a `stats.Interval` (its n as ``seeds``), verdict, reason, and the one-sided ``p_agrees`` and
     ``p_disagrees``; numbers that do not exist are None. Where there is no ratio, ``kind`` is
     "difference", the numbers are those of the raw difference, and the claim's margin, which is a
     share, is left out. A claim whose arm, measure or condition was not measured, or that asks for a
-    share of a gap that cannot be divided by, is "not applicable", with the reason. The same tables
-    give the same numbers.
+    share of a gap that cannot be divided by, is "not applicable", with the reason. So is one about
+    an arm that is ``not_trained_out`` (see `study.Plan.not_trained_out`). The same tables give the
+    same numbers.
     """
-    return [_evaluated(claim, outcome) | {"dataset": dataset} for claim in claims]
+    short = not_trained_out or {}
+    return [_evaluated(claim, outcome, short) | {"dataset": dataset} for claim in claims]
 
 
-def _evaluated(claim: Claim, outcome: Tables) -> dict[str, Any]:
+def _evaluated(claim: Claim, outcome: Tables, short: Mapping[str, float]) -> dict[str, Any]:
     from kdnotes import stats
     from kdnotes.stats.intervals import NOTHING
 
@@ -187,6 +194,14 @@ def _evaluated(claim: Claim, outcome: Tables) -> dict[str, Any]:
         )
         raw = {"kind": "difference", "margin": None, "equivalence_margin": None}
         return _entry(claim, result.difference, says) | raw
+    for arm in (claim.arm, claim.reference):
+        if isinstance(arm, str) and arm in short:
+            why = f"{arm} is not trained out: {short[arm]:.0%} of its own loss is left"
+            return _entry(
+                claim,
+                result if isinstance(result, stats.Interval) else result.difference,
+                stats.Verdict("not applicable", why),
+            )
     interval = result.ratio if isinstance(result, stats.GapClosed) else result
     assert interval is not None
     if interval.n == 0:

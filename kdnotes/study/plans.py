@@ -62,14 +62,19 @@ class Plan:
         crops: Crops | None = None,
         flip: bool = False,
         longer: int = 1,
+        model: str = "",
+        world: World | None = None,
     ) -> NetworkSpec:
         """A teacher; ``jitter``, ``crops`` or ``flip``: it saw every image changed in this way.
 
-        ``longer``: so many times the usual epochs, where it learns more slowly.
+        ``longer``: so many times the usual epochs, where it learns more slowly. ``model`` and
+        ``world``: another architecture, or other images than those of the plan.
         """
-        model = self.teacher_model
+        model = model or self.teacher_model
         recipe = self._recipe("teacher", model, None, longer, jitter, crops, flip)
         spec = self._network("teacher", model, recipe, seed=self.study.seed_range.teacher)
+        if world is not None:
+            spec = spec.model_copy(update={"data": self.study.data(world, "teacher")})
         published = {"pretrained": self._published(spec)}
         return self._enrol(arm, spec.model_copy(update=published))
 
@@ -149,27 +154,24 @@ class Plan:
         for arm in self.methods:
             self.students(arm, of)
 
-    def usual(self) -> NetworkSpec:
+    def usual(self, **controls: Any) -> NetworkSpec:
         """Declare the cast that most chapters have, and return its teacher.
 
         Two teachers of one recipe, students without a teacher, those of the first by each method,
-        and the controls.
+        and the ``controls``.
         """
         first = self.teacher()
         second = self.second_teacher(first)
         self.students(arms.INDEPENDENT)
         self.distilled(first)
-        self.controls(first, second)
+        self.controls(first, second, **controls)
         return first
 
     def depths(self, of: NetworkSpec) -> list[str]:
         """Students of Hint at rising depth: their arms, none where Hint was not asked for."""
         if "hint" not in self.study.settings.methods:
             return []
-        found = arms.depths(self.method("hint"))
-        for place, arm in found.items():
-            self.students(arm, of, seeds="few" if place == "3/3" else "all")
-        return [arm.name for arm in found.values()]
+        return [self.students(arm, of).name for arm in arms.depths(self.method("hint")).values()]
 
     def controls(
         self,
@@ -286,6 +288,20 @@ class Plan:
             for epoch, means in enumerate(cache.history(item.spec), start=1):
                 rows.append({"arm": item.arm, "seed": item.spec.seed, "epoch": epoch} | means)
         return pd.DataFrame(rows)
+
+    def not_trained_out(self) -> dict[str, float]:
+        """Arms whose own loss is more than half of what it was at the first step, with that share.
+
+        Of the method's term alone, the mean over the seeds; at the end it is that of the training
+        images in the last epoch. Its floor counts as 0, which no method here can go below.
+        """
+        left: dict[str, list[float]] = {}
+        for item in self.planned:
+            method = item.spec.method
+            if method is not None and (past := cache.history(item.spec)) and "start" in past[0]:
+                left.setdefault(item.arm, []).append(past[-1][method.name] / past[0]["start"])
+        shares = {arm: sum(each) / len(each) for arm, each in left.items()}
+        return {arm: share for arm, share in shares.items() if share > 0.5}
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ PRESETS: dict[str, Preset] = {
         teacher_epochs=2,
         student_epochs=2,
     ),
-    "laptop": Preset(all_arms=False),
+    "laptop": Preset(controls=2, all_arms=False),
     "published": Preset(students=10, controls=5, test_count=5000),
 }
 

@@ -81,6 +81,8 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(terms["loss"])
                 optimizer.step()
+                if step == 0 and spec.method is not None:
+                    totals["start"] = stream.steps * terms[spec.method.name].detach()
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0) + value.detach()
             distributed.average_statistics(fabric, learner)
