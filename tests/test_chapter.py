@@ -48,7 +48,7 @@ def test_a_published_run_stands_beside_this_one(book: Path) -> None:
         "KL (soft labels)",
         "Hint (feature maps)",
     ]
-    assert lines[0].split(" | ")[1:] == ["this run (smoke)", "published (full) |"]
+    assert lines[0].split(" | ")[1:] == ["this run (smoke)", "published (published) |"]
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines[2:5]}
     assert cells["Independent (no teacher)"] == [".60", ".91 |"]
     assert cells["KL (soft labels)"] == ["–", ".96 |"]

@@ -87,7 +87,7 @@ def test_the_books_claims_name_known_arms_and_chapters() -> None:
     chapters = {claim.chapter for claim in found}
     assert chapters == set(NOTEBOOKS)
     for chapter in chapters:
-        asked = study_of(chapter)
+        asked = study_of(chapter, preset="published")
         seeds: dict[str, set[int]] = {}
         for plan in asked.plans.values():
             for item in plan.planned:

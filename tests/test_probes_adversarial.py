@@ -166,6 +166,13 @@ def test_rates_equal_a_plain_recount() -> None:
         expected = (by_teacher[1] != labels)[items].mean() - (by_foreign[1] != labels)[items].mean()
         found = value_of(outcome.table, each.arm, each.seed, "double_difference", "eps=primary")
         assert found == pytest.approx(expected, abs=1e-6)
+    for each in members[2:]:
+        trials = [shown[name, "primary", id(each)] for name in ("teacher", "second-teacher")]
+        both = np.intersect1d(trials[0][0], trials[1][0])
+        assert len(both) > 10
+        own, others = ((after != clean[id(each)])[both].mean() for _, after in trials)
+        found = value_of(outcome.table, each.arm, each.seed, "own_teacher_fooling", "eps=primary")
+        assert found == pytest.approx((own - others) / 2, abs=1e-6)
 
 
 def test_a_twin_of_the_teacher_is_fooled_into_the_same_answer() -> None:

@@ -11,9 +11,18 @@ import pytest
 import torch
 from probe_nets import member, net, numbered_data, small_cast, some_data, value_of, values_of
 
+from kdnotes.data.image_data import ImageData
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
-from kdnotes.probes.base import ITEM_COLUMNS, TABLE_COLUMNS, Outcome, Recorder, all_logits, batches
+from kdnotes.probes.base import (
+    ITEM_COLUMNS,
+    TABLE_COLUMNS,
+    Member,
+    Outcome,
+    Recorder,
+    all_logits,
+    batches,
+)
 
 STUDENT = member("kl", 3, net(0))
 
@@ -148,3 +157,30 @@ def test_no_images_is_a_wrong_request() -> None:
     empty = numbered_data(torch.zeros(0, dtype=torch.int64))
     with pytest.raises(RequestError, match="no images"):
         next(batches(empty, torch.device("cpu")))
+
+
+def test_a_slope_over_arms_is_the_least_squares_line_of_each_seed() -> None:
+    rng = np.random.default_rng(0)
+    data = ImageData(
+        torch.zeros(6, 3, 4, 4, dtype=torch.uint8),
+        torch.zeros(6, dtype=torch.long),
+        ("a", "b"),
+        torch.tensor([0, 0, 1, 1, 2, 2]),
+    )
+    recorder = Recorder(data)
+    values = rng.random((4, 3, 6)).astype(np.float32)  # arms, seeds, images
+    for arm in range(4):
+        for seed in range(3 if arm else 2):  # one arm lacks a seed
+            who = Member(f"hint-{arm}", seed, torch.nn.Identity(), ())
+            recorder.add(who, "m", values[arm, seed], np.zeros(6), "c")
+    found = recorder.outcome().slope("m", "c", [f"hint-{arm}" for arm in range(4)], "line", "s")
+    for seed in (0, 1):
+        lines = np.polyfit(range(4), values[:, seed], 1)[0]
+        rows = found.items[found.items["seed"] == seed].sort_values("item")
+        assert rows["value"].to_numpy() == pytest.approx(lines, abs=1e-6)
+        assert rows["source"].tolist() == [0, 0, 1, 1, 2, 2]
+        (whole,) = found.table[found.table["seed"] == seed]["value"]
+        assert whole == pytest.approx(lines.mean(), abs=1e-6)
+    assert found.table["seed"].tolist() == [0, 1]
+    assert set(found.table["arm"]) == {"line"}
+    assert set(found.items["measure"]) == {"s"}

@@ -59,12 +59,14 @@ def measured() -> dict[str, list[Outcome]]:
     foreign = member("foreign", 7, related_net(7, 0.2))
     pair = [architectures.measure(cast, data, pair=name, conflicts=data) for name in ("x", "y")]
     layers = representations.measure(cast, data)
+    colour = color_invariance.measure(cast, data, hue_angles=(90,))
+    rising = color_invariance.condition(), ["kl", "independent"], "hint-depths", "depth_slope"
     with_options = {
         "accuracy": [accuracy.measure(cast, data), accuracy.measure(cast, data).under("ordinary")],
         "adversarial": [
             adversarial.measure(cast, data, eps=(4, 16), primary=16, foreign=foreign),
         ],
-        "color_invariance": [color_invariance.measure(cast, data, hue_angles=(90,))],
+        "color_invariance": [colour, colour.slope("same_answer", *rising)],
         "crop_shift": [
             crop_shift.measure(cast, data),
             crop_shift.measure_mirrors(cast, cast, data),
