@@ -26,8 +26,7 @@ def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> Image
     folder = folders.survey(spec.name, options)
     listed = folder.split(spec.split)
     names = [photo.name for photo in listed]
-    mark = folder.mark(spec.split)
-    images, kept = photos.read(folder.root, names, folder.size, mark, options.skip_damaged)
+    images, kept = photos.read(folder.root, names, folder.size, options.skip_damaged)
     number = {label: index for index, label in enumerate(folder.classes)}
     labels = torch.tensor([number[photo.label] for photo in listed])[kept]
     present = set(labels.tolist())
