@@ -102,7 +102,7 @@ def test_pixels_labels_and_sources_of_given_splits(split: Path) -> None:
     assert len(set(test.sources.tolist())) == 4
 
 
-@pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation", "Val"])
+@pytest.mark.parametrize("held_out", ["test", "val", "Val"])
 def test_names_of_the_test_folder(split: Path, held_out: str) -> None:
     (split / "val").rename(split / held_out)
     assert len(read(split, "test")) == 4
@@ -434,11 +434,11 @@ def test_missing_folder_file_and_unknown_home(tmp_path: Path, plain: Path) -> No
         read(tmp_path / "nowhere")
     with pytest.raises(RequestError, match="is a file"):
         read(plain / "cat" / "000.png")
-    with pytest.raises(RequestError, match="imagefolder:~nobody-here/x"):
+    with pytest.raises(RequestError, match=r"no folder .*~nobody-here/x"):
         load("imagefolder:~nobody-here/x", "train")
     with pytest.raises(RequestError, match="names no folder"):
         load("imagefolder:", "train")
-    with pytest.raises(RequestError, match="imagefolder:"):
+    with pytest.raises(RequestError, match="no folder /xxx"):
         read(Path("/" + "x" * 5000))
 
 
@@ -1006,14 +1006,6 @@ def test_domains_with_given_splits(vlcs: Path) -> None:
             assert torch.equal(here, read(vlcs / domain, split).images)
 
 
-def test_a_domain_with_nothing_but_full_is_split(vlcs: Path) -> None:
-    for part in ("train", "crossval", "test"):
-        shutil.rmtree(vlcs / "SUN" / part)
-    train = read(vlcs, domains=("SUN",))
-    assert train.classes == ("bird", "car")
-    assert (len(train), len(read(vlcs, "test", domains=("SUN",)))) == (6, 2)
-
-
 def test_domains_enter_the_mark(pacs: Path) -> None:
     one, two = mark(pacs, domains=("art",)), mark(pacs, domains=("art", "photo"))
     assert one != two
@@ -1038,5 +1030,5 @@ def test_domains_that_cannot_be_used(pacs: Path, vlcs: Path) -> None:
         mark(vlcs, domains=("CALTECH", "SUN"))
     shutil.rmtree(pacs / "lists")
     shutil.rmtree(pacs / "photo" / "cat")
-    with pytest.raises(RequestError, match="unseen=art which of them only the teacher sees"):
+    with pytest.raises(RequestError, match="only the teacher sees, as in unseen=art"):
         read(pacs)
