@@ -10,6 +10,7 @@ from kdnotes.data.image_data import ImageData, file_sources
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
+from kdnotes.lazy import torch
 
 
 def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> ImageData:
@@ -19,8 +20,6 @@ def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> Image
     or ``domain`` numbers the names (sorted) that ``names`` has under it; the group is -1 where the
     table does not name a photo. Raises RequestError when files are missing or unusable.
     """
-    import torch
-
     from kdnotes.data import photos
 
     folder = folders.survey(spec.name, options)

@@ -14,6 +14,7 @@ from kdnotes.data.image_data import ImageData, file_sources
 from kdnotes.data.registry import NoOptions, Source
 from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
+from kdnotes.lazy import torch
 from kdnotes.store import checksum
 
 
@@ -83,7 +84,6 @@ def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData
     Without a data_dir it is read from, and if need be downloaded into, `data_folder`.
     Raises RequestError when files are missing or damaged.
     """
-    import torch
     from torchvision import datasets
 
     name = spec.name
