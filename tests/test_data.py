@@ -116,7 +116,7 @@ def test_names_with_and_without_paths() -> None:
     assert data.source("imagefolder:/photos").classes is None
     for wrong in ("imagefolder", "scenes:/photos", "photos"):
         with pytest.raises(RequestError, match=f"unknown data set '{wrong}'; known: .*scenes"):
-            data.check_name(wrong)
+            data.source(wrong)
 
 
 def test_a_part_is_the_same_for_the_same_seed(tmp_path: Path) -> None:

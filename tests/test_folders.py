@@ -24,7 +24,6 @@ from kdnotes import data, paths
 from kdnotes.data import folders, photos
 from kdnotes.data.sources import torchvision_sets
 from kdnotes.errors import RequestError
-from kdnotes.store import UNFINISHED
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -103,7 +102,7 @@ def test_pixels_labels_and_sources_of_given_splits(split: Path) -> None:
     assert len(set(test.sources.tolist())) == 4
 
 
-@pytest.mark.parametrize("held_out", ["test", "val", "valid", "validation", "Val"])
+@pytest.mark.parametrize("held_out", ["test", "val", "Val"])
 def test_names_of_the_test_folder(split: Path, held_out: str) -> None:
     (split / "val").rename(split / held_out)
     assert len(read(split, "test")) == 4
@@ -408,7 +407,7 @@ def test_damaged_files_are_skipped_on_request(
     assert torch.equal(found.labels, whole.labels)
     assert len(set(found.sources.tolist())) == 6
     read(split, skip_damaged=True, size=16)
-    assert "skipped 4 of 10 files" in capsys.readouterr().err  # a kept copy does not hide it
+    assert "skipped 4 of 10 files" in capsys.readouterr().err
     with pytest.raises(RequestError, match="cannot be read"):
         read(split, size=16)
 
@@ -435,11 +434,11 @@ def test_missing_folder_file_and_unknown_home(tmp_path: Path, plain: Path) -> No
         read(tmp_path / "nowhere")
     with pytest.raises(RequestError, match="is a file"):
         read(plain / "cat" / "000.png")
-    with pytest.raises(RequestError, match="imagefolder:~nobody-here/x"):
+    with pytest.raises(RequestError, match=r"no folder .*~nobody-here/x"):
         load("imagefolder:~nobody-here/x", "train")
     with pytest.raises(RequestError, match="names no folder"):
         load("imagefolder:", "train")
-    with pytest.raises(RequestError, match="imagefolder:"):
+    with pytest.raises(RequestError, match="no folder /xxx"):
         read(Path("/" + "x" * 5000))
 
 
@@ -601,80 +600,6 @@ def test_changed_photo_is_read_anew(split: Path) -> None:
     save(name, noise(77))
     assert mark(split) != before
     assert np.array_equal(read(split).images[0].permute(1, 2, 0), noise(77))
-
-
-# --- decoded copies -------------------------------------------------------------------------
-
-
-def copies() -> list[Path]:
-    return sorted((Path(os.environ["KDNOTES_CACHE"]) / "data").glob("*.safetensors"))
-
-
-def unreadable_now(root: Path) -> None:
-    """Damage every photo behind its length and time: only a decoded copy can still be right."""
-    for path in root.rglob("*.png"):
-        state = path.stat()
-        raw = bytearray(path.read_bytes())
-        raw[1 << 16 :] = bytes(len(raw) - (1 << 16))
-        path.write_bytes(raw)
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-
-
-@pytest.fixture
-def heavy(tmp_path: Path) -> Path:
-    """Photos longer than the part of a file that its content is told by."""
-    for index in range(4):
-        save(
-            tmp_path / "heavy" / "train" / "ab"[index % 2] / f"{index}.png", noise(index, 200, 200)
-        )
-    return tmp_path / "heavy"
-
-
-def test_decoded_copy_is_used(heavy: Path) -> None:
-    before = read(heavy)
-    assert len(copies()) == 1
-    unreadable_now(heavy)
-    after = read(heavy)
-    assert torch.equal(before.images, after.images)
-    with pytest.raises(RequestError, match="4 of 4 files"):
-        read(heavy, size=20)
-
-
-@pytest.mark.parametrize("harm", ["flip a byte", "cut", "empty"])
-def test_harmed_copy_is_never_used(split: Path, harm: str) -> None:
-    before = read(split)
-    (copy,) = copies()
-    raw = bytearray(copy.read_bytes())
-    raw[-1] ^= 1
-    copy.write_bytes({"flip a byte": raw, "cut": raw[:-40], "empty": b""}[harm])
-    assert torch.equal(read(split).images, before.images)
-    unharmed = copy.read_bytes()
-    assert torch.equal(read(split).images, before.images)
-    assert copy.read_bytes() == unharmed
-    assert not list(copy.parent.glob(f"{UNFINISHED}*"))
-
-
-def test_cache_that_cannot_be_written_costs_only_time(
-    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "occupied").write_text("a file where the folder should be")
-    monkeypatch.setenv("KDNOTES_CACHE", str(tmp_path / "occupied"))
-    assert np.array_equal(read(split).images[0].permute(1, 2, 0), noise(0))
-
-
-def test_readers_at_once_share_one_decoding(split: Path) -> None:
-    damage(split)
-    found: list[torch.Tensor] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(read(split, skip_damaged=True).images))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert all(torch.equal(images, found[0]) for images in found)
 
 
 # --- torchvision's sets ---------------------------------------------------------------------
@@ -1081,14 +1006,6 @@ def test_domains_with_given_splits(vlcs: Path) -> None:
             assert torch.equal(here, read(vlcs / domain, split).images)
 
 
-def test_a_domain_with_nothing_but_full_is_split(vlcs: Path) -> None:
-    for part in ("train", "crossval", "test"):
-        shutil.rmtree(vlcs / "SUN" / part)
-    train = read(vlcs, domains=("SUN",))
-    assert train.classes == ("bird", "car")
-    assert (len(train), len(read(vlcs, "test", domains=("SUN",)))) == (6, 2)
-
-
 def test_domains_enter_the_mark(pacs: Path) -> None:
     one, two = mark(pacs, domains=("art",)), mark(pacs, domains=("art", "photo"))
     assert one != two
@@ -1113,5 +1030,5 @@ def test_domains_that_cannot_be_used(pacs: Path, vlcs: Path) -> None:
         mark(vlcs, domains=("CALTECH", "SUN"))
     shutil.rmtree(pacs / "lists")
     shutil.rmtree(pacs / "photo" / "cat")
-    with pytest.raises(RequestError, match="unseen=art which of them only the teacher sees"):
+    with pytest.raises(RequestError, match="only the teacher sees, as in unseen=art"):
         read(pacs)

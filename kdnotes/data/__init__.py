@@ -5,7 +5,7 @@ Importing this, and planning with it, does not import torch; making or reading i
 
 from kdnotes.data.folders import FOLDER_PREFIX
 from kdnotes.data.image_data import ImageData
-from kdnotes.data.registry import Source, check_name, load, names, source, with_fingerprint
+from kdnotes.data.registry import Source, load, names, source, with_fingerprint
 from kdnotes.data.spec import DataSpec
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "DataSpec",
     "ImageData",
     "Source",
-    "check_name",
     "load",
     "names",
     "source",

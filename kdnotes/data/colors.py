@@ -65,16 +65,11 @@ def jitter(images: Tensor, factors: JitterFactors) -> Tensor:
         raise ValueError(f"{len(images)} images but {len(factors)} sets of factors")
     # Planes that lie together in memory make the steps below twice as fast as channels_last.
     changed = images.clone(memory_format=torch.contiguous_format)
-    steps = (
-        (_scale_brightness, factors.brightness.to(images.device)),
-        (_scale_contrast, factors.contrast.to(images.device)),
-        (_scale_saturation, factors.saturation.to(images.device)),
-        (rotate_hue, factors.hue.to(images.device)),
-    )
+    amounts = (factors.brightness, factors.contrast, factors.saturation, factors.hue)
     for position in factors.order.unbind(1):
-        for number, (step, amounts) in enumerate(steps):
+        for number, step in enumerate((_brightness, _contrast, _saturation, rotate_hue)):
             chosen = (position == number).nonzero().flatten().to(images.device)
-            changed[chosen] = step(changed[chosen], amounts[chosen])
+            changed[chosen] = step(changed[chosen], amounts[number].to(images.device)[chosen])
     return changed
 
 
@@ -122,13 +117,13 @@ def _blend(images: Tensor, other: Tensor | float, factors: Tensor) -> Tensor:
     return (weight * images + (1 - weight) * other).clamp_(0, 1)
 
 
-def _scale_brightness(images: Tensor, factors: Tensor) -> Tensor:
+def _brightness(images: Tensor, factors: Tensor) -> Tensor:
     return _blend(images, 0.0, factors)
 
 
-def _scale_contrast(images: Tensor, factors: Tensor) -> Tensor:
+def _contrast(images: Tensor, factors: Tensor) -> Tensor:
     return _blend(images, _grey(images).mean((2, 3), keepdim=True), factors)
 
 
-def _scale_saturation(images: Tensor, factors: Tensor) -> Tensor:
+def _saturation(images: Tensor, factors: Tensor) -> Tensor:
     return _blend(images, _grey(images), factors)

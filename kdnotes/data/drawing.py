@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from kdnotes.data import glyphs
+from kdnotes.lazy import torch
 from kdnotes.store import checksum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def generator_for(*parts: Any) -> torch.Generator:
@@ -47,7 +47,9 @@ def choose(pool_labels: Tensor, wanted: Tensor, generator: torch.Generator) -> T
 
 def enlarged(ink: Tensor, size: int) -> Tensor:
     """Glyphs (N, 1, h, w) scaled to a larger size so that their pixels do not show."""
-    return F.interpolate(ink, (size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+    return torch.nn.functional.interpolate(
+        ink, (size, size), mode="bicubic", align_corners=False
+    ).clamp(0, 1)
 
 
 def pasted(ink: Tensor, size: int, center: Tensor, side: Tensor, angle: Tensor) -> Tensor:
@@ -61,14 +63,16 @@ def pasted(ink: Tensor, size: int, center: Tensor, side: Tensor, angle: Tensor) 
         ],
         1,
     )
-    grid = F.affine_grid(theta, [len(ink), 1, size, size], align_corners=False)
-    return F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = torch.nn.functional.affine_grid(theta, [len(ink), 1, size, size], align_corners=False)
+    return torch.nn.functional.grid_sample(
+        ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
 
 
 def outlines(coverage: Tensor) -> Tensor:
     """The rims (N, 1, H, W) of what is covered."""
-    grown = F.max_pool2d(coverage, 3, stride=1, padding=1)
-    shrunk = -F.max_pool2d(-coverage, 3, stride=1, padding=1)
+    grown = torch.nn.functional.max_pool2d(coverage, 3, stride=1, padding=1)
+    shrunk = -torch.nn.functional.max_pool2d(-coverage, 3, stride=1, padding=1)
     return (grown - shrunk).clamp(0, 1)
 
 

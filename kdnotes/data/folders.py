@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 from typing import Any, NamedTuple, NoReturn
@@ -29,7 +29,7 @@ FOLDER_PREFIX = "imagefolder:"
 _KINDS = "bmp gif jfif jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{kind}" for kind in _KINDS.split())
 TEST_SHARE = 0.2
-_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 _LARGEST_DEFAULT_SIZE = 64
 _SMALLEST_SIZE = 8
 _SAMPLE = 64  # photos that are opened to learn about a folder
@@ -107,14 +107,13 @@ class Folder:
         number = {each: index for index, each in enumerate(self.names[name])}
         return [number.get(getattr(photo, name), -1) for photo in photos]
 
-    def mark(self, split: str) -> str:
-        """Name of the content of a split's pixels; it holds no absolute path.
+    def fingerprint(self, split: str) -> str:
+        """Name of the content of a split, for cache keys; it holds no absolute path.
 
         Photos count by relative name, length and time of change, so that a large folder is named
         in seconds; the beginnings of some count, too, as archives may give all files one time.
         """
-        photos = self.split(split)
-        state = hashlib.sha256()
+        photos, state = self.split(split), hashlib.sha256()
         for photo in photos:
             line = f"{photo.name}\0{photo.length}\0{photo.changed}\n"
             state.update(line.encode(errors="surrogateescape"))
@@ -122,14 +121,11 @@ class Folder:
             path = self.root / photo.name
             with suppress(OSError), path.open("rb") as stream:  # named when it is decoded
                 state.update(stream.read(_HEAD))
-        return _digest([REVISION, split, self.size, self.options.skip_damaged, state.hexdigest()])
-
-    def fingerprint(self, split: str) -> str:
-        """Name of the content of a split, groups included, for cache keys."""
+        options = self.options
+        mark = _digest([REVISION, split, self.size, options.skip_damaged, state.hexdigest()])
         if "group" not in self.names:
-            return self.mark(split)
-        groups = self.factor("group", self.split(split))
-        return _digest([self.mark(split), self.names["group"], groups])
+            return mark
+        return _digest([mark, self.names["group"], self.factor("group", photos)])
 
 
 def domain_names(name: str) -> tuple[str, ...]:
@@ -163,13 +159,13 @@ def survey(name: str, options: FolderOptions) -> Folder:
     size = options.size or _usual_size(root, sorted(photo.name for photo in photos))
     photos.sort(key=lambda photo: (photo.label, photo.domain, photo.name))
     classes = tuple(_by("label", photos))
-    names = {"domain": domains} if domains else {}
-    folder = Folder(root, options, size, classes, _by("split", photos), names)
+    names: dict[str, tuple[str, ...]] = {"domain": domains} if domains else {}
+    splits = _by("split", photos)
     if options.groups:
-        return _with_groups(folder)
-    if options.leave_out:
+        splits, names["group"] = _in_groups(root, splits, options)
+    elif options.leave_out:
         raise RequestError("leave_out names groups: name the CSV that has them as groups")
-    return folder
+    return Folder(root, options, size, classes, splits, names)
 
 
 def refuse_damaged(root: Path, total: int, damaged: dict[str, str]) -> None:
@@ -192,14 +188,10 @@ def _root(name: str) -> Path:
     text = name.removeprefix(FOLDER_PREFIX).strip()
     if not text:
         raise RequestError(f"{name!r} names no folder; write {FOLDER_PREFIX}PATH")
-    try:
-        path = base_folder() / Path(text).expanduser()
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except (RuntimeError, OSError) as error:  # no such user, no access, name too long
-        raise RequestError(f"{FOLDER_PREFIX}{text}: {error}") from error
-    if is_file:
+    path = base_folder() / os.path.expanduser(text)
+    if os.path.isfile(path):
         raise RequestError(f"{path} is a file, not a folder of images; unpack it if it is packed")
-    if not is_folder:
+    if not os.path.isdir(path):
         raise RequestError(f"there is no folder {path}")
     return path
 
@@ -216,9 +208,7 @@ def _in_domain(root: Path, domain: str) -> list[Photo]:
             f"{root} has no domain folder {domain!r} with class folders; it has: "
             f"{', '.join(there) or 'none'}"
         )
-    # VLCS has all images once more in "full"; where that is all there is, it is split as others.
-    only_full = _folders_in(root / domain) == ["full"]
-    photos = _in_splits(root, f"{domain}/full/" if only_full else f"{domain}/")
+    photos = _in_splits(root, f"{domain}/")
     if len(splits := _by("split", photos)) == 1:
         raise RequestError(
             f"domain {domain!r} in {root} has a {next(iter(splits))} split only; give it both "
@@ -314,9 +304,9 @@ def _refuse_domains(folder: Path, prefix: str, by_label: dict[str, list[Photo]])
         raise RequestError(
             f"the folders in {folder} all hold the same folders "
             f"({enumerated(sorted(inner[0]))}): they look like domains, not classes. Name one, "
-            f"such as {FOLDER_PREFIX}{folder / first}, or put each class's images directly in "
-            "its folder. The chapter unseen-domains reads them as domains if it is told with "
-            f"unseen={first} which of them only the teacher sees"
+            f"such as {FOLDER_PREFIX}{folder / first}, put each class's images directly in its "
+            f"folder, or say which domain only the teacher sees, as in unseen={first}, in a "
+            "chapter that asks for it"
         )
 
 
@@ -368,74 +358,67 @@ def _usual_size(root: Path, names: Sequence[str]) -> int:
     return min(max(typical, _SMALLEST_SIZE), _LARGEST_DEFAULT_SIZE)
 
 
-def _with_groups(folder: Folder) -> Folder:
-    """The folder with the groups of its photos, and without the photos of those left out."""
-    options = folder.options
-    table = _group_table(folder.root, options.groups)
+def _in_groups(
+    root: Path, splits: dict[str, list[Photo]], options: FolderOptions
+) -> tuple[dict[str, list[Photo]], tuple[str, ...]]:
+    """The photos with their groups, without those of groups left out; the names of all groups."""
+    table = _group_table(root, options.groups)
     photos = {
         split: [photo._replace(group=table.get(photo.name, "")) for photo in part]
-        for split, part in folder.photos.items()
+        for split, part in splits.items()
     }
     groups = tuple(sorted({photo.group for part in photos.values() for photo in part} - {""}))
     if not groups:
-        shown = next(iter(folder.photos.values()))[0].name
+        shown = next(iter(splits.values()))[0].name
         raise RequestError(
-            f"groups {options.groups!r} names no image of {folder.root}; its column 'file' is "
-            f"relative to that folder, such as {shown}"
+            f"groups {options.groups!r} names no image of {root}; its column 'file' is relative "
+            f"to that folder, such as {shown}"
         )
-    for group in options.leave_out:
-        if group not in groups:
-            raise RequestError(
-                f"no image is in the group {group!r}; groups in {options.groups}: "
-                f"{', '.join(groups)}"
-            )
+    if unknown := set(options.leave_out) - set(groups):
+        raise RequestError(
+            f"no image is in the group {min(unknown)!r}; groups in {options.groups}: "
+            f"{', '.join(groups)}"
+        )
     kept = {
         split: [photo for photo in part if photo.group not in options.leave_out]
         for split, part in photos.items()
     }
-    return replace(folder, photos=kept, names=folder.names | {"group": groups})
+    return kept, groups
 
 
 def _group_table(root: Path, text: str) -> dict[str, str]:
-    """Group by file name, as a CSV has it; rows without a group are left out."""
-    path, column = _table_file(root, text)
+    """Group by file name, as ``FILE.csv`` or ``FILE.csv:COLUMN`` has it; rows without one skipped.
+
+    The csv module reads it: planning would wait for pandas.
+    """
+    before, ending, column = text.rpartition(".csv:")
+    name, column = (f"{before}.csv", column) if ending else (text, "group")
+    # Where the command was typed comes first: there lies what was named by an absolute path.
+    places = [start / os.path.expanduser(name) for start in (base_folder(), root)]
+    if not (found := [place for place in places if os.path.isfile(place)]):
+        raise RequestError(
+            f"there is no file {name!r} (groups), neither where the command was typed nor in {root}"
+        )
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(stream)]
+        with found[0].open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restval="", skipinitialspace=True)
+            there, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"groups {text!r} cannot be read as a CSV: {error}") from error
-    there = rows[0] if rows else []
     for wanted in ("file", column):
         if wanted not in there:
             raise RequestError(
                 f"groups {text!r} has no column {wanted!r}; it has: {', '.join(there)}"
             )
     table: dict[str, str] = {}
-    for row in rows[1:]:
-        values = dict(zip(there, row, strict=False))
-        file = values.get("file", "").replace("\\", "/").removeprefix("./")
-        group = values.get(column, "")
+    for row in rows:
+        file = row["file"].strip().replace("\\", "/").removeprefix("./")
+        group = row[column].strip()
         if group and table.setdefault(file, group) != group:
             raise RequestError(
                 f"groups {text!r} puts {file} into two groups: {table[file]} and {group}"
             )
     return table
-
-
-def _table_file(root: Path, text: str) -> tuple[Path, str]:
-    """File and column that ``FILE.csv`` or ``FILE.csv:COLUMN`` stand for."""
-    before, colon, after = text.rpartition(":")
-    for name, column in ((text, "group"), (before, after)):
-        # Where the command was typed comes first: there lies what was named by an absolute path.
-        for start in (base_folder(), root):
-            with suppress(RuntimeError, OSError):  # no such user, name too long
-                path = start / Path(name).expanduser()
-                if name and column and path.is_file():
-                    return path, column
-    raise RequestError(
-        f"there is no file {before if colon else text!r} (groups), neither where the command was "
-        f"typed nor in {root}"
-    )
 
 
 def _sample(items: Sequence[Any]) -> Sequence[Any]:

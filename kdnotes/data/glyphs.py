@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdnotes.data.registry import NoOptions
 from kdnotes.data.sources import torchvision_sets
 from kdnotes.data.spec import DataSpec
+from kdnotes.lazy import torch
 from kdnotes.store import checksum
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def load(
     fixed seed; ``mnist`` is MNIST with its own split. Raises RequestError if MNIST is missing.
     """
     import numpy as np
-    import torch
 
     if origin == "mnist":
         data = torchvision_sets.load(DataSpec(name="mnist", split=split), NoOptions(), data_dir)
@@ -90,7 +90,6 @@ def _bundled() -> tuple[np.ndarray, np.ndarray]:
 def photographs() -> tuple[Tensor, ...]:
     """The two photographs that come with scikit-learn, float [0, 1] (3, H, W)."""
     import numpy as np
-    import torch
     from sklearn.datasets import load_sample_images
 
     return tuple(

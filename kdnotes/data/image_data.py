@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from kdnotes.lazy import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -50,8 +52,6 @@ class ImageData:
 
     def sample(self, count: int, seed: int) -> ImageData:
         """As many images, chosen by the seed, in their order; all where there are no more."""
-        import torch
-
         if count >= len(self):
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -60,15 +60,11 @@ class ImageData:
     @property
     def size(self) -> int:
         """Side of the (square) images in pixels."""
-        import torch
-
         return int(self.batch(torch.tensor([0])).shape[-1])
 
 
 def joined(parts: Sequence[ImageData]) -> ImageData:
     """Data sets of one kind, held in memory, one after the other."""
-    import torch
-
     first = parts[0]
     return replace(
         first,

@@ -1,12 +1,11 @@
-"""Pixels of photos: decoded once and kept for all processes, or read as they are asked for."""
+"""Pixels of photos: decoded into memory, or read as they are asked for."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from kdnotes import progress
 from kdnotes.data.folders import enumerated, refuse_damaged
-from kdnotes.paths import cache_folder
-from kdnotes.store import appearing, checksum
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,36 +48,32 @@ class StreamingImages:
 
 
 def read(
-    root: Path, names: Sequence[str], size: int, mark: str, skip_damaged: bool
+    root: Path, names: Sequence[str], size: int, skip_damaged: bool
 ) -> tuple[Tensor | StreamingImages, Tensor]:
     """Images of the photos with these names, and the places (n,) of those that are kept.
 
-    mark: a name of their content. Damaged files are refused by a RequestError (of images that are
-    read as they are asked for, only then), or counted and named on stderr and left out.
+    Damaged files are refused by a RequestError (of images that are read as they are asked for, only
+    then), or counted and named on stderr and left out.
     """
     held = len(names) * 3 * size * size <= HELD
     if not held and not skip_damaged:
         return StreamingImages(root, names, size), torch.arange(len(names))
-
-    def decoded() -> dict[str, Tensor]:
-        images = np.empty((len(names) if held else 0, 3, size, size), np.uint8)
-        damaged = _decode(root, names, size, images if held else None)
-        if not skip_damaged:
-            refuse_damaged(root, len(names), damaged)
-        kept = [place for place, name in enumerate(names) if name not in damaged]
-        pixels = torch.from_numpy(images[kept] if held and damaged else images)
-        return {"images": pixels, "kept": torch.tensor(kept).long()}
-
-    stored = _once(mark if held else f"{mark}-readable", decoded)
-    kept = [names[place] for place in stored["kept"].tolist()]
-    if skipped := sorted(set(names) - set(kept)):
+    images = np.empty((len(names) if held else 0, 3, size, size), np.uint8)
+    damaged = _decode(root, names, size, images if held else None)
+    if not skip_damaged:
+        refuse_damaged(root, len(names), damaged)
+    kept = [place for place, name in enumerate(names) if name not in damaged]
+    if damaged:
         print(
-            f"kdnotes: {root}: skipped {len(skipped)} of {len(names)} files that cannot be read: "
-            f"{enumerated(skipped)}",
+            f"kdnotes: {root}: skipped {len(damaged)} of {len(names)} files that cannot be read: "
+            f"{enumerated(sorted(damaged))}",
             file=sys.stderr,
             flush=True,
         )
-    return stored["images"] if held else StreamingImages(root, kept, size), stored["kept"]
+    places = torch.tensor(kept).long()
+    if not held:
+        return StreamingImages(root, [names[place] for place in kept], size), places
+    return torch.from_numpy(images[kept] if damaged else images), places
 
 
 def _decode(
@@ -92,36 +85,30 @@ def _decode(
     """
     from PIL import UnidentifiedImageError
 
-    def block(start: int) -> dict[str, str]:
-        damaged: dict[str, str] = {}
+    damaged: dict[str, str] = {}
+
+    def block(start: int) -> None:
         for index in range(start, min(start + _BLOCK, len(names))):
             try:
                 pixels = _pixels(root / names[index], size)
             except MemoryError:
                 raise
+            except UnidentifiedImageError:
+                damaged[names[index]] = "no image"
             except Exception as error:  # damaged bytes make decoders raise almost anything
-                is_none = isinstance(error, UnidentifiedImageError)
-                told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                damaged[names[index]] = "no image" if is_none else told
-                continue
-            if images is not None:
-                images[index] = pixels
-        return damaged
+                damaged[names[index]] = str(error) or type(error).__name__
+            else:
+                if images is not None:
+                    images[index] = pixels
 
-    damaged: dict[str, str] = {}
     with (
         # Pillow warns of oddities in files; what cannot be read is reported as an error anyway.
         warnings.catch_warnings(action="ignore"),
         progress.shown("reading photos", len(names), quiet) as shown,
         ThreadPoolExecutor() as pool,
     ):
-        try:
-            for found in pool.map(block, range(0, len(names), _BLOCK)):
-                damaged |= found
-                shown.advance(_BLOCK)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the rest
-            raise
+        for _ in pool.map(block, range(0, len(names), _BLOCK)):
+            shown.advance(_BLOCK)
     return damaged
 
 
@@ -157,33 +144,3 @@ def _colour(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layered.size, "white")
         return Image.alpha_composite(white, layered).convert("RGB")
     return image.convert("RGB")
-
-
-def _once(mark: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors under a mark, made by one process and kept in the cache folder for all others.
-
-    A cache that cannot be written only costs time.
-    """
-    from filelock import FileLock
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
-    path = cache_folder() / "data" / f"{mark}.safetensors"
-    proof = path.with_suffix(".sha256")
-    lock = FileLock(path.with_suffix(".lock"))
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        with suppress(OSError):
-            if proof.read_text() == checksum(path):
-                return load_file(path)
-        made = make()
-        with suppress(OSError, SafetensorError):
-            with appearing(path) as file:
-                save_file(made, file)
-            with appearing(proof) as file:
-                file.write_text(checksum(path))
-        return made
-    finally:
-        lock.release()

@@ -89,11 +89,6 @@ def source(name: str) -> Source:
     return found
 
 
-def check_name(name: str) -> None:
-    """Raise RequestError unless the name is one of `names`."""
-    source(name)
-
-
 def with_fingerprint(spec: DataSpec, data_dir: Path | None) -> DataSpec:
     """The specification with the content of its files named, so that changed files change keys.
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kdnotes.lazy import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -37,8 +38,6 @@ class Views(BaseModel):
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """One view number per image, int64 (count,), uniform over all views."""
-        import torch
-
         return torch.randint(len(self), (count,), generator=generator)
 
     def apply(self, images: Tensor, views: Tensor) -> Tensor:
@@ -46,8 +45,6 @@ class Views(BaseModel):
 
         View 0 is the topmost, leftmost crop; the centre view shows the image as it is.
         """
-        import torch
-
         if len(self) == 1:
             return images
         crop = views % self.shifts**2
@@ -97,8 +94,6 @@ class Crops(BaseModel):
 
         ``down`` and ``right`` run from 0 to 1 over the places where the crop lies inside.
         """
-        import torch
-
         drawn = torch.rand((count, 3), generator=generator)
         drawn[:, 0] = self.smallest + (self.largest - self.smallest) * drawn[:, 0]
         return drawn
@@ -125,8 +120,6 @@ class ResizedCrops(BaseModel):
 
         ``down`` and ``right`` run from 0 to 1 over the places where the rectangle lies inside.
         """
-        import torch
-
         drawn = torch.rand((count, 5), generator=generator)
         area = self.smallest + (self.largest - self.smallest) * drawn[:, 0]
         by_aspect = self.aspect ** (drawn[:, 1] - 0.5)  # the square root of the aspect
@@ -137,8 +130,6 @@ class ResizedCrops(BaseModel):
 
     def apply(self, images: Tensor, views: Tensor) -> Tensor:
         """Each float image (N, 3, H, W) in its view (N, 5), bilinearly: (N, 3, size, size)."""
-        import torch
-
         height, width, down, right, mirrored = views.unbind(1)
         theta = images.new_zeros((len(images), 2, 3))
         theta[:, 0, 0] = width * (1 - 2 * mirrored)
@@ -163,8 +154,6 @@ class ResizedCrops(BaseModel):
 
 def crop(images: Tensor, crops: Tensor) -> Tensor:
     """Each float image (N, 3, H, W) cut to its square crop (N, 3) and scaled back, bilinearly."""
-    import torch
-
     side = crops[:, 0].sqrt()
     views = torch.stack([side, side, crops[:, 1], crops[:, 2], torch.zeros_like(side)], 1)
     return ResizedCrops().apply(images, views)
@@ -172,6 +161,4 @@ def crop(images: Tensor, crops: Tensor) -> Tensor:
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 images as floats in [0, 1], channels last in memory."""
-    import torch
-
     return images.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)

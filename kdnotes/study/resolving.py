@@ -98,7 +98,7 @@ def resolve(
 
 
 def _check_data(dataset: str, skip_damaged: bool) -> None:
-    data.check_name(dataset)
+    data.source(dataset)
     text = dataset.removeprefix(data.FOLDER_PREFIX)
     if text != dataset:
         if not (base_folder() / Path(text).expanduser()).is_dir():

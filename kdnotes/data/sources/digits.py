@@ -8,10 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kdnotes.data import glyphs
+from kdnotes.data import drawing, glyphs
 from kdnotes.data.image_data import ImageData, joined
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
+from kdnotes.lazy import torch
 
 DOMAINS = ("orig", "color", "m")
 
@@ -31,8 +32,6 @@ def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageD
     Domain ``color`` gives each image a random background colour; ``m`` takes the absolute
     difference to a patch of a photograph, as MNIST-M does (Ganin et al. 2016).
     """
-    import torch
-
     if options.domain != "all":
         return _drawn(spec, options.domain, options.glyphs, data_dir)
     each = [_drawn(spec, domain, options.glyphs, data_dir) for domain in DOMAINS]
@@ -47,11 +46,6 @@ SOURCES = (Source("digits", load, glyphs.fingerprint, DigitOptions, glyphs.CLASS
 def _drawn(
     spec: DataSpec, domain: str, origin: Literal["bundled", "mnist"], data_dir: Path | None
 ) -> ImageData:
-    import torch
-    from torch.nn import functional as F
-
-    from kdnotes.data import drawing
-
     pool = glyphs.load(origin, spec.split, data_dir)
     generator = drawing.generator_for("digits", spec.split, spec.seed, {"domain": domain})
     chosen = torch.arange(len(pool.labels))
@@ -59,7 +53,7 @@ def _drawn(
         chosen = drawing.choose(pool.labels, torch.arange(spec.count) % 10, generator)
     ink = pool.images[chosen]
     if ink.shape[-1] != 28:
-        ink = F.pad(drawing.enlarged(ink, 20), (4, 4, 4, 4))
+        ink = torch.nn.functional.pad(drawing.enlarged(ink, 20), (4, 4, 4, 4))
     if domain == "orig":
         images = ink.expand(-1, 3, -1, -1)
     elif domain == "color":

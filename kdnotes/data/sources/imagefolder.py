@@ -10,6 +10,7 @@ from kdnotes.data.image_data import ImageData, file_sources
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
+from kdnotes.lazy import torch
 
 
 def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> ImageData:
@@ -19,15 +20,12 @@ def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> Image
     or ``domain`` numbers the names (sorted) that ``names`` has under it; the group is -1 where the
     table does not name a photo. Raises RequestError when files are missing or unusable.
     """
-    import torch
-
     from kdnotes.data import photos
 
     folder = folders.survey(spec.name, options)
     listed = folder.split(spec.split)
     names = [photo.name for photo in listed]
-    mark = folder.mark(spec.split)
-    images, kept = photos.read(folder.root, names, folder.size, mark, options.skip_damaged)
+    images, kept = photos.read(folder.root, names, folder.size, options.skip_damaged)
     number = {label: index for index, label in enumerate(folder.classes)}
     labels = torch.tensor([number[photo.label] for photo in listed])[kept]
     present = set(labels.tolist())

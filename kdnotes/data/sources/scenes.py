@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdnotes.data import glyphs
+from kdnotes.data import drawing, glyphs
 from kdnotes.data.image_data import ImageData, joined
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
+from kdnotes.lazy import torch
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 STYLES = ("bright", "dark", "outline", "faint")
@@ -57,8 +57,6 @@ def load(spec: DataSpec, options: SceneOptions, data_dir: Path | None) -> ImageD
     Factors: digit, marker, side (0: digit left) and group, the number in `STYLES`. The same
     options, split, count and seed give the same pixels.
     """
-    from kdnotes.data import drawing
-
     pool = glyphs.load(options.glyphs, spec.split, data_dir)
     total = _DEFAULT_COUNT[spec.split] if spec.count is None else spec.count
     asked = options.model_dump() | _SEEDED_BY
@@ -73,10 +71,6 @@ SOURCES = (Source("scenes", load, glyphs.fingerprint, SceneOptions, glyphs.CLASS
 def _drawn(
     options: SceneOptions, pool: glyphs.Glyphs, total: int, generator: torch.Generator
 ) -> ImageData:
-    import torch
-
-    from kdnotes.data import drawing
-
     labels = torch.randperm(total, generator=generator) % 10
     shape = drawing.cue(labels, options.shape_agreement, generator)
     chosen = drawing.choose(pool.labels, shape, generator)
@@ -116,10 +110,6 @@ def _marked(
     options: SceneOptions, images: Tensor, labels: Tensor, left: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images with a marker on the side where the digit is not; which markers, and where (mask)."""
-    import torch
-
-    from kdnotes.data import drawing
-
     markers = drawing.cue(labels, options.marker_agreement, generator)
     spots = drawing.uniform(-1, 1, (len(labels), 2), generator)
     across = torch.where(left, 0.77, 0.23) * SIZE + spots[:, 0] * 0.04 * SIZE
@@ -137,10 +127,6 @@ def _in_style(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The digit drawn over the background in each image's group style (`STYLES`)."""
-    import torch
-
-    from kdnotes.data import drawing
-
     weights = torch.tensor(options.group_weights)
     group = torch.multinomial(weights, len(paint), replacement=True, generator=generator)
     style = group[:, None, None, None]
