@@ -167,6 +167,7 @@ def run_chapter(
 
 @app.command("build")
 def build_book(
+    p: Given = None,
     preset: Preset = None,
     only: Annotated[
         str | None, typer.Option(metavar="A,B", help="Run these chapters only.")
@@ -188,14 +189,16 @@ def build_book(
     \b
     kdnotes build
     kdnotes build --preset smoke --out /tmp/try
+    kdnotes build -p methods=kl,dkd --out with-dkd
     kdnotes build --only localization,scorecard
     kdnotes build --edition student
     """
-    from kdnotes.book import site
+    from kdnotes.book import parameters, running, site
 
     started = time.perf_counter()
+    given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    index = site.build(preset or site.PUBLISHED_PRESET, names, jobs, out, edition, _report)
+    index = site.build(given, names, jobs, out, edition, _report)
     typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
     typer.echo(index)
 

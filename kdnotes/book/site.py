@@ -38,7 +38,7 @@ _NOT_RUN = (
 
 
 def build(
-    preset: str = PUBLISHED_PRESET,
+    given: Mapping[str, str],
     only: Sequence[str] = (),
     jobs: int | None = None,
     out: Path | None = None,
@@ -47,6 +47,7 @@ def build(
 ) -> Path:
     """Run the chapters (or ``only`` those named), then build the site in ``out``: its first page.
 
+    ``given``: texts for parameters, those of every chapter.
     Chapters whose every input is unchanged are reused. Chapters left out keep their last run if it
     is still valid, else they appear without outputs. A site that fails its checks does not replace
     the last good one. Raises RequestError before anything is run, and RunFailedError with what was
@@ -55,7 +56,8 @@ def build(
     require_jupyter_book()
     every = running.chapters()
     chosen = {each.name for each in (running.chapters(only) if only else every)}
-    requests = [running.request(each, {"preset": preset}) for each in every]
+    preset = given.get("preset", PUBLISHED_PRESET)
+    requests = [running.request(each, given) for each in every]
     out = running.make_folder(out or paths.build_folder())
     folder = running.make_folder(out / "runs" / preset)
     done: dict[str, Done] = {}
