@@ -162,15 +162,6 @@ def _claims(path: Path, changed: int) -> tuple[Claim, ...]:
     return claims.load(path=path)
 
 
-def with_preset(given: Mapping[str, str], preset: str | None) -> dict[str, str]:
-    """The texts with the preset among them. Raises RequestError when there are two of them."""
-    if preset is None:
-        return dict(given)
-    if given.get("preset", preset) != preset:
-        raise RequestError(f"two presets: --preset {preset} and -p preset={given['preset']}")
-    return dict(given) | {"preset": preset}
-
-
 def _title(path: Path) -> str:
     """The first heading of a notebook."""
     for cell in json.loads(path.read_text(encoding="utf-8")).get("cells", ()):
@@ -267,20 +258,17 @@ def key(run: Run) -> str:
     return state.hexdigest()[:20]
 
 
-def finished(run: Run) -> Done | None:
-    """The run as it was done before from the same inputs, with all its files; else None."""
-    try:
-        about = json.loads(run.notebook.read_text(encoding="utf-8"))["metadata"]["kdnotes"]
-    except (OSError, ValueError, KeyError):
-        return None
-    if not about["key"] or about["key"] != key(run):
-        return None
-    if not all(path.is_file() for path in run.results):
-        return None
-    return Done(run, about["seconds"], reused=True)
-
-
 def split(runs: Iterable[Run]) -> tuple[list[Done], list[Run]]:
-    """Runs that are finished already, and those that have to be executed."""
-    found = [(run, finished(run)) for run in runs]
-    return [done for _, done in found if done], [run for run, done in found if done is None]
+    """Runs that were done before from the same inputs, with all their files; and the others."""
+    finished, pending = [], []
+    for run in runs:
+        try:
+            about = json.loads(run.notebook.read_text(encoding="utf-8"))["metadata"]["kdnotes"]
+        except (OSError, ValueError, KeyError):
+            about = {"key": ""}
+        whole = all(path.is_file() for path in run.results)
+        if about["key"] and whole and about["key"] == key(run):
+            finished.append(Done(run, about["seconds"], reused=True))
+        else:
+            pending.append(run)
+    return finished, pending
