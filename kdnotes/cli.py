@@ -282,25 +282,13 @@ def audit_networks(
         --independent resnet18:twin.pt --data photos --size 224 --out audit
     """
     from kdnotes import audit
-    from kdnotes.book import running
 
     def report(line: str) -> None:
         if sys.stderr.isatty():
             typer.echo(line, err=True)
 
-    found = audit.run(
-        teacher,
-        student,
-        independent,
-        data,
-        size,
-        images,
-        skip_damaged,
-        out=lambda: running.make_folder(out),
-        report=report,
-    )
-    audit.save(found, out)
-    typer.echo(audit.summary(found))
+    given = (teacher, student, independent, data)
+    typer.echo(audit.run(*given, out, size, images, skip_damaged, report))
     typer.echo(out / "audit.md")
 
 
