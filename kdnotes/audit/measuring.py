@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,41 @@ class Measured:
 
     def comparisons(self) -> list[dict[str, Any]]:
         """The main measures: each arm's mean, and student minus independent with its interval."""
-        return list(_comparisons(self.outcome))
+        from kdnotes import probes, stats
+
+        listed = []
+        table = self.table
+        has_independent = "independent" in set(table["arm"])
+        for shown in probes.measures():
+            if not shown.reported:
+                continue
+            name, condition = shown.name, shown.condition
+            rows = table[(table["measure"] == name) & (table["condition"] == condition)]
+            values = rows.groupby("arm", sort=False)["value"].mean().to_dict()
+            if "student" not in values:  # a property that could not be measured
+                continue
+            reference: str | float | None = None
+            if has_independent:  # what is relative to the twin itself is compared with chance
+                reference = "independent" if "independent" in values else shown.chance
+            tables = (table, self.outcome.items, name, condition)
+            found = stats.contrast(*tables, "student", reference or 0.0)
+            listed.append(
+                {
+                    "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
+                    "measure": name,
+                    "condition": condition,
+                    "meaning": shown.label,
+                    "values": values,
+                    "reference": reference,
+                    "estimate": found.estimate,
+                    "low": found.low,
+                    "high": found.high,
+                    "criterion": CRITERION,
+                    "verdict": _verdict(found.low, found.high) if reference else "",
+                    "paper": None,
+                }
+            )
+        return listed
 
     def show(self) -> None:
         """Show the main measures as a table: a page's in a notebook, plain text elsewhere."""
@@ -73,8 +107,23 @@ class Measured:
 
     def lines(self, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
         """The main measures as a table in Markdown, and what could not be measured."""
+        from kdnotes.stats import Interval, format_number
+
+        lines = [
+            "| what | teacher | student | independent | difference [95%] | |",
+            "|---|---|---|---|---|---|",
+        ]
+        for claim in comparisons:
+            arms = (
+                claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent")
+            )
+            values = (format_number(value) if math.isfinite(value) else "" for value in arms)
+            difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
+            compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
+            cells = [claim["meaning"], *values, difference.format() if compared else ""]
+            lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
         skipped = (f"Not measured: {name} ({why})." for name, why in self.skipped.items())
-        return [*_comparison_lines(comparisons), "", *skipped]
+        return [*lines, "", *skipped]
 
 
 def cast(
@@ -240,61 +289,9 @@ def _member(
     return Member(arm, seed, network, taps)
 
 
-def _comparisons(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    from kdnotes import probes, stats
-
-    table = outcome.table
-    has_independent = "independent" in set(table["arm"])
-    for shown in probes.measures():
-        if not shown.reported:
-            continue
-        name, condition = shown.name, shown.condition
-        rows = table[(table["measure"] == name) & (table["condition"] == condition)]
-        values = rows.groupby("arm", sort=False)["value"].mean().to_dict()
-        if "student" not in values:  # a property that could not be measured
-            continue
-        reference: str | float | None = None
-        if has_independent:  # what is relative to the twin itself is compared with chance
-            reference = "independent" if "independent" in values else shown.chance
-        tables = (table, outcome.items, name, condition)
-        found = stats.contrast(*tables, "student", reference or 0.0)
-        yield {
-            "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
-            "measure": name,
-            "condition": condition,
-            "meaning": shown.label,
-            "values": values,
-            "reference": reference,
-            "estimate": found.estimate,
-            "low": found.low,
-            "high": found.high,
-            "criterion": CRITERION,
-            "verdict": _verdict(found.low, found.high) if reference else "",
-            "paper": None,
-        }
-
-
 def _verdict(low: float, high: float) -> str:
     if not math.isfinite(low):
         return ""
     if low > 0:
         return "more"
     return "less" if high < 0 else "no difference shown"
-
-
-def _comparison_lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A Markdown table with a row per measure: every arm's mean, and the difference."""
-    from kdnotes.stats import Interval, format_number
-
-    lines = [
-        "| what | teacher | student | independent | difference [95%] | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for claim in claims:
-        arms = (claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent"))
-        values = (format_number(value) if math.isfinite(value) else "" for value in arms)
-        difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
-        compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
-        cells = [claim["meaning"], *values, difference.format() if compared else ""]
-        lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
-    return lines

@@ -134,9 +134,8 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     # Relative before anything else, so that checks and notebook see the same value.
     values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
     check_claims(which.name)
-    different = {
-        name: value for name, value in values.items() if value != which.parameters[name].default
-    }
+    defaults = {name: each.default for name, each in which.parameters.items()}
+    different = {name: value for name, value in values.items() if value != defaults[name]}
     study = planning.planned(which.name, which.path, which.parameters, different)
     return Request(which, different, study)
 
@@ -237,7 +236,6 @@ def key(run: Run) -> str:
     which = run.request
     if which.study.data_dir is not None or which.study.settings.is_folder:
         return ""
-    state = hashlib.sha256()
     root = paths.root()
     sources = [
         *sorted(Path(__file__).parents[1].rglob("*.py")),
@@ -247,6 +245,7 @@ def key(run: Run) -> str:
     ]
     if not which.chapter.numbered:
         sources += sorted(path for path in run.folder.glob("*.json") if path not in run.results)
+    state = hashlib.sha256()
     for path in sources:
         state.update(f"{path.name}\0".encode() + path.read_bytes())
     described = {
