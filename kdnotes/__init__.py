@@ -5,7 +5,7 @@ Submodules are imported when first touched, so that ``import kdnotes as kd`` cos
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import warnings
 from typing import Any
 
@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 warnings.filterwarnings("ignore", message="IProgress not found")
 warnings.filterwarnings("ignore", message='install "ipywidgets" for Jupyter support')
 
-_SUBMODULES = {
+# Where each name lies: a module, or an attribute of one behind a colon.
+_WHERE = {
     "arms": "kdnotes.study.arms",
     "audit": "kdnotes.audit",
     "claims": "kdnotes.stats.claims",
@@ -32,31 +33,25 @@ _SUBMODULES = {
     "stats": "kdnotes.stats",
     "study": "kdnotes.study",
     "training": "kdnotes.training",
+    "ColorJitter": "kdnotes.data.views:ColorJitter",
+    "Crops": "kdnotes.data.views:Crops",
+    "cast": "kdnotes.audit:cast",
+    "images": "kdnotes.audit:images",
+    "measure": "kdnotes.audit:measure",
+    "begin": "kdnotes.book.planning:begin",
+    "trained": "kdnotes.book.planning:trained",
+    "conclude": "kdnotes.book.report:conclude",
+    "finish": "kdnotes.book.report:finish",
+    "independent": "kdnotes.study.arms:INDEPENDENT",
+    "Findings": "kdnotes.probes.findings:Findings",
 }
-# Names that lie deeper, by where that is.
-_DEEPER = {
-    "ColorJitter": ("kdnotes.data.views", "ColorJitter"),
-    "Crops": ("kdnotes.data.views", "Crops"),
-    "cast": ("kdnotes.audit", "cast"),
-    "images": ("kdnotes.audit", "images"),
-    "measure": ("kdnotes.audit", "measure"),
-    "begin": ("kdnotes.book.planning", "begin"),
-    "trained": ("kdnotes.book.planning", "trained"),
-    "conclude": ("kdnotes.book.report", "conclude"),
-    "finish": ("kdnotes.book.report", "finish"),
-    "independent": ("kdnotes.study.arms", "INDEPENDENT"),
-    "Findings": ("kdnotes.probes.findings", "Findings"),
-}
-__all__ = ["__version__", *_DEEPER, *_SUBMODULES]
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(_SUBMODULES[name])
-    if name in _DEEPER:
-        module, attribute = _DEEPER[name]
-        return getattr(importlib.import_module(module), attribute)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pkgutil.resolve_name(_WHERE[name])
 
 
 def __dir__() -> list[str]:

@@ -49,14 +49,11 @@ SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-app = typer.Typer(
-    name="kdnotes",
-    add_completion=False,
-    help="Run, rebuild and extend the book 'What does the student inherit?'.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    **SETTINGS,
-)
+HELP = "Run, rebuild and extend the book 'What does the student inherit?'."
+app = typer.Typer(name="kdnotes", help=HELP, **SETTINGS)
 cached = typer.Typer(help="The trained networks and teacher tables, kept between runs.", **SETTINGS)
 app.add_typer(cached, name="cache")
 
@@ -76,6 +73,18 @@ def main() -> None:
     """Run the command line; leaves with its exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app()
+
+
+def given_texts(p: Sequence[str] | None, preset: str | None) -> dict[str, str]:
+    """The texts given for parameters, by name. Raises RequestError, also for two presets."""
+    from kdnotes.book import parameters
+
+    given = parameters.assignments(p or (), "-p")
+    if preset is None:
+        return given
+    if given.get("preset", preset) != preset:
+        raise RequestError(f"two presets: --preset {preset} and -p preset={given['preset']}")
+    return given | {"preset": preset}
 
 
 def _leave(message: str, status: int) -> NoReturn:
@@ -149,10 +158,9 @@ def run_chapter(
     kdnotes run adversarial -p dataset=imagefolder:photos -p seeds=3 --dry-run
     """
     from kdnotes import paths
-    from kdnotes.book import parameters, running
+    from kdnotes.book import running
 
-    given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
-    request = running.request(running.chapter(chapter), given)
+    request = running.request(running.chapter(chapter), given_texts(p, preset))
     if dry_run:
         typer.echo(_plan(request))
         return
@@ -167,6 +175,7 @@ def run_chapter(
 
 @app.command("build")
 def build_book(
+    p: Given = None,
     preset: Preset = None,
     only: Annotated[
         str | None, typer.Option(metavar="A,B", help="Run these chapters only.")
@@ -188,6 +197,7 @@ def build_book(
     \b
     kdnotes build
     kdnotes build --preset smoke --out /tmp/try
+    kdnotes build -p methods=kl,dkd --out with-dkd
     kdnotes build --only localization,scorecard
     kdnotes build --edition student
     """
@@ -195,7 +205,7 @@ def build_book(
 
     started = time.perf_counter()
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    index = site.build(preset or site.PUBLISHED_PRESET, names, jobs, out, edition, _report)
+    index = site.build(given_texts(p, preset), names, jobs, out, edition, _report)
     typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
     typer.echo(index)
 
@@ -231,11 +241,10 @@ def sweep_grid(
     kdnotes sweep fidelity --grid tau=1,4 --grid "methods=kl;kl,crd" --out both
     kdnotes sweep fidelity --grid tau=1,4 --scheduler tcp://node:8786 --out /shared/tau
     """
-    from kdnotes.book import parameters, running, sweep
+    from kdnotes.book import parameters, sweep
 
-    given = running.with_preset(parameters.assignments(p or (), "-p"), preset)
     points = sweep.grid_points(parameters.assignments(grid, "--grid"))
-    runs = sweep.runs(chapter, given, points, out.absolute())
+    runs = sweep.runs(chapter, given_texts(p, preset), points, out.absolute())
     sweep.execute(runs, jobs, _report, scheduler)
     typer.echo(sweep.combine(chapter, points, runs, out))
 
@@ -273,25 +282,13 @@ def audit_networks(
         --independent resnet18:twin.pt --data photos --size 224 --out audit
     """
     from kdnotes import audit
-    from kdnotes.book import running
 
     def report(line: str) -> None:
         if sys.stderr.isatty():
             typer.echo(line, err=True)
 
-    found = audit.run(
-        teacher,
-        student,
-        independent,
-        data,
-        size,
-        images,
-        skip_damaged,
-        out=lambda: running.make_folder(out),
-        report=report,
-    )
-    audit.save(found, out)
-    typer.echo(audit.summary(found))
+    given = (teacher, student, independent, data)
+    typer.echo(audit.run(*given, out, size, images, skip_damaged, report))
     typer.echo(out / "audit.md")
 
 
@@ -410,8 +407,9 @@ def _as_json(chapter: Chapter) -> dict[str, Any]:
 
 
 def _parameters(items: Sequence[Any]) -> str:
-    rows = [(f"  {item.name}", item.type, repr(item.default), item.meaning) for item in items]
-    return _aligned(rows)
+    return _aligned(
+        [(f"  {item.name}", item.type, repr(item.default), item.meaning) for item in items]
+    )
 
 
 def _plan(request: Request) -> str:
@@ -475,8 +473,7 @@ def _size(count: int) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows as columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (map(str.ljust, row, widths) for row in rows)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 if __name__ == "__main__":

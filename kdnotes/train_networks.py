@@ -7,28 +7,16 @@ Fabric's. Afterwards ``kdnotes run`` finds the networks in the cache.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
 import typer
 
-from kdnotes.cli import SETTINGS, Given
+from kdnotes.cli import SETTINGS, ChapterName, Given, Preset, given_texts
 
-app = typer.Typer(
-    add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}, **SETTINGS
-)
+app = typer.Typer(**SETTINGS)
 
 
 @app.command()
-def main(
-    chapter: Annotated[
-        str,
-        typer.Argument(metavar="CHAPTER", help="Name of a chapter, as `kdnotes list` shows it."),
-    ],
-    p: Given = None,
-    preset: Annotated[
-        str | None, typer.Option(help="How large: smoke, laptop, published or paper.")
-    ] = None,
-) -> None:
+def main(chapter: ChapterName, p: Given = None, preset: Preset = None) -> None:
     """Train all networks of a chapter, each by all processes together.
 
     Every process takes an equal share of each batch, and gradients are averaged. The cache
@@ -39,19 +27,16 @@ def main(
     \b
     torchrun --nproc-per-node 4 -m kdnotes.train_networks localization --preset paper \\
         -p dataset=imagefolder:/data/imagenet
-    torchrun --nproc-per-node 2 -m kdnotes.train_networks adversarial --preset paper \\
-        -p dataset=imagefolder:/data/imagenet -p teacher=vgg19 -p student=vgg11
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node0:29500 \\
         -m kdnotes.train_networks fidelity --preset paper -p dataset=imagefolder:/data/imagenet
     fabric run --accelerator cuda --devices 4 kdnotes/train_networks.py fidelity \\
         --preset paper -p dataset=imagefolder:/data/imagenet
     kdnotes run localization --preset paper -p dataset=imagefolder:/data/imagenet
     """
-    from kdnotes.book import parameters, running
+    from kdnotes.book import running
     from kdnotes.training import cache, distributed, group
 
-    values = running.with_preset(parameters.assignments(p or [], "-p"), preset)
-    study = running.request(running.chapter(chapter), values).study
+    study = running.request(running.chapter(chapter), given_texts(p, preset)).study
     networks, device = cache.with_teachers(study.networks), study.device
     trained = group.train_together(networks, device, study.data_dir)
     if distributed.joined(device).is_global_zero:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_book import files_under, kdnotes
 
+import kdnotes as kd
 from kdnotes import data, probes
-from kdnotes.audit import measuring
 from kdnotes.book import results
 from kdnotes.errors import RequestError
 
@@ -149,6 +149,7 @@ def test_networks_without_stages_are_told_apart() -> None:
     network = networks.freeze(networks.build("vgg-small", 2, 0))
     member = Member("teacher", 0, network, ())
     cast = Cast(member, None, (replace(member, arm="student"),), ("even", "odd"))
-    for which in (probes.localization.PROPERTY, probes.representations.PROPERTY):
-        with pytest.raises(RequestError, match="no stages with feature maps"):
-            measuring.measured(which, cast, None)  # type: ignore[arg-type]
+    images = kd.images(pixels=torch.zeros(4, 3, 32, 32), labels=torch.arange(4) % 2)
+    asked = [probes.localization.PROPERTY, probes.representations.PROPERTY]
+    with pytest.raises(RequestError, match="no stages with feature maps"):
+        kd.measure(cast, images, [which.name for which in asked])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_book
-from tiny_book import REPOSITORY, chapter, code, exercise, figure, files_under, kdnotes
+from tiny_book import REPOSITORY, chapter, code, exercise, figure, files_under, kdnotes, markdown
 
 from kdnotes.book import parameters, results, running, site
 from kdnotes.errors import RequestError
@@ -186,6 +186,47 @@ def test_build_runs_checks_and_publishes(small_book: Path) -> None:
     assert (
         small_book / "_build" / "stage" / "book" / "_static" / "scorecard.png"
     ).read_bytes() == cover
+
+
+BEGIN = """\
+import kdnotes as kd
+from kdnotes.probes import fidelity
+study = kd.begin("fidelity", globals())
+"""
+MEASURE = """\
+outcome = fidelity.measure(kd.trained(plan), plan.test_images())
+kd.finish(study, kd.conclude(study, outcome, fidelity.MEASURES[0]))
+"""
+
+
+def test_a_book_is_built_with_other_methods(tmp_path: Path, monkeypatch: Any) -> None:
+    """One that is off by default: in tables of every chapter, and in what the site says it cost."""
+    measured = [
+        markdown("# What is copied?"),
+        code(tiny_book.PARAMETERS, tags=["parameters"]),
+        code(BEGIN),
+        code(tiny_book.CAST, tags=["cast"]),
+        code(MEASURE),
+    ]
+    last = chapter("scorecard", code("print('compared:', methods)"), figure("main"))
+    root = tiny_book.make(tmp_path / "book", {"01-fidelity": measured, "scorecard": last})
+    (root / "book" / "claims.yml").write_text("[]")
+    (root / "book" / "glossary.md").open("a").write("\n```{include} tables/profile.md\n```\n")
+    monkeypatch.setenv("KDNOTES_BOOK", str(root))
+    given = ("methods=kl,dkd", "seeds=1", "train_count=64", "epochs=1")
+    options = [part for text in given for part in ("-p", text)]
+    built = kdnotes("build", "--preset", "smoke", *options, "--out", tmp_path / "out")
+    assert built.exit_code == 0, built.output
+    runs, pages = tmp_path / "out" / "runs" / "smoke", tmp_path / "out" / "html" / "book"
+    assert set(results.table("fidelity", runs)["arm"]) >= {"independent", "kl", "dkd"}
+    assert results.load("fidelity", runs).parameters["methods"] == "kl,dkd"
+    assert "compared: kl,dkd" in (pages / "scorecard.html").read_text()
+    assert "training students by DKD" in (pages / "glossary.html").read_text()
+
+    for wrong in ("tua=1", "methods=kl,dk", "size=x"):
+        refused = kdnotes("build", "-p", wrong, "--out", tmp_path / "new")
+        assert refused.exit_code == 2
+        assert not (tmp_path / "new").exists()
 
 
 def test_build_refuses_warnings_among_the_outputs(small_book: Path) -> None:

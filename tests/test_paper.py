@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from asked import by_arm, study_of
+from asked import NOTEBOOKS, by_arm, study_of
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -163,6 +163,18 @@ def test_a_method_that_the_paper_does_not_have_uses_its_own_settings(
     monkeypatch.setenv("KDNOTES_PAPER", str(folder / "mine.yml"))
     specs = by_arm(chapter("fidelity", folder, tau=3.0).networks)
     assert specs["kl"].method == methods.get("kl")(tau=3)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_chapter_plans_a_method_that_is_off_by_default(name: str, folder: Path) -> None:
+    """With its own settings and the temperature of KL, since the paper has none of it."""
+    try:
+        study = chapter(name, folder, methods="kl,dkd")
+    except RequestError:  # it is about images that no folder has
+        study = study_of(name, preset="paper", dataset="digits", methods="kl,dkd")
+    specs = by_arm(study.networks)
+    assert "hint" not in specs
+    assert specs["dkd"].method == methods.get("dkd")(tau=specs["kl"].method.tau)
 
 
 def test_published_weights_come_from_a_file_or_are_asked_for(

@@ -1,6 +1,6 @@
 """The probes on one's own networks: what did a student trained elsewhere take from its teacher?"""
 
-from kdnotes.audit.measuring import Audit, Measured, cast, images, measure, run
-from kdnotes.audit.writing import save, summary
+from kdnotes.audit.measuring import Measured, cast, images, measure
+from kdnotes.audit.writing import run
 
-__all__ = ["Audit", "Measured", "cast", "images", "measure", "run", "save", "summary"]
+__all__ = ["Measured", "cast", "images", "measure", "run"]

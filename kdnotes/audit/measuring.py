@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdnotes.errors import RequestError
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdnotes.data import ImageData
-    from kdnotes.probes.base import Cast, Member, Outcome, Property
+    from kdnotes.probes.base import Cast, Member, Outcome
     from kdnotes.stats import Interval
 
 CRITERION = "95% interval over images, for these very networks"
@@ -59,31 +57,73 @@ class Measured:
 
     def comparisons(self) -> list[dict[str, Any]]:
         """The main measures: each arm's mean, and student minus independent with its interval."""
-        return list(_comparisons(self.outcome, "independent" in set(self.table["arm"])))
+        from kdnotes import probes, stats
+
+        listed = []
+        table = self.table
+        has_independent = "independent" in set(table["arm"])
+        for shown in probes.measures():
+            if not shown.reported:
+                continue
+            name, condition = shown.name, shown.condition
+            rows = table[(table["measure"] == name) & (table["condition"] == condition)]
+            values = rows.groupby("arm", sort=False)["value"].mean().to_dict()
+            if "student" not in values:  # a property that could not be measured
+                continue
+            reference: str | float | None = None
+            if has_independent:  # what is relative to the twin itself is compared with chance
+                reference = "independent" if "independent" in values else shown.chance
+            tables = (table, self.outcome.items, name, condition)
+            found = stats.contrast(*tables, "student", reference or 0.0)
+            listed.append(
+                {
+                    "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
+                    "measure": name,
+                    "condition": condition,
+                    "meaning": shown.label,
+                    "values": values,
+                    "reference": reference,
+                    "estimate": found.estimate,
+                    "low": found.low,
+                    "high": found.high,
+                    "criterion": CRITERION,
+                    "verdict": _verdict(found.low, found.high) if reference else "",
+                    "paper": None,
+                }
+            )
+        return listed
 
     def show(self) -> None:
         """Show the main measures as a table: a page's in a notebook, plain text elsewhere."""
         from kdnotes.progress import in_notebook
 
-        lines = [*comparison_lines(self.comparisons()), ""]
-        lines += [f"Not measured: {name} ({why})." for name, why in self.skipped.items()]
+        text = "\n".join(self.lines(self.comparisons()))
         if not in_notebook():
-            print("\n".join(lines))
+            print(text)
             return
         from IPython.display import Markdown, display
 
-        display(Markdown("\n".join(lines)))
+        display(Markdown(text))
 
+    def lines(self, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The main measures as a table in Markdown, and what could not be measured."""
+        from kdnotes.stats import Interval, format_number
 
-@dataclass(frozen=True)
-class Audit:
-    """An audit by the command: what was measured, the comparisons, and what was asked for."""
-
-    outcome: Outcome
-    claims: list[dict[str, Any]]
-    skipped: dict[str, str]
-    parameters: dict[str, Any]
-    seconds: float
+        lines = [
+            "| what | teacher | student | independent | difference [95%] | |",
+            "|---|---|---|---|---|---|",
+        ]
+        for claim in comparisons:
+            arms = (
+                claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent")
+            )
+            values = (format_number(value) if math.isfinite(value) else "" for value in arms)
+            difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
+            compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
+            cells = [claim["meaning"], *values, difference.format() if compared else ""]
+            lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
+        skipped = (f"Not measured: {name} ({why})." for name, why in self.skipped.items())
+        return [*lines, "", *skipped]
 
 
 def cast(
@@ -169,7 +209,8 @@ def measure(
 ) -> Measured:
     """Measure properties of a cast on images: all that are declared for it, or those named.
 
-    Raises RequestError for an unknown property, and for networks whose answers do not fit.
+    Raises RequestError for an unknown property, for networks whose answers do not fit, and where
+    nothing can be measured.
     """
     from kdnotes import probes
     from kdnotes.probes.base import Outcome
@@ -185,11 +226,17 @@ def measure(
     for which in (offered[name] for name in properties or offered):
         report(f"measuring {which.title} on {len(images)} images")
         try:
-            found = measured(which, complete, images)
+            if "maps" in which.needs and not all(member.taps for member in of.everyone()):
+                raise RequestError(
+                    "no stages with feature maps can be found in one of the networks"
+                )
+            found = which.measure(complete, images)
         except RequestError as error:  # such as a network without feature maps
             skipped[which.title] = str(error)
         else:  # every probe measures the accuracy on the images as they are anew
             parts.append(found.without_accuracy() if parts else found)
+    if not parts:
+        raise RequestError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
     return Measured(Outcome.combine(parts), skipped)
 
 
@@ -214,56 +261,6 @@ def _checked_answers(of: Cast, images: ImageData) -> int:
     if len(set(widths.values())) > 1 or min(widths.values()) < needed:
         raise RequestError(f"numbers of classes do not fit: {widths}, and the images have {needed}")
     return widths["teacher"]
-
-
-def run(
-    teacher: str,
-    student: str,
-    independent: str | None,
-    folder: str,
-    size: int | None = None,
-    count: int | None = None,
-    skip_damaged: bool = False,
-    out: Callable[[], Path] | None = None,
-    report: Callable[[str], None] = lambda line: None,
-) -> Audit:
-    """Measure every property that is declared for audits on the test images of a folder.
-
-    Models are written as `networks.load_user_model` reads them; the rest is as in `images`.
-    ``out`` is called when the request has proved right and before anything is measured. Raises
-    RequestError.
-    """
-    started = time.perf_counter()
-    shown = images(folder, size=size, count=count, skip_damaged=skip_damaged)
-    given = {"teacher": teacher, "student": student, "independent": independent}
-    named = {
-        arm: _named(arm, text, len(shown.classes))
-        for arm, text in given.items()
-        if text is not None
-    }
-    members = cast(named["teacher"], named["student"], named.get("independent", ()))
-    if out is not None:
-        out()
-    found = measure(members, shown, report=report)
-    parameters = given | {"data": folder, "images": len(shown), "size": shown.size}
-    seconds = time.perf_counter() - started
-    return Audit(found.outcome, found.comparisons(), found.skipped, parameters, seconds)
-
-
-def measured(which: Property, cast: Cast, images: ImageData) -> Outcome:
-    """What one property's probe finds. Raises RequestError where networks lack what it needs."""
-    if "maps" in which.needs and not all(member.taps for member in cast.everyone()):
-        raise RequestError("no stages with feature maps can be found in one of the networks")
-    return which.measure(cast, images)
-
-
-def _named(arm: str, text: str, classes: int) -> nn.Module:
-    from kdnotes import networks
-
-    try:
-        return networks.load_user_model(text, classes)
-    except RequestError as error:
-        raise RequestError(f"--{arm}: {error}") from error
 
 
 def _member(
@@ -292,60 +289,9 @@ def _member(
     return Member(arm, seed, network, taps)
 
 
-def _comparisons(outcome: Outcome, has_independent: bool) -> Iterator[dict[str, Any]]:
-    from kdnotes import probes, stats
-
-    table = outcome.table
-    for shown in probes.measures():
-        if not shown.reported:
-            continue
-        name, condition = shown.name, shown.condition
-        rows = table[(table["measure"] == name) & (table["condition"] == condition)]
-        values = rows.groupby("arm", sort=False)["value"].mean().to_dict()
-        if "student" not in values:  # a property that could not be measured
-            continue
-        reference: str | float | None = None
-        if has_independent:  # what is relative to the twin itself is compared with chance
-            reference = "independent" if "independent" in values else shown.chance
-        tables = (table, outcome.items, name, condition)
-        found = stats.contrast(*tables, "student", reference or 0.0)
-        yield {
-            "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
-            "measure": name,
-            "condition": condition,
-            "meaning": shown.label,
-            "values": values,
-            "reference": reference,
-            "estimate": found.estimate,
-            "low": found.low,
-            "high": found.high,
-            "criterion": CRITERION,
-            "verdict": _verdict(found.low, found.high) if reference else "",
-            "paper": None,
-        }
-
-
 def _verdict(low: float, high: float) -> str:
     if not math.isfinite(low):
         return ""
     if low > 0:
         return "more"
     return "less" if high < 0 else "no difference shown"
-
-
-def comparison_lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A Markdown table with a row per measure: every arm's mean, and the difference."""
-    from kdnotes.stats import Interval, format_number
-
-    lines = [
-        "| what | teacher | student | independent | difference [95%] | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for claim in claims:
-        arms = (claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent"))
-        values = (format_number(value) if math.isfinite(value) else "" for value in arms)
-        difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
-        compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
-        cells = [claim["meaning"], *values, difference.format() if compared else ""]
-        lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
-    return lines

@@ -78,27 +78,20 @@ def execute(
                 run.working.replace(run.partial)
     if failures:
         wrong_request = all(isinstance(error, RequestError) for error in failures)
-        kind = RequestError if wrong_request else RunFailedError
-        raise kind("\n".join(str(error) for error in failures))
+        raise (RequestError if wrong_request else RunFailedError)("\n".join(map(str, failures)))
     return done
 
 
 def _order(run: Run, forked: bool) -> Order:
     environment = {
-        "KDNOTES_BASE": Path.cwd(),
-        "KDNOTES_BOOK": paths.root(),
-        "KDNOTES_CACHE": paths.cache_folder().absolute(),
-        "KDNOTES_OUT": run.folder.absolute(),
+        "KDNOTES_BASE": str(Path.cwd()),
+        "KDNOTES_BOOK": str(paths.root()),
+        "KDNOTES_CACHE": str(paths.cache_folder().absolute()),
+        "KDNOTES_OUT": str(run.folder.absolute()),
     }
-    return Order(
-        template=run.request.chapter.path.absolute(),
-        output=run.working.absolute(),
-        parameters=run.request.given,
-        environment={name: str(path) for name, path in environment.items()},
-        base=Path.cwd(),
-        key=running.key(run),
-        forked=forked,
-    )
+    template, output = run.request.chapter.path.absolute(), run.working.absolute()
+    given = run.request.given
+    return Order(template, output, given, environment, Path.cwd(), running.key(run), forked)
 
 
 def _changed(path: Path) -> int:

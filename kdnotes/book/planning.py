@@ -105,9 +105,6 @@ def _study(
 
     shared = parameters.shared()
     given = {each: shared[each].accept(value) for each, value in values.items() if each in shared}
-    own = {
-        each: value
-        for each, value in values.items()
-        if each not in shared and value != declared[each].default
-    }
+    own = {each: value for each, value in values.items() if each not in shared}
+    own = {each: value for each, value in own.items() if value != declared[each].default}
     return Study(name, given, own, planning)

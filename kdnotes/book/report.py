@@ -71,6 +71,12 @@ def students(seeds: pd.Series) -> str:
     return f"{most} ({counts[others].sum()} of {counts.sum()} claims: {span})"
 
 
+def verdicts(claims: pd.DataFrame) -> str:
+    """How many claims have which verdict: ``2 **agrees**, 10 **open**``."""
+    counts = claims["verdict"].value_counts()
+    return ", ".join(f"{counts[word]} **{word}**" for word in stats.VERDICTS if word in counts)
+
+
 def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -> Findings:
     """What a chapter found: its outcome with the claims that it decides, told by one main measure.
 

@@ -134,9 +134,8 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     # Relative before anything else, so that checks and notebook see the same value.
     values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
     check_claims(which.name)
-    different = {
-        name: value for name, value in values.items() if value != which.parameters[name].default
-    }
+    defaults = {name: each.default for name, each in which.parameters.items()}
+    different = {name: value for name, value in values.items() if value != defaults[name]}
     study = planning.planned(which.name, which.path, which.parameters, different)
     return Request(which, different, study)
 
@@ -160,15 +159,6 @@ def _claims(path: Path, changed: int) -> tuple[Claim, ...]:
     from kdnotes.stats import claims
 
     return claims.load(path=path)
-
-
-def with_preset(given: Mapping[str, str], preset: str | None) -> dict[str, str]:
-    """The texts with the preset among them. Raises RequestError when there are two of them."""
-    if preset is None:
-        return dict(given)
-    if given.get("preset", preset) != preset:
-        raise RequestError(f"two presets: --preset {preset} and -p preset={given['preset']}")
-    return dict(given) | {"preset": preset}
 
 
 def _title(path: Path) -> str:
@@ -246,7 +236,6 @@ def key(run: Run) -> str:
     which = run.request
     if which.study.data_dir is not None or which.study.settings.is_folder:
         return ""
-    state = hashlib.sha256()
     root = paths.root()
     sources = [
         *sorted(Path(__file__).parents[1].rglob("*.py")),
@@ -257,6 +246,7 @@ def key(run: Run) -> str:
     if not which.chapter.numbered:
         beside = {run.folder / f"{each.name}.json" for each in chapters() if not each.numbered}
         sources += sorted(set(run.folder.glob("*.json")) - beside)
+    state = hashlib.sha256()
     for path in sources:
         state.update(f"{path.name}\0".encode() + path.read_bytes())
     described = {
@@ -268,20 +258,17 @@ def key(run: Run) -> str:
     return state.hexdigest()[:20]
 
 
-def finished(run: Run) -> Done | None:
-    """The run as it was done before from the same inputs, with all its files; else None."""
-    try:
-        about = json.loads(run.notebook.read_text(encoding="utf-8"))["metadata"]["kdnotes"]
-    except (OSError, ValueError, KeyError):
-        return None
-    if not about["key"] or about["key"] != key(run):
-        return None
-    if not all(path.is_file() for path in run.results):
-        return None
-    return Done(run, about["seconds"], reused=True)
-
-
 def split(runs: Iterable[Run]) -> tuple[list[Done], list[Run]]:
-    """Runs that are finished already, and those that have to be executed."""
-    found = [(run, finished(run)) for run in runs]
-    return [done for _, done in found if done], [run for run, done in found if done is None]
+    """Runs that were done before from the same inputs, with all their files; and the others."""
+    finished, pending = [], []
+    for run in runs:
+        try:
+            about = json.loads(run.notebook.read_text(encoding="utf-8"))["metadata"]["kdnotes"]
+        except (OSError, ValueError, KeyError):
+            about = {"key": ""}
+        whole = all(path.is_file() for path in run.results)
+        if about["key"] and whole and about["key"] == key(run):
+            finished.append(Done(run, about["seconds"], reused=True))
+        else:
+            pending.append(run)
+    return finished, pending

@@ -38,7 +38,7 @@ _NOT_RUN = (
 
 
 def build(
-    preset: str = PUBLISHED_PRESET,
+    given: Mapping[str, str],
     only: Sequence[str] = (),
     jobs: int | None = None,
     out: Path | None = None,
@@ -47,6 +47,7 @@ def build(
 ) -> Path:
     """Run the chapters (or ``only`` those named), then build the site in ``out``: its first page.
 
+    ``given``: texts for parameters, those of every chapter.
     Chapters whose every input is unchanged are reused. Chapters left out keep their last run if it
     is still valid, else they appear without outputs. A site that fails its checks does not replace
     the last good one. Raises RequestError before anything is run, and RunFailedError with what was
@@ -55,10 +56,11 @@ def build(
     require_jupyter_book()
     every = running.chapters()
     chosen = {each.name for each in (running.chapters(only) if only else every)}
-    requests = [running.request(each, {"preset": preset}) for each in every]
+    preset = given.get("preset", PUBLISHED_PRESET)
+    requests = [running.request(each, given) for each in every]
     out = running.make_folder(out or paths.build_folder())
     folder = running.make_folder(out / "runs" / preset)
-    done: dict[str, Done] = {}
+    done: list[Done] = []
     forked = False
     # What reads the results of other chapters comes after them.
     for numbered in (True, False):
@@ -66,27 +68,26 @@ def build(
         reused, pending = running.split(runs)
         pending = [run for run in pending if run.title in chosen]
         for each in reused:
-            done[each.run.title] = each
             if each.run.title in chosen:
                 report(each)
         if numbered:  # kernels load what they need while networks are trained
             forked = kernels.preload(len(pending))
             running.train([each for each in requests if each.chapter.name in chosen], jobs)
-        for each in execution.execute(pending, jobs, report, forked):
-            done[each.run.title] = each
+        done += [*reused, *execution.execute(pending, jobs, report, forked)]
     suffix = "" if edition == "full" else f"-{edition}"
-    stage([done[each.name] for each in every if each.name in done], out / f"stage{suffix}", edition)
+    order = [each.name for each in every]
+    done.sort(key=lambda each: order.index(each.run.title))
+    stage(done, out / f"stage{suffix}", edition)
     return publish_pages(out / f"stage{suffix}", out / f"html{suffix}")
 
 
 def require_jupyter_book() -> None:
     """Raise RequestError unless Jupyter Book 1.x is here: 2.x would publish nothing, silently."""
     try:
-        version = metadata.version("jupyter-book")
+        found = f"version {metadata.version('jupyter-book')} is installed"
     except metadata.PackageNotFoundError:
-        version = ""
-    if not version.startswith("1."):
-        found = f"version {version} is installed" if version else "it is not installed"
+        found = "it is not installed"
+    if not found.startswith("version 1."):
         raise RequestError(
             f"building the site needs Jupyter Book 1.x, but {found}; "
             "install it with: pip install -r requirements.txt"
@@ -109,7 +110,12 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
     shutil.copy(root / "_toc.yml", folder)
     (book / TABLES).mkdir()
-    for name, text in _generated(done).items():
+    generated = {
+        "costs.md": costs.table(done),
+        "profile.md": costs.profile(done),
+        "benchmarks.md": costs.benchmarks(root / "results" / "benchmarks"),
+    }
+    for name, text in generated.items():
         (book / TABLES / name).write_text(text + "\n", encoding="utf-8")
     runs = {each.run.request.chapter.name: each.run for each in done}
     templates = running.chapter_paths()
@@ -126,7 +132,8 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
             note = {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": _NOT_RUN}
             notebook["cells"].insert(1, note)
         if edition == "student":
-            notebook["cells"] = [cell for cell in notebook["cells"] if not _is_solution(cell)]
+            cells = notebook["cells"]
+            notebook["cells"] = [cell for cell in cells if not _tagged(cell, SOLUTION_TAG)]
         (book / template.name).write_text(json.dumps(notebook), encoding="utf-8")
     _stage_cover(runs, book / "_static")
     config = yaml.safe_load((root / "_config.yml").read_text())
@@ -142,19 +149,7 @@ def answer_first(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     A notebook has to declare and measure before it can answer; a reader asks for the answer first.
     """
-    answers = [cell for cell in cells[1:] if FIRST_SCREEN in cell["metadata"].get("tags", ())]
-    others = [cell for cell in cells[1:] if FIRST_SCREEN not in cell["metadata"].get("tags", ())]
-    return [*cells[:1], *answers, *others]
-
-
-def _generated(done: Sequence[Done]) -> dict[str, str]:
-    """Tables that pages include, by file name."""
-    benchmarks = costs.benchmarks(paths.root() / "results" / "benchmarks")
-    return {
-        "costs.md": costs.table(done),
-        "profile.md": costs.profile(done),
-        "benchmarks.md": benchmarks,
-    }
+    return [*cells[:1], *sorted(cells[1:], key=lambda cell: not _tagged(cell, FIRST_SCREEN))]
 
 
 def cover_chapter() -> str:
@@ -176,8 +171,8 @@ def _read(notebook: Path) -> dict[str, Any]:
     return json.loads(notebook.read_text(encoding="utf-8"))
 
 
-def _is_solution(cell: dict[str, Any]) -> bool:
-    return SOLUTION_TAG in cell["metadata"].get("tags", ())
+def _tagged(cell: dict[str, Any], tag: str) -> bool:
+    return tag in cell["metadata"].get("tags", ())
 
 
 def toc_pages(toc: Path) -> list[str]:
@@ -193,11 +188,9 @@ def publish_pages(stage_folder: Path, target: Path) -> Path:
 
     Raises RunFailedError naming every problem; ``target`` is then as it was before.
     """
-    problems = toc_problems(stage_folder) + [
-        f"{path.name}: {problem}"
-        for path in sorted((stage_folder / "book").glob("*.ipynb"))
-        for problem in output_problems(path)
-    ]
+    problems = toc_problems(stage_folder)
+    for path in sorted((stage_folder / "book").glob("*.ipynb")):
+        problems += [f"{path.name}: {problem}" for problem in output_problems(path)]
     if problems:
         raise _failed("the book cannot be built", problems, stage_folder)
     # Quiet, in a folder that holds no earlier build: what is only read again when it changed
@@ -259,7 +252,7 @@ def output_problems(path: Path) -> list[str]:
     }
     problems = []
     for number, cell in enumerate(_read(path)["cells"], start=1):
-        if _ERROR_TAG in cell["metadata"].get("tags", ()):
+        if _tagged(cell, _ERROR_TAG):
             problems.append(f"cell {number} is papermill's note of a failed run")
         for output in cell.get("outputs", ()):
             if output["output_type"] == "error":

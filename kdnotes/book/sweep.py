@@ -62,11 +62,9 @@ def combine(name: str, points: Sequence[Mapping[str, str]], runs: Sequence[Run],
         claims += [claim | {"point": dict(point)} for claim in each.claims]
     with store.appearing(out / f"{name}.csv") as path:
         pd.concat(tables, ignore_index=True).to_csv(path, index=False, float_format="%.8g")
-    shared = {
-        key: value
-        for key, value in saved[0].parameters.items()
-        if all(each.parameters.get(key) == value for each in saved)
-    }
+    shared = dict(saved[0].parameters)
+    for each in saved:
+        shared = {key: value for key, value in shared.items() if each.parameters.get(key) == value}
     seconds = round(sum(each.seconds for each in saved), 2)
     combined = {"claims": claims, "parameters": shared, "seconds": seconds}
     saved[0].model_copy(update=combined).write(out)
