@@ -34,7 +34,7 @@ def main(
     Every process takes an equal share of each batch, and gradients are averaged. The cache
     (KDNOTES_CACHE) and the images must be on a file system that all machines share. Killed? The
     same command goes on after the last finished epoch: the state is kept after every epoch that
-    ends 60 s or more after the last one kept (KDNOTES_CHECKPOINT_SECONDS; 0: after each).
+    ends 60 s or more after the last one kept.
 
     \b
     torchrun --nproc-per-node 4 -m kdnotes.train_networks localization --preset paper \\

@@ -175,9 +175,7 @@ def ensure(
             shutil.rmtree(folder)
     if to_train := missing(wanted):
         from kdnotes.training import pool
-        from kdnotes.training.loop import wants_compile
 
-        wants_compile()  # a wrong request is answered before anything is started
         pool.train_all(to_train, train_one, jobs, device, data_dir)
     return len(to_train)
 
@@ -209,7 +207,7 @@ def train_one(
             return
         started = time.perf_counter()
         folder = cache_folder() / "checkpoints" / spec.key
-        kept = checkpoints.Checkpoints(folder, checkpoints.seconds_between())
+        kept = checkpoints.Checkpoints(folder)
         network, past = _made(spec, device, data_dir, report, kept)
         if fabric.is_global_zero:
             # A resumed run counts the epochs that it did not have to repeat.
@@ -228,11 +226,11 @@ def _made(
 
     if spec.pretrained:
         return networks.load_published(spec.model, spec.pretrained, spec.num_classes), []
-    data, compiled = training_data(spec, data_dir), loop.wants_compile()
+    data = training_data(spec, data_dir)
     start, small = spec.initialisation_seed, not spec.large_images
     network = networks.build(spec.model, spec.num_classes, start, small_images=small)
     teacher = None if spec.teacher is None else _teacher_of(spec, data, device)
-    return network, loop.train(spec, network, data, teacher, device, report, kept, compiled)
+    return network, loop.train(spec, network, data, teacher, device, report, kept)
 
 
 def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
@@ -274,7 +272,6 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
     from safetensors.torch import save as save_bytes
 
     import kdnotes
-    from kdnotes.training.loop import wants_compile
 
     state = network.state_dict().items()
     content = save_bytes({name: value.detach().cpu().contiguous() for name, value in state})
@@ -283,7 +280,6 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
         "spec": item.spec.model_dump(mode="json"),
         "sha256": checksum(content),
         "versions": {"kdnotes": kdnotes.__version__, "torch": torch.__version__},
-        "compiled": wants_compile(),
         "seconds": round(seconds, 2),
         "history": history,
     }

@@ -6,12 +6,9 @@ The same loop serves a CPU, a GPU and several processes with one of either.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,10 +18,9 @@ from torch.nn import functional as F
 
 from kdnotes import networks
 from kdnotes.data import ImageData
-from kdnotes.errors import RequestError
 from kdnotes.methods import Batch, Outputs, controls
 from kdnotes.methods.base import at_least_single
-from kdnotes.networks import Composite, Normalized, forward_with_features, tapped
+from kdnotes.networks import Normalized, forward_with_features, tapped
 from kdnotes.training import checkpoints, distributed, teachers
 from kdnotes.training.checkpoints import Checkpoints
 from kdnotes.training.distributed import Together
@@ -33,9 +29,6 @@ from kdnotes.training.stream import Shown, Stream
 from kdnotes.training.teachers import Teacher
 
 EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last one
-# Logits and penultimate features of a network for a batch.
-Forward = Callable[[Normalized | Composite, Tensor], tuple[Tensor, Tensor]]
-COMPILE = "KDNOTES_COMPILE"  # in the environment: 1 to compile networks, off by default
 
 
 def train(
@@ -46,7 +39,6 @@ def train(
     device: str = "cpu",
     report: EpochReport | None = None,
     kept: Checkpoints | None = None,
-    compiled: bool = False,
 ) -> list[dict[str, float]]:
     """Train the network in place; returns per epoch the mean of each loss term and the seconds.
 
@@ -54,9 +46,7 @@ def train(
     processes (`distributed`) each takes its share of every batch; networks without BatchNorm
     and dropout then come out as from one process, up to rounding. BatchNorm sees one process's
     share at a time, and its running statistics are averaged after each epoch. ``kept``: where to go
-    on from, and where to leave the state when a checkpoint is due. ``compiled``: the network's
-    passes are compiled first (not those of a student that has to show a layer), which changes last
-    digits, and what dropout drops.
+    on from, and where to leave the state when a checkpoint is due.
 
     Raises FloatingPointError when the loss is no number any more, and RequestError when the batch
     cannot be shared evenly.
@@ -65,7 +55,7 @@ def train(
     group = Together(fabric)
     stream = Stream(spec, data, teacher, group, fabric.device)
     network.to(fabric.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    learner = Learner(network, spec, group, compiled)
+    learner = Learner(network, spec, group)
     if teacher is not None:
         learner.prepare(teacher, data)
     module, optimizer = fabric.setup(learner, _optimizer(recipe, learner.to(fabric.device)))
@@ -105,9 +95,7 @@ class Learner(nn.Module):
     ``confidence``: of the true class in smoothed labels.
     """
 
-    def __init__(
-        self, network: Normalized, spec: NetworkSpec, group: Together, compiled: bool
-    ) -> None:
+    def __init__(self, network: Normalized, spec: NetworkSpec, group: Together) -> None:
         super().__init__()
         self.network, self.spec, self.group = network, spec, group
         self.beside: nn.Module | None = None
@@ -116,7 +104,6 @@ class Learner(nn.Module):
         self.numbers.manual_seed(derive_seed("negatives", spec.seed))
         layers = None if spec.method is None else spec.method.layers()
         self._layer = None if layers is None else networks.hint_layer(network, layers[0])
-        self._forward = _compiled_forward() if compiled else forward_with_features
 
     def prepare(self, teacher: Teacher, data: ImageData) -> None:
         """Make what is trained beside the student, from two images and all labels."""
@@ -148,8 +135,7 @@ class Learner(nn.Module):
     def _student(self, images: Tensor) -> Outputs:
         """Logits, penultimate features and, where one is asked for, the output of a layer."""
         if self._layer is None:
-            return Outputs(*self._forward(self.network, images))
-        # Never compiled: compiled code would pass by the hook that takes the layer's output.
+            return Outputs(*forward_with_features(self.network, images))
         paths = () if self._layer == "logits" else (self._layer,)
         with tapped(self.network, paths) as outputs:
             logits, features = forward_with_features(self.network, images)
@@ -240,25 +226,3 @@ def _optimizer(recipe: Recipe, learner: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
     )
-
-
-@lru_cache(maxsize=1)
-def _compiled_forward() -> Forward:
-    """One for all networks: those of one architecture then share what was compiled."""
-    return torch.compile(forward_with_features, dynamic=False)
-
-
-def wants_compile() -> bool:
-    """Whether networks are to be compiled for training, from KDNOTES_COMPILE.
-
-    Raises RequestError for another value than 0 and 1, and where there is nothing to compile with.
-    """
-    text, compiler = os.environ.get(COMPILE, ""), os.environ.get("CXX", "g++")
-    if text not in ("", "0", "1"):
-        raise RequestError(f"{COMPILE} must be 1 (compile) or 0, not {text!r}")
-    if text == "1" and shutil.which(compiler) is None:
-        raise RequestError(
-            f"{COMPILE}=1 needs a C++ compiler, and there is no {compiler!r}; name one with CXX, "
-            f"or leave {COMPILE} out"
-        )
-    return text == "1"
