@@ -406,17 +406,17 @@ def test_all_graphics_cards_are_asked_for_in_a_group_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two processes on the CPU stand for two cards."""
+    together = pool._in_group
+
+    def on_cpu(processes: int, request: pool.Request) -> None:
+        assert (processes, request[2]) == (2, "cuda:all")
+        together(processes, (*request[:2], "cpu", None))
+
     monkeypatch.setattr(pool, "_gpus", lambda: 2)
-    started = []
-
-    def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-        request = Path(command[-1])
-        request.write_text(request.read_text().replace("cuda:all", "cpu"))
-        started.append(command)
-        return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-
-    monkeypatch.setattr(pool, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(pool, "_in_group", on_cpu)
     item = Planned("independent", specification("none", epochs=1))
     assert networks_cache.ensure([item], device="cuda:all") == 1
     assert networks_cache.is_complete(item.spec)
-    assert started[0][-2] == "kdnotes.training.group"
+    failing = item.spec.model_copy(update={"recipe": Recipe(batch=BATCH + 1)})
+    with pytest.raises(Exception, match="cannot be shared evenly by 2 processes"):
+        networks_cache.ensure([Planned("independent", failing)], device="cuda:all")

@@ -44,9 +44,6 @@ def joined(device: str) -> Fabric:
             f"{here} processes but {torch.cuda.device_count()} CUDA devices on this machine: "
             f"set --nproc-per-node to the number of devices, or device=cpu"
         )
-    # What Fabric's launcher hands on would contradict what is said here.
-    for name in [name for name in os.environ if name.startswith("LT_")]:
-        del os.environ[name]
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Its replacement is younger than the oldest torch that this package runs with.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
