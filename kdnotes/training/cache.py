@@ -15,10 +15,9 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdnotes.errors import RequestError
 from kdnotes.paths import cache_folder
@@ -34,23 +33,19 @@ if TYPE_CHECKING:
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A cached network as its manifest describes it."""
 
     key: str
     arm: str
     model: str
     seed: int
-    bytes: int
+    size: int  # bytes on disk
     seconds: float
 
 
 class DamagedError(RuntimeError):
     """A cached file is truncated, altered or missing."""
-
-
-# --- what is there ----------------------------------------------------------------------------
 
 
 def networks_folder() -> Path:
@@ -64,17 +59,14 @@ def folder_of(spec: NetworkSpec) -> Path:
 
 
 def is_complete(spec: NetworkSpec) -> bool:
-    """Whether the network is there, by its manifest; `load` checks the weights.
-
-    A composite is there when its parts are.
-    """
+    """Whether the network, or each part of a composite, is there by its manifest."""
     if spec.parts:
         return all(is_complete(part) for part in spec.parts)
     return (folder_of(spec) / MANIFEST).is_file()
 
 
 def missing(planned: Iterable[Planned]) -> list[Planned]:
-    """What is not in the cache yet, teachers of students included, each once, teachers first."""
+    """What is not in the cache yet of these and their teachers, each once, teachers first."""
     return [item for item in with_teachers(planned) if not is_complete(item.spec)]
 
 
@@ -94,10 +86,10 @@ def with_teachers(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def load(spec: NetworkSpec) -> Normalized | Composite:
-    """The network, its weights checked on reading, in evaluation mode.
+    """The network in evaluation mode.
 
-    Raises FileNotFoundError when it was never trained, and DamagedError when the files do not
-    match their manifest.
+    Raises FileNotFoundError when it was never trained, and DamagedError when the weights are not
+    those of the manifest.
     """
     from safetensors.torch import load as load_bytes
 
@@ -106,11 +98,16 @@ def load(spec: NetworkSpec) -> Normalized | Composite:
     if spec.parts:
         parts: list[Any] = [load(part) for part in spec.parts]
         return networks.Composite(parts, spec.shares, spec.mirrored)
-    content = _checked_weights(folder_of(spec))
-    small = not spec.large_images
-    network = networks.build(spec.model, spec.num_classes, seed=0, small_images=small)
-    network.load_state_dict(load_bytes(content))
+    network = _built(spec, seed=0)
+    network.load_state_dict(load_bytes(_checked_weights(folder_of(spec))))
     return network.eval()
+
+
+def _built(spec: NetworkSpec, seed: int) -> Normalized:
+    from kdnotes import networks
+
+    small = not spec.large_images
+    return networks.build(spec.model, spec.num_classes, seed, small_images=small)
 
 
 def history(spec: NetworkSpec) -> list[dict[str, float]]:
@@ -152,27 +149,22 @@ def _damage(folder: Path) -> str:
     return ""
 
 
-# --- training what is not ---------------------------------------------------------------------
-
-
 def ensure(
     planned: Iterable[Planned],
     jobs: int | None = None,
     device: str = "cpu",
     data_dir: Path | None = None,
 ) -> int:
-    """Train what is missing, each network once, and return how many that were.
+    """Train what is missing or damaged, each network once, and return how many that were.
 
-    On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work; teachers
-    come before their students. Finished networks are kept if the run is stopped. A damaged network
-    is named and trained again.
+    On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work. Finished
+    networks are kept if the run is stopped.
     """
     wanted = with_teachers(planned)
-    for folder in (folder_of(item.spec) for item in wanted if is_complete(item.spec)):
-        changed = (path.stat().st_mtime_ns for path in sorted(folder.iterdir()))
-        if damage := _damage_once(folder, tuple(changed)):
+    for item in wanted:
+        if is_complete(item.spec) and (damage := _damage(folder_of(item.spec))):
             print(f"{damage}: training it again", file=sys.stderr)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder_of(item.spec))
     if to_train := missing(wanted):
         from kdnotes.training import pool
 
@@ -180,18 +172,13 @@ def ensure(
     return len(to_train)
 
 
-@lru_cache(maxsize=4096)
-def _damage_once(folder: Path, changed: tuple[int, ...]) -> str:
-    return _damage(folder)
-
-
 def train_one(
     item: Planned, device: str, data_dir: Path | None, report: EpochReport | None = None
 ) -> None:
     """Train one network, its teacher first, and save it; a no-op if it is there.
 
-    A lock per network keeps two runs on one cache from doing the same work. In a group of processes
-    (`kdnotes.training.distributed`) all of them call this; the first one holds the lock and writes.
+    A lock per network keeps two runs on one cache from doing the same work; of a group of processes
+    (`distributed`), which all call this, the first one holds it and writes.
     """
     from filelock import FileLock
 
@@ -206,8 +193,7 @@ def train_one(
         if fabric.broadcast(is_complete(spec)):
             return
         started = time.perf_counter()
-        folder = cache_folder() / "checkpoints" / spec.key
-        kept = checkpoints.Checkpoints(folder)
+        kept = checkpoints.Checkpoints(cache_folder() / "checkpoints" / spec.key)
         network, past = _made(spec, device, data_dir, report, kept)
         if fabric.is_global_zero:
             # A resumed run counts the epochs that it did not have to repeat.
@@ -226,9 +212,8 @@ def _made(
 
     if spec.pretrained:
         return networks.load_published(spec.model, spec.pretrained, spec.num_classes), []
-    data = training_data(spec, data_dir)
-    start, small = spec.initialisation_seed, not spec.large_images
-    network = networks.build(spec.model, spec.num_classes, start, small_images=small)
+    data = _data(spec.data.model_dump_json(), data_dir)
+    network = _built(spec, spec.initialisation_seed)
     teacher = None if spec.teacher is None else _teacher_of(spec, data, device)
     return network, loop.train(spec, network, data, teacher, device, report, kept)
 
@@ -254,12 +239,7 @@ def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
     return teachers.Teacher(network, table)
 
 
-def training_data(spec: NetworkSpec, data_dir: Path | None) -> ImageData:
-    """The images a network is trained on, kept in memory for the next network of this process."""
-    return _data(spec.data.model_dump_json(), data_dir)
-
-
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=3)  # for the next networks of this process
 def _data(text: str, data_dir: Path | None) -> ImageData:
     from kdnotes import data
 
@@ -288,9 +268,6 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
         write_json(scratch / MANIFEST, manifest)
 
 
-# --- looking after it ---------------------------------------------------------------------------
-
-
 def entries() -> list[Entry]:
     """What the cache holds, in order of names; damaged manifests are left out (see `verify`)."""
     found = []
@@ -299,10 +276,8 @@ def entries() -> list[Entry]:
             manifest = _manifest(folder)
         except (DamagedError, FileNotFoundError):
             continue
-        arm, spec, size = manifest["arm"], manifest["spec"], _size(folder)
-        found.append(
-            Entry(folder.name, arm, spec["model"], spec["seed"], size, manifest["seconds"])
-        )
+        arm, spec, seconds = manifest["arm"], manifest["spec"], manifest["seconds"]
+        found.append(Entry(folder.name, arm, spec["model"], spec["seed"], _size(folder), seconds))
     return found
 
 
@@ -345,31 +320,23 @@ def export(path: Path) -> int:
 def import_(path: Path) -> int:
     """Add the networks of an archive, each checked first; returns how many were new.
 
-    Only manifests (JSON) and weights (safetensors) are read: an archive cannot run code. Raises
-    RequestError when the file is no such archive or holds a damaged network.
+    An archive cannot run code: manifests are JSON, weights safetensors. Raises RequestError when it
+    cannot be read or holds a damaged network.
     """
-    if not path.is_file():
-        raise RequestError(f"no archive {str(path)!r}")
     networks_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".importing-", dir=networks_folder()) as scratch:
         try:
             with tarfile.open(path) as archive:
                 archive.extractall(scratch, filter="data")
-        except (tarfile.TarError, OSError) as error:
-            raise RequestError(f"{path.name} is no archive of networks: {error}") from error
-        folders = sorted(Path(scratch).glob("networks/*"))
-        if not folders:
-            raise RequestError(f"{path.name} holds no networks")
-        for folder in folders:
-            try:
+            folders = sorted(Path(scratch).glob("networks/*"))
+            if not folders:
+                raise ValueError("it holds none")
+            for folder in folders:
                 _checked_weights(folder)
-                key = NetworkSpec.model_validate(_manifest(folder)["spec"]).key
-            except (DamagedError, FileNotFoundError, ValueError) as error:
-                raise RequestError(f"{path.name}: {error}") from error
-            if key != folder.name:
-                raise RequestError(
-                    f"{path.name}: network {folder.name} was made by another version of kdnotes"
-                )
+                if NetworkSpec.model_validate(_manifest(folder)["spec"]).key != folder.name:
+                    raise ValueError(f"{folder.name} was made by another version of kdnotes")
+        except (tarfile.TarError, OSError, DamagedError, ValueError) as error:
+            raise RequestError(f"{path} is no archive of sound networks: {error}") from error
         new = [folder for folder in folders if not (networks_folder() / folder.name).exists()]
         for folder in new:
             folder.rename(networks_folder() / folder.name)
