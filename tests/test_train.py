@@ -272,28 +272,6 @@ def test_schedules_worked_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 100, 150, 1000])
-def test_stored_answers_come_step_by_step(
-    rows_at_once: int,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    data: ImageData,
-    teacher: networks.Normalized,
-) -> None:
-    monkeypatch.setattr(teachers, "NUMBERS_AT_ONCE", rows_at_once * (10 + 64))
-    views = Views(pad=2, step=2)
-    table = table_for(tmp_path, teacher, data, views)
-    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
-    drawn = views.draw(256, torch.Generator().manual_seed(1))
-    table.fill(order, drawn)
-    parts = tuple(slice(start, start + 50) for start in range(0, 250, 50))
-    answers = list(table.in_parts(order, drawn, parts))
-    assert len(answers) == len(parts)
-    for part, each in zip(parts, answers, strict=True):
-        expected = table.rows(order[part], drawn[part])
-        assert all(torch.equal(*both) for both in zip(each, expected, strict=True))
-
-
 def test_diverging_training_is_told(data: ImageData) -> None:
     spec = specification(recipe=Recipe(epochs=2, batch=64, learning_rate=1e30))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):

@@ -27,8 +27,7 @@ PATIENCE = timedelta(days=1)
 def joined(device: str) -> Fabric:
     """This process on ``cpu``, ``cuda`` or ``cuda:all``, in its group; bf16 autocast on CUDA.
 
-    Alone it has one device. In a group each process has one, and gradients are averaged. Raises
-    RequestError when there are fewer devices than processes.
+    Each process has one device. Raises RequestError when there are fewer than processes.
     """
     on_cuda = device.startswith("cuda")
     kind: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true"}

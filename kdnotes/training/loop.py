@@ -1,7 +1,4 @@
-"""The training loop: one network, one seed, with or without a teacher (Lightning Fabric).
-
-The same loop serves a CPU, a GPU and several processes with one of either.
-"""
+"""The training loop: a network on a CPU, on a GPU or by several processes (Lightning Fabric)."""
 
 from __future__ import annotations
 
@@ -42,11 +39,9 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the network in place; returns per epoch the mean of each loss term and the seconds.
 
-    The result depends on the specification, the data and the kind of device alone. In a group of
-    processes (`distributed`) each takes its share of every batch; networks without BatchNorm
-    and dropout then come out as from one process, up to rounding. BatchNorm sees one process's
-    share at a time, and its running statistics are averaged after each epoch. ``kept``: where to go
-    on from, and where to leave the state when a checkpoint is due.
+    The result depends on the specification, the data and the kind of device alone. Processes of a
+    group (`distributed`) share every batch; networks without BatchNorm and dropout then come out as
+    from one process, up to rounding. ``kept``: where to go on from, and to leave checkpoints.
 
     Raises FloatingPointError when the loss is no number any more, and RequestError when the batch
     cannot be shared evenly.
@@ -102,8 +97,7 @@ class Learner(nn.Module):
         self.confidence = 1.0
         self.numbers = torch.Generator(group.fabric.device)
         self.numbers.manual_seed(derive_seed("negatives", spec.seed))
-        layers = None if spec.method is None else spec.method.layers()
-        self._layer = None if layers is None else networks.hint_layer(network, layers[0])
+        self._layer = spec.layers and networks.hint_layer(network, spec.layers[0])
 
     def prepare(self, teacher: Teacher, data: ImageData) -> None:
         """Make what is trained beside the student, from two images and all labels."""
