@@ -1,8 +1,7 @@
 """Train or load: the cache of networks and teacher tables, named by content.
 
 A network is a folder with `weights.safetensors` and `manifest.json` (everything that went into it,
-and the weights' checksum). It appears under its name in one step when it is complete, so a half
-written one is never read; a damaged one is noticed, named and trained again.
+and the weights' checksum), which appears in one step when it is complete.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class DamagedError(RuntimeError):
 
 
 def networks_folder() -> Path:
-    """Where the networks lie, one folder each."""
+    """Where the networks lie, a folder each."""
     return cache_folder() / "networks"
 
 
@@ -219,16 +218,14 @@ def _made(
 
 
 def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
-    """The teacher of a student, with the table of its answers if there can be one.
-
-    The rows of one table cannot be filled by processes of several machines at once.
-    """
+    """The teacher of a student, with the table of its answers if there can be one."""
     from kdnotes import networks
     from kdnotes.training import distributed, teachers
 
     assert spec.teacher is not None
     fabric = distributed.joined(device)
     network = networks.freeze(load(spec.teacher)).to(fabric.device)
+    # A table cannot be filled by processes of several machines at once.
     if fabric.world_size > 1 or not teachers.fits_table(spec, network, data):
         return teachers.Teacher(network)
     views, layer = spec.recipe.views, teachers.layer_of(spec, network)

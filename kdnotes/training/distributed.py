@@ -48,8 +48,8 @@ def joined(device: str) -> Fabric:
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
     from lightning_fabric.strategies import DDPStrategy
 
-    # Buffers are not handed round at every step: the memory of CRD is large, and is kept equal by
-    # its own means; BatchNorm's statistics are averaged once per epoch.
+    # Buffers are not handed round at every step: CRD keeps its large memory equal by its own means,
+    # and BatchNorm's statistics are averaged once per epoch.
     strategy = DDPStrategy(
         process_group_backend="nccl" if on_cuda else "gloo",
         timeout=PATIENCE,

@@ -85,16 +85,13 @@ def train(
 
 
 class Learner(nn.Module):
-    """A student with what its method trains beside it; one call gives the named losses.
-
-    ``confidence``: of the true class in smoothed labels.
-    """
+    """A student with what its method trains beside it; one call gives the named losses."""
 
     def __init__(self, network: Normalized, spec: NetworkSpec, group: Together) -> None:
         super().__init__()
         self.network, self.spec, self.group = network, spec, group
         self.beside: nn.Module | None = None
-        self.confidence = 1.0
+        self.confidence = 1.0  # of the true class in smoothed labels
         self.numbers = torch.Generator(group.fabric.device)
         self.numbers.manual_seed(derive_seed("negatives", spec.seed))
         self._layer = spec.layers and networks.hint_layer(network, spec.layers[0])
@@ -191,10 +188,7 @@ class _State:
         kept.write(len(history), state)
 
     def resume(self, kept: Checkpoints) -> list[dict[str, float]]:
-        """Take up the last sound checkpoint; returns the history up to it, empty if there is none.
-
-        In another number of processes, dropout goes on with other numbers than it would have had.
-        """
+        """Take up the last sound checkpoint; returns the history up to it, or an empty one."""
         last = self.fabric.broadcast(kept.last() if self.fabric.is_global_zero else None)
         if last is None:
             return []
@@ -205,7 +199,7 @@ class _State:
             generator.set_state(numbers)
         if len(state["dropout"]) == self.fabric.world_size:
             self.globally.set_rng_state(state["dropout"][self.fabric.global_rank].clone())
-        else:
+        else:  # in another number of processes, dropout goes on with other numbers
             torch.manual_seed(derive_seed("dropout", torch.initial_seed(), len(state["history"])))
         return state["history"]
 

@@ -36,8 +36,7 @@ def train_all(
 ) -> None:
     """Train networks, teachers first; raises what the first failing one raised.
 
-    On a GPU the networks follow one another in this process, on all GPUs in one process for each;
-    on CPU they share ``jobs`` worker processes.
+    On CPU they share ``jobs`` worker processes; on one GPU or all they follow one another.
     """
     if device == "cuda:all" and (gpus := _gpus()) > 1:
         _in_group(gpus, (to_train, train_one, device, data_dir))

@@ -24,10 +24,8 @@ class Recipe(BaseModel):
 
     Schedules: ``one-cycle`` (linear up over the first 15% of steps, cosine down), ``cosine``,
     ``step-30`` (x0.1 every 30 epochs, as in the PyTorch ImageNet example) and ``exponential`` (x0.7
-    per epoch, as in the PyTorch MNIST example).
-
-    ``views`` and ``resized`` are what a network and its teacher both see; ``crops`` and ``jitter``
-    come after the teacher has answered.
+    per epoch, as in the PyTorch MNIST example). ``crops`` and ``jitter`` come after the teacher has
+    answered.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -31,24 +31,17 @@ class Shown:
 
 
 class Epoch(NamedTuple):
-    """What is drawn for one pass over the images, a row for each, on the training's device.
+    """What is drawn for one pass over the images, a row for each, on the training's device."""
 
-    ``order``: the images' numbers; ``asked``: those that the teacher is asked about; ``views``;
-    ``rectangles`` of `ResizedCrops`, or None; ``parts``: the rows of each step.
-    """
-
-    order: Tensor
-    asked: Tensor
+    order: Tensor  # the images' numbers
+    asked: Tensor  # those that the teacher is asked about
     views: Tensor
-    rectangles: Tensor | None
-    parts: tuple[slice, ...]
+    rectangles: Tensor | None  # of `ResizedCrops`
+    parts: tuple[slice, ...]  # the rows of each step
 
 
 class Stream:
-    """All batches of a training, one epoch after the other, or this process's share of them.
-
-    Images stay on the device as bytes; those of a folder are read as it goes.
-    """
+    """All batches of a training, or this process's share; images stay on the device as bytes."""
 
     def __init__(
         self,
