@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import pkgutil
@@ -64,7 +65,9 @@ def by_default() -> tuple[str, ...]:
 def get(name: str) -> type[Method]:
     """The method of a name. Raises RequestError, naming those there are."""
     if name not in known():
-        raise RequestError(f"unknown method {name!r}; known: {', '.join(known())}")
+        near = difflib.get_close_matches(name, known(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise RequestError(f"unknown method {name!r}{hint}; known: {', '.join(known())}")
     return known()[name]
 
 
