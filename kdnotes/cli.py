@@ -320,7 +320,7 @@ def list_cached() -> None:
     from kdnotes.training import cache
 
     rows = [
-        (item.key, item.arm, item.model, f"seed {item.seed}", _size(item.bytes), item.seconds)
+        (item.key, item.arm, item.model, f"seed {item.seed}", _size(item.size), item.seconds)
         for item in cache.entries()
     ]
     if rows:

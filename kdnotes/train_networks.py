@@ -1,12 +1,10 @@
 """Train the networks that a chapter needs, each by several processes together.
 
-Started by torchrun or another launcher that sets WORLD_SIZE, RANK and LOCAL_RANK, such as
-Fabric's. Afterwards ``kdnotes run`` finds the networks in the cache.
+Started by torchrun or another launcher that sets WORLD_SIZE, RANK and LOCAL_RANK. Afterwards
+``kdnotes run`` finds the networks in the cache.
 """
 
 from __future__ import annotations
-
-import sys
 
 import typer
 
@@ -22,28 +20,28 @@ def main(chapter: ChapterName, p: Given = None, preset: Preset = None) -> None:
     Every process takes an equal share of each batch, and gradients are averaged. The cache
     (KDNOTES_CACHE) and the images must be on a file system that all machines share. Killed? The
     same command goes on after the last finished epoch: the state is kept after every epoch that
-    ends 60 s or more after the last one kept (KDNOTES_CHECKPOINT_SECONDS; 0: after each).
+    ends 60 s or more after the last one kept.
 
     \b
     torchrun --nproc-per-node 4 -m kdnotes.train_networks localization --preset paper \\
         -p dataset=imagefolder:/data/imagenet
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node0:29500 \\
         -m kdnotes.train_networks fidelity --preset paper -p dataset=imagefolder:/data/imagenet
-    fabric run --accelerator cuda --devices 4 kdnotes/train_networks.py fidelity \\
-        --preset paper -p dataset=imagefolder:/data/imagenet
     kdnotes run localization --preset paper -p dataset=imagefolder:/data/imagenet
     """
     from kdnotes.book import running
-    from kdnotes.training import cache, distributed, group
+    from kdnotes.training import cache, distributed, pool
 
     study = running.request(running.chapter(chapter), given_texts(p, preset)).study
     networks, device = cache.with_teachers(study.networks), study.device
-    trained = group.train_together(networks, device, study.data_dir)
-    if distributed.joined(device).is_global_zero:
-        typer.echo(f"{trained} networks trained, {len(networks)} in {cache.networks_folder()}")
+    folder = cache.networks_folder()
+    fabric = distributed.joined(device)
+    first = fabric.is_global_zero  # it speaks for all
+    to_train = fabric.broadcast(cache.missing(networks) if first else [])
+    pool.in_turn(to_train, cache.train_one, device, study.data_dir, quiet=not first)
+    if first:
+        typer.echo(f"{len(to_train)} networks trained, {len(networks)} in {folder}")
 
 
 if __name__ == "__main__":
-    if not __package__:  # by its path, as Fabric's launcher does: its neighbours would hide others
-        del sys.path[0]
     app()

@@ -110,8 +110,3 @@ def test_half_precision_is_computed_in_single() -> None:
 def test_a_temperature_that_is_not_positive_is_refused(tau: float) -> None:
     with pytest.raises(ValidationError, match="tau"):
         KL(tau=tau)
-
-
-def test_different_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match="same shape"):
-        kl(logits(2, 3), logits(2, 4), 4.0)

@@ -154,7 +154,6 @@ def environment(folder: Path, cache: Path) -> dict[str, str]:
     return os.environ | {
         "KDNOTES_PAPER": str(folder / "tiny.yml"),
         "KDNOTES_CACHE": str(cache),
-        "KDNOTES_CHECKPOINT_SECONDS": "0",
         "OMP_NUM_THREADS": "1",
     }
 
@@ -170,17 +169,11 @@ def launched(command: list[str], variables: dict[str, str]) -> subprocess.Popen[
     )
 
 
-def chapter_command(folder: Path) -> list[str]:
+def arguments(folder: Path) -> list[str]:
+    """Of the command that trains a chapter's networks."""
     given = [f"dataset=imagefolder:{folder}", "device=cpu", "methods=kl"]
     options = [part for value in given for part in ("-p", value)]
-    return [
-        "-m",
-        "kdnotes.train_networks",
-        "fidelity",
-        "--preset",
-        "paper",
-        *options,
-    ]
+    return ["fidelity", "--preset", "paper", *options]
 
 
 def workers(launcher: int) -> list[int]:
@@ -204,6 +197,14 @@ def epoch_of(kept: Checkpoints) -> int:
     return 0 if last is None else int(last.name.split("-")[1])
 
 
+KEEPING_EVERY_EPOCH = """
+from kdnotes import train_networks
+from kdnotes.training import checkpoints
+checkpoints.SECONDS_BETWEEN = 0
+train_networks.app()
+"""
+
+
 @pytest.fixture(scope="module")
 def killed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The cache of a run of which one process was killed, and the last epoch that it kept."""
@@ -211,7 +212,9 @@ def killed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     with pytest.MonkeyPatch.context() as patch:
         _, teacher = teacher_of(folder, cache, patch)
     kept = Checkpoints(cache / "checkpoints" / teacher)
-    process = launched(chapter_command(folder), environment(folder, cache))
+    script = cache / "script.py"
+    script.write_text(KEEPING_EVERY_EPOCH)
+    process = launched([str(script), *arguments(folder)], environment(folder, cache))
     deadline = time.monotonic() + 120
     ours: list[int] = []
     begun = False
@@ -263,10 +266,9 @@ def together(
 ) -> Path:
     """What two processes came to, with an uninterrupted run's networks in the folder "cache"."""
     out = tmp_path_factory.mktemp("together")
-    arguments = chapter_command(folder)[2:]
-    tests = str(Path(__file__).parent)
+    names = {"tests": str(Path(__file__).parent), "out": out, "folder": folder}
     script = out / "script.py"
-    script.write_text(TOGETHER.format(tests=tests, out=out, folder=folder, arguments=arguments))
+    script.write_text(TOGETHER.format(**names, arguments=arguments(folder)))
     process = launched([str(script)], environment(folder, killed[0]))
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
@@ -330,7 +332,11 @@ class Killed(Exception):  # noqa: N818
     ids=["memory and momentum", "dropout and adadelta", "adamw"],
 )
 def test_one_process_goes_on_to_the_same_bits(
-    name: str, model: str, changes: dict[str, object], tmp_path: Path
+    name: str,
+    model: str,
+    changes: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec = specification(name, epochs=4, **changes)
     spec = spec.model_copy(update={"model": model})
@@ -349,7 +355,8 @@ def test_one_process_goes_on_to_the_same_bits(
             raise Killed
 
     whole = run(None)
-    kept = Checkpoints(tmp_path / "kept", every=0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0)
+    kept = Checkpoints(tmp_path / "kept")
     with pytest.raises(Killed):
         run(kept, kill)
     assert epoch_of(kept) == 2
@@ -358,7 +365,7 @@ def test_one_process_goes_on_to_the_same_bits(
 
 
 def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path / "kept", every=0)
+    kept = Checkpoints(tmp_path / "kept")
     assert kept.last() is None
     kept.write(1, {"x": torch.ones(3), "history": []})
     kept.write(2, {"x": torch.zeros(3), "history": [{"loss": 1.5}]})
@@ -374,13 +381,11 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert not kept.folder.exists()
 
 
-def test_short_training_leaves_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not Checkpoints(Path("nowhere"), checkpoints.seconds_between()).due()
-    monkeypatch.setenv("KDNOTES_CHECKPOINT_SECONDS", "0")
-    assert Checkpoints(Path("nowhere"), checkpoints.seconds_between()).due()
-    monkeypatch.setenv("KDNOTES_CHECKPOINT_SECONDS", "soon")
-    with pytest.raises(RequestError, match="must be a number of seconds, 0 or more, not 'soon'"):
-        checkpoints.seconds_between()
+def test_short_training_leaves_no_checkpoint() -> None:
+    kept = Checkpoints(Path("nowhere"))
+    assert not kept.due()
+    kept._written -= checkpoints.SECONDS_BETWEEN
+    assert kept.due()
 
 
 def test_batch_must_be_shared_evenly() -> None:
@@ -401,17 +406,17 @@ def test_all_graphics_cards_are_asked_for_in_a_group_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two processes on the CPU stand for two cards."""
+    together = pool._in_group
+
+    def on_cpu(processes: int, request: pool.Request) -> None:
+        assert (processes, request[2]) == (2, "cuda:all")
+        together(processes, (*request[:2], "cpu", None))
+
     monkeypatch.setattr(pool, "_gpus", lambda: 2)
-    started = []
-
-    def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-        request = Path(command[-1])
-        request.write_text(request.read_text().replace("cuda:all", "cpu"))
-        started.append(command)
-        return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-
-    monkeypatch.setattr(pool, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(pool, "_in_group", on_cpu)
     item = Planned("independent", specification("none", epochs=1))
     assert networks_cache.ensure([item], device="cuda:all") == 1
     assert networks_cache.is_complete(item.spec)
-    assert started[0][-2] == "kdnotes.training.group"
+    failing = item.spec.model_copy(update={"recipe": Recipe(batch=BATCH + 1)})
+    with pytest.raises(Exception, match="cannot be shared evenly by 2 processes"):
+        networks_cache.ensure([Planned("independent", failing)], device="cuda:all")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import torch
 from kdnotes import networks
 from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import ColorJitter, Views, to_float
-from kdnotes.errors import RequestError
 from kdnotes.methods import Method, Outputs
 from kdnotes.methods.crd import CRD
 from kdnotes.methods.dkd import DKD
@@ -216,13 +213,13 @@ def test_every_method_lowers_its_own_term(
 
 def test_the_loss_weighs_the_terms(data: ImageData, teacher: networks.Normalized) -> None:
     method = KL(gamma=0.5, weight=2.0)
-    learner = loop.Learner(teacher, taught(method), Together(joined("cpu")), compiled=False)
+    learner = loop.Learner(teacher, taught(method), Together(joined("cpu")))
     images, labels = to_float(data.batch(torch.arange(9))), data.labels[:9]
     answers = teachers.live(teacher, images.flip(3), None)
     terms = learner(Shown(images, labels, torch.arange(9), answers))
     assert list(terms) == ["ce", "kl", "loss"]
     assert terms["loss"].item() == pytest.approx(0.5 * terms["ce"].item() + 2 * terms["kl"].item())
-    alone = loop.Learner(teacher, specification(), Together(joined("cpu")), compiled=False)
+    alone = loop.Learner(teacher, specification(), Together(joined("cpu")))
     terms = alone(Shown(images, labels, torch.arange(9), None))
     assert terms["loss"] is terms["ce"]
 
@@ -275,62 +272,10 @@ def test_schedules_worked_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 100, 150, 1000])
-def test_stored_answers_come_step_by_step(
-    rows_at_once: int,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    data: ImageData,
-    teacher: networks.Normalized,
-) -> None:
-    monkeypatch.setattr(teachers, "NUMBERS_AT_ONCE", rows_at_once * (10 + 64))
-    views = Views(pad=2, step=2)
-    table = table_for(tmp_path, teacher, data, views)
-    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
-    drawn = views.draw(256, torch.Generator().manual_seed(1))
-    table.fill(order, drawn)
-    parts = tuple(slice(start, start + 50) for start in range(0, 250, 50))
-    answers = list(table.in_parts(order, drawn, parts))
-    assert len(answers) == len(parts)
-    for part, each in zip(parts, answers, strict=True):
-        expected = table.rows(order[part], drawn[part])
-        assert all(torch.equal(*both) for both in zip(each, expected, strict=True))
-
-
 def test_diverging_training_is_told(data: ImageData) -> None:
     spec = specification(recipe=Recipe(epochs=2, batch=64, learning_rate=1e30))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         trained(spec, data)
-
-
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no compiler")
-def test_compiled_networks_learn_the_same_and_share_their_code(data: ImageData) -> None:
-    from torch._dynamo.utils import counters
-
-    plain, compiled = [], []
-    counters.clear()
-    for seed in (0, 1, 2):
-        spec = specification(recipe=Recipe(epochs=1, batch=64), seed=seed)
-        plain.append(trained(spec, data)[1][0]["loss"])
-        assert seed or not counters["stats"]
-        network = networks.build(spec.model, 10, spec.initialisation_seed)
-        compiled.append(loop.train(spec, network, data, None, compiled=True)[0]["loss"])
-        if seed == 0:
-            graphs = counters["stats"]["unique_graphs"]
-    assert compiled == pytest.approx(plain, rel=1e-3)
-    assert 0 < graphs == counters["stats"]["unique_graphs"]
-
-
-def test_compiling_is_asked_for_by_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KDNOTES_COMPILE", raising=False)
-    assert not loop.wants_compile()
-    monkeypatch.setenv("KDNOTES_COMPILE", "yes")
-    with pytest.raises(RequestError, match="must be 1"):
-        loop.wants_compile()
-    monkeypatch.setenv("KDNOTES_COMPILE", "1")
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RequestError, match="no 'no-such-compiler'"):
-        loop.wants_compile()
 
 
 @pytest.mark.gpu

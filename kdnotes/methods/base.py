@@ -1,8 +1,4 @@
-"""A way of teaching: what it declares of itself, and what it sees of a batch.
-
-A method is one file in this folder with one subclass of `Method`. Nothing else has to name it: the
-command line, the chapters, the figures and the cache read what it declares.
-"""
+"""A way of teaching: what it declares of itself, and what it sees of a batch."""
 
 from __future__ import annotations
 
@@ -66,29 +62,22 @@ class Batch:
 class Method(BaseModel):
     """A way of teaching: the student minimises gamma * cross-entropy + weight * ``term``.
 
-    The class attributes say how it is asked for (``name``, lower case), called (``label``, and
-    ``short`` where there is little room) and drawn (``colour`` as #RRGGBB, matplotlib's ``marker``
-    and ``line``), where it comes from (``source``), whether chapters have it when none are named
-    (``by_default``), its place among others (``rank``), what tables say of its settings
-    (``details``, a format of them), and whether its targets are soft labels at a setting ``tau``,
-    so that controls with other soft labels make sense (``from_logits``).
-
     The fields are its settings with defaults and ranges; ``tau`` follows the chapters' parameter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # by which it is asked for, lower case
     label: ClassVar[str]
-    short: ClassVar[str]
-    colour: ClassVar[str]
-    marker: ClassVar[str]
+    short: ClassVar[str]  # label where there is little room
+    colour: ClassVar[str]  # #RRGGBB
+    marker: ClassVar[str]  # matplotlib's
     line: ClassVar[Any] = "-"
     source: ClassVar[str]
-    by_default: ClassVar[bool] = False
-    rank: ClassVar[int] = 100
-    details: ClassVar[str] = ""
-    from_logits: ClassVar[bool] = False
+    by_default: ClassVar[bool] = False  # whether chapters have it when none are named
+    rank: ClassVar[int] = 100  # place among others
+    details: ClassVar[str] = ""  # what tables say of its settings, a format of them
+    from_logits: ClassVar[bool] = False  # soft labels at a setting tau: controls make sense
 
     gamma: float = Field(default=1.0, ge=0, description="weight of the cross-entropy")
     weight: float = Field(default=1.0, ge=0, description="weight of the method's own term")

@@ -54,15 +54,9 @@ class Hint(Method):
 def squared_error(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean-squared error between the student's projected features and the teacher's.
 
-    Both of the same shape, (N, C, H, W) or (N, D); returns the mean over all elements, without the
-    factor 1/2 of the paper's equation 3, as in RepDistiller: the weights in use (such as 100 on
-    CIFAR) mean this normalisation. Raises ``ValueError`` for different shapes.
+    Both of one shape, (N, C, H, W) or (N, D); the mean over all elements, without the factor 1/2 of
+    the paper's equation 3, as in RepDistiller.
     """
-    if student_map.shape != teacher_map.shape:
-        raise ValueError(
-            f"student {tuple(student_map.shape)} and teacher {tuple(teacher_map.shape)} "
-            "must have the same shape: project the student's features first"
-        )
     if student_map.ndim == 4:
         # Channels last as they lie: the gradient is laid out like the plain order of dimensions,
         # and in another order than the maps' it makes every layer behind it slower.

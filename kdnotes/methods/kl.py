@@ -39,17 +39,9 @@ class KL(Method):
 def divergence(student_logits: Tensor, probabilities: Tensor, tau: float) -> Tensor:
     """tau^2 * KL(target || student at temperature tau), the scalar batch mean, in nats.
 
-    ``student_logits`` and ``probabilities`` (N, classes), the latter already at the temperature; a
-    probability of 0 counts 0. The gradient is that of the tau^2-scaled cross-entropy with these
-    soft labels, the form in which the paper writes it: the two differ by the target's entropy.
-
-    Raises ``ValueError`` for different shapes.
+    ``student_logits`` and ``probabilities`` (N, classes), the latter already at the temperature.
+    The gradient is that of the paper's tau^2-scaled cross-entropy with these soft labels.
     """
-    if student_logits.shape != probabilities.shape:
-        raise ValueError(
-            f"student {tuple(student_logits.shape)} and target {tuple(probabilities.shape)} "
-            "must have the same shape"
-        )
     log_student = torch.log_softmax(at_least_single(student_logits) / tau, dim=1)
     target = at_least_single(probabilities.detach())
     return tau**2 * torch.nn.functional.kl_div(log_student, target, reduction="batchmean")

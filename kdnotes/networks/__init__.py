@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "features": "as_map features_at forward_with_features hint_layer tapped taps",
     "weights": "load_published load_user_model",
-    "wrapping": "Composite Normalized fold_batch_norm freeze",
+    "wrapping": "Composite Normalized freeze",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = ["PRESET_NETS", "TRAINED_HERE", "build", "check_name", "multiply_adds", *_HOME_OF]

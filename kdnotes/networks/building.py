@@ -1,7 +1,4 @@
-"""Architectures by name: the book's own, declared here, and timm's; networks built from them.
-
-Names and multiply-adds of the book's own are known without torch, since planning asks for them.
-"""
+"""Networks by name: the book's own, known without torch since planning asks, and timm's."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ def taps(network: Normalized | Composite) -> tuple[str, ...]:
 def hint_layer(network: Normalized | Composite, where: str) -> str:
     """Dotted path of a layer to match: ``logits``, a path as it is, or the end of a third.
 
-    ``K/3`` is the last stage of the K-th third of a network's `taps`, so that networks of other
-    lengths have it too. Raises RequestError for another share, or where there are no stages.
+    ``K/3`` is the last stage of the K-th third of a network's `taps`. Raises RequestError for
+    another share, or where there are no stages.
     """
     third, slash, of = where.partition("/")
     if not slash:

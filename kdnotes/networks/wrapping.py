@@ -1,8 +1,4 @@
-"""Networks as they are used: [0, 1] images in, and frozen with BatchNorm folded for measuring.
-
-Every network takes float images in [0, 1] and normalises inside, so that attacks and pictures
-live in one space.
-"""
+"""Networks as they are used: [0, 1] images in, and frozen with BatchNorm folded for measuring."""
 
 from __future__ import annotations
 
@@ -47,8 +43,7 @@ class Normalized(nn.Module):
 class Composite(nn.Module):
     """Several networks as one: the mean of their logits with given shares, [0, 1] images in.
 
-    ``mirrored``: over each image and its mirror image as well, so that a network and its mirror
-    image cannot differ. It has no feature layers of its own.
+    ``mirrored``: over each image and its mirror image as well. It has no feature layers of its own.
     """
 
     def __init__(
@@ -75,18 +70,18 @@ def freeze(network: _Network) -> _Network:
     Folded logits equal the original's to about 1e-5. The original is left alone.
     """
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
-    fold_batch_norm(frozen)
+    _fold_batch_norm(frozen)
     return frozen.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def fold_batch_norm(module: nn.Module) -> None:
+def _fold_batch_norm(module: nn.Module) -> None:
     """Fold each BatchNorm that follows a convolution into it, in place; evaluation mode only.
 
     Understands timm's ConvNormAct and BatchNormAct2d (whose activation is kept), and neighbours in
     a Sequential or in ResNet-style attribute pairs (conv1/bn1, ...).
     """
     for child in module.children():
-        fold_batch_norm(child)
+        _fold_batch_norm(child)
     pairs = [("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")]
     if isinstance(module, nn.Sequential):
         pairs = list(pairwise(module._modules))

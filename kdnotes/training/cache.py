@@ -1,8 +1,7 @@
 """Train or load: the cache of networks and teacher tables, named by content.
 
 A network is a folder with `weights.safetensors` and `manifest.json` (everything that went into it,
-and the weights' checksum). It appears under its name in one step when it is complete, so a half
-written one is never read; a damaged one is noticed, named and trained again.
+and the weights' checksum), which appears in one step when it is complete.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdnotes.errors import RequestError
 from kdnotes.paths import cache_folder
@@ -34,15 +32,14 @@ if TYPE_CHECKING:
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A cached network as its manifest describes it."""
 
     key: str
     arm: str
     model: str
     seed: int
-    bytes: int
+    size: int  # bytes on disk
     seconds: float
 
 
@@ -50,11 +47,8 @@ class DamagedError(RuntimeError):
     """A cached file is truncated, altered or missing."""
 
 
-# --- what is there ----------------------------------------------------------------------------
-
-
 def networks_folder() -> Path:
-    """Where the networks lie, one folder each."""
+    """Where the networks lie, a folder each."""
     return cache_folder() / "networks"
 
 
@@ -64,17 +58,14 @@ def folder_of(spec: NetworkSpec) -> Path:
 
 
 def is_complete(spec: NetworkSpec) -> bool:
-    """Whether the network is there, by its manifest; `load` checks the weights.
-
-    A composite is there when its parts are.
-    """
+    """Whether the network, or each part of a composite, is there by its manifest."""
     if spec.parts:
         return all(is_complete(part) for part in spec.parts)
     return (folder_of(spec) / MANIFEST).is_file()
 
 
 def missing(planned: Iterable[Planned]) -> list[Planned]:
-    """What is not in the cache yet, teachers of students included, each once, teachers first."""
+    """What is not in the cache yet of these and their teachers, each once, teachers first."""
     return [item for item in with_teachers(planned) if not is_complete(item.spec)]
 
 
@@ -94,10 +85,10 @@ def with_teachers(planned: Iterable[Planned]) -> list[Planned]:
 
 
 def load(spec: NetworkSpec) -> Normalized | Composite:
-    """The network, its weights checked on reading, in evaluation mode.
+    """The network in evaluation mode.
 
-    Raises FileNotFoundError when it was never trained, and DamagedError when the files do not
-    match their manifest.
+    Raises FileNotFoundError when it was never trained, and DamagedError when the weights are not
+    those of the manifest.
     """
     from safetensors.torch import load as load_bytes
 
@@ -106,11 +97,16 @@ def load(spec: NetworkSpec) -> Normalized | Composite:
     if spec.parts:
         parts: list[Any] = [load(part) for part in spec.parts]
         return networks.Composite(parts, spec.shares, spec.mirrored)
-    content = _checked_weights(folder_of(spec))
-    small = not spec.large_images
-    network = networks.build(spec.model, spec.num_classes, seed=0, small_images=small)
-    network.load_state_dict(load_bytes(content))
+    network = _built(spec, seed=0)
+    network.load_state_dict(load_bytes(_checked_weights(folder_of(spec))))
     return network.eval()
+
+
+def _built(spec: NetworkSpec, seed: int) -> Normalized:
+    from kdnotes import networks
+
+    small = not spec.large_images
+    return networks.build(spec.model, spec.num_classes, seed, small_images=small)
 
 
 def history(spec: NetworkSpec) -> list[dict[str, float]]:
@@ -152,39 +148,27 @@ def _damage(folder: Path) -> str:
     return ""
 
 
-# --- training what is not ---------------------------------------------------------------------
-
-
 def ensure(
     planned: Iterable[Planned],
     jobs: int | None = None,
     device: str = "cpu",
     data_dir: Path | None = None,
 ) -> int:
-    """Train what is missing, each network once, and return how many that were.
+    """Train what is missing or damaged, each network once, and return how many that were.
 
-    On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work; teachers
-    come before their students. Finished networks are kept if the run is stopped. A damaged network
-    is named and trained again.
+    On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work. Finished
+    networks are kept if the run is stopped.
     """
     wanted = with_teachers(planned)
-    for folder in (folder_of(item.spec) for item in wanted if is_complete(item.spec)):
-        changed = (path.stat().st_mtime_ns for path in sorted(folder.iterdir()))
-        if damage := _damage_once(folder, tuple(changed)):
+    for item in wanted:
+        if is_complete(item.spec) and (damage := _damage(folder_of(item.spec))):
             print(f"{damage}: training it again", file=sys.stderr)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder_of(item.spec))
     if to_train := missing(wanted):
         from kdnotes.training import pool
-        from kdnotes.training.loop import wants_compile
 
-        wants_compile()  # a wrong request is answered before anything is started
         pool.train_all(to_train, train_one, jobs, device, data_dir)
     return len(to_train)
-
-
-@lru_cache(maxsize=4096)
-def _damage_once(folder: Path, changed: tuple[int, ...]) -> str:
-    return _damage(folder)
 
 
 def train_one(
@@ -192,8 +176,8 @@ def train_one(
 ) -> None:
     """Train one network, its teacher first, and save it; a no-op if it is there.
 
-    A lock per network keeps two runs on one cache from doing the same work. In a group of processes
-    (`kdnotes.training.distributed`) all of them call this; the first one holds the lock and writes.
+    A lock per network keeps two runs on one cache from doing the same work; of a group of processes
+    (`distributed`), which all call this, the first one holds it and writes.
     """
     from filelock import FileLock
 
@@ -208,8 +192,7 @@ def train_one(
         if fabric.broadcast(is_complete(spec)):
             return
         started = time.perf_counter()
-        folder = cache_folder() / "checkpoints" / spec.key
-        kept = checkpoints.Checkpoints(folder, checkpoints.seconds_between())
+        kept = checkpoints.Checkpoints(cache_folder() / "checkpoints" / spec.key)
         network, past = _made(spec, device, data_dir, report, kept)
         if fabric.is_global_zero:
             # A resumed run counts the epochs that it did not have to repeat.
@@ -228,24 +211,21 @@ def _made(
 
     if spec.pretrained:
         return networks.load_published(spec.model, spec.pretrained, spec.num_classes), []
-    data, compiled = training_data(spec, data_dir), loop.wants_compile()
-    start, small = spec.initialisation_seed, not spec.large_images
-    network = networks.build(spec.model, spec.num_classes, start, small_images=small)
+    data = _data(spec.data.model_dump_json(), data_dir)
+    network = _built(spec, spec.initialisation_seed)
     teacher = None if spec.teacher is None else _teacher_of(spec, data, device)
-    return network, loop.train(spec, network, data, teacher, device, report, kept, compiled)
+    return network, loop.train(spec, network, data, teacher, device, report, kept)
 
 
 def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
-    """The teacher of a student, with the table of its answers if there can be one.
-
-    The rows of one table cannot be filled by processes of several machines at once.
-    """
+    """The teacher of a student, with the table of its answers if there can be one."""
     from kdnotes import networks
     from kdnotes.training import distributed, teachers
 
     assert spec.teacher is not None
     fabric = distributed.joined(device)
     network = networks.freeze(load(spec.teacher)).to(fabric.device)
+    # A table cannot be filled by processes of several machines at once.
     if fabric.world_size > 1 or not teachers.fits_table(spec, network, data):
         return teachers.Teacher(network)
     views, layer = spec.recipe.views, teachers.layer_of(spec, network)
@@ -256,12 +236,7 @@ def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
     return teachers.Teacher(network, table)
 
 
-def training_data(spec: NetworkSpec, data_dir: Path | None) -> ImageData:
-    """The images a network is trained on, kept in memory for the next network of this process."""
-    return _data(spec.data.model_dump_json(), data_dir)
-
-
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=3)  # for the next networks of this process
 def _data(text: str, data_dir: Path | None) -> ImageData:
     from kdnotes import data
 
@@ -274,7 +249,6 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
     from safetensors.torch import save as save_bytes
 
     import kdnotes
-    from kdnotes.training.loop import wants_compile
 
     state = network.state_dict().items()
     content = save_bytes({name: value.detach().cpu().contiguous() for name, value in state})
@@ -283,16 +257,12 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
         "spec": item.spec.model_dump(mode="json"),
         "sha256": checksum(content),
         "versions": {"kdnotes": kdnotes.__version__, "torch": torch.__version__},
-        "compiled": wants_compile(),
         "seconds": round(seconds, 2),
         "history": history,
     }
     with appearing_folder(folder_of(item.spec)) as scratch:
         (scratch / WEIGHTS).write_bytes(content)
         write_json(scratch / MANIFEST, manifest)
-
-
-# --- looking after it ---------------------------------------------------------------------------
 
 
 def entries() -> list[Entry]:
@@ -303,10 +273,8 @@ def entries() -> list[Entry]:
             manifest = _manifest(folder)
         except (DamagedError, FileNotFoundError):
             continue
-        arm, spec, size = manifest["arm"], manifest["spec"], _size(folder)
-        found.append(
-            Entry(folder.name, arm, spec["model"], spec["seed"], size, manifest["seconds"])
-        )
+        arm, spec, seconds = manifest["arm"], manifest["spec"], manifest["seconds"]
+        found.append(Entry(folder.name, arm, spec["model"], spec["seed"], _size(folder), seconds))
     return found
 
 
@@ -349,31 +317,23 @@ def export(path: Path) -> int:
 def import_(path: Path) -> int:
     """Add the networks of an archive, each checked first; returns how many were new.
 
-    Only manifests (JSON) and weights (safetensors) are read: an archive cannot run code. Raises
-    RequestError when the file is no such archive or holds a damaged network.
+    An archive cannot run code: manifests are JSON, weights safetensors. Raises RequestError when it
+    cannot be read or holds a damaged network.
     """
-    if not path.is_file():
-        raise RequestError(f"no archive {str(path)!r}")
     networks_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".importing-", dir=networks_folder()) as scratch:
         try:
             with tarfile.open(path) as archive:
                 archive.extractall(scratch, filter="data")
-        except (tarfile.TarError, OSError) as error:
-            raise RequestError(f"{path.name} is no archive of networks: {error}") from error
-        folders = sorted(Path(scratch).glob("networks/*"))
-        if not folders:
-            raise RequestError(f"{path.name} holds no networks")
-        for folder in folders:
-            try:
+            folders = sorted(Path(scratch).glob("networks/*"))
+            if not folders:
+                raise ValueError("it holds none")
+            for folder in folders:
                 _checked_weights(folder)
-                key = NetworkSpec.model_validate(_manifest(folder)["spec"]).key
-            except (DamagedError, FileNotFoundError, ValueError) as error:
-                raise RequestError(f"{path.name}: {error}") from error
-            if key != folder.name:
-                raise RequestError(
-                    f"{path.name}: network {folder.name} was made by another version of kdnotes"
-                )
+                if NetworkSpec.model_validate(_manifest(folder)["spec"]).key != folder.name:
+                    raise ValueError(f"{folder.name} was made by another version of kdnotes")
+        except (tarfile.TarError, OSError, DamagedError, ValueError) as error:
+            raise RequestError(f"{path} is no archive of sound networks: {error}") from error
         new = [folder for folder in folders if not (networks_folder() / folder.name).exists()]
         for folder in new:
             folder.rename(networks_folder() / folder.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -12,40 +11,33 @@ from typing import Any
 
 import torch
 
-from kdnotes.errors import RequestError
 from kdnotes.store import appearing, checksum
 
 # A network of the laptop preset is done before this; one of ImageNet's epochs takes longer.
-DEFAULT_SECONDS = 60.0
+SECONDS_BETWEEN = 60.0
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one network, at most one of which is kept: epoch-NUMBER-CHECKSUM.
-
-    ``every``: seconds of training that a kill may cost, besides the epoch that was under way: an
-    epoch that ends sooner after the last checkpoint leaves none. 0 means after every epoch.
-    """
+    """The checkpoints of one network, at most one of which is kept: epoch-NUMBER-CHECKSUM."""
 
     folder: Path
-    every: float = DEFAULT_SECONDS
     _written: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
         """Whether enough time has passed for another one."""
-        return time.monotonic() - self._written >= self.every
+        return time.monotonic() - self._written >= SECONDS_BETWEEN
 
     def write(self, epoch: int, state: dict[str, Any]) -> None:
         """Keep the state after an epoch (counted from 1) in place of the one before."""
         content = io.BytesIO()
         torch.save(state, content)
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"epoch-{epoch:05}-{checksum(content.getvalue())}"
-        with appearing(self.folder / name) as scratch:
+        path = self.folder / f"epoch-{epoch:05}-{checksum(content.getvalue())}"
+        with appearing(path) as scratch:
             scratch.write_bytes(content.getvalue())
-        for other in self.folder.iterdir():
-            if other.name != name:
-                other.unlink(missing_ok=True)
+        for other in set(self.folder.iterdir()) - {path}:
+            other.unlink(missing_ok=True)
         self._written = time.monotonic()
 
     def last(self) -> Path | None:
@@ -63,17 +55,3 @@ class Checkpoints:
 def read(path: Path) -> dict[str, Any]:
     """The state that `Checkpoints.write` was given; tensors on the CPU."""
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def seconds_between() -> float:
-    """KDNOTES_CHECKPOINT_SECONDS, else 60; raises RequestError when it is no number."""
-    text = os.environ.get("KDNOTES_CHECKPOINT_SECONDS", "")
-    try:
-        value = float(text) if text else DEFAULT_SECONDS
-    except ValueError:
-        value = -1
-    if not value >= 0:
-        raise RequestError(
-            f"KDNOTES_CHECKPOINT_SECONDS must be a number of seconds, 0 or more, not {text!r}"
-        )
-    return value

@@ -27,8 +27,7 @@ PATIENCE = timedelta(days=1)
 def joined(device: str) -> Fabric:
     """This process on ``cpu``, ``cuda`` or ``cuda:all``, in its group; bf16 autocast on CUDA.
 
-    Alone it has one device. In a group each process has one, and gradients are averaged. Raises
-    RequestError when there are fewer devices than processes.
+    Each process has one device. Raises RequestError when there are fewer than processes.
     """
     on_cuda = device.startswith("cuda")
     kind: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true"}
@@ -44,16 +43,13 @@ def joined(device: str) -> Fabric:
             f"{here} processes but {torch.cuda.device_count()} CUDA devices on this machine: "
             f"set --nproc-per-node to the number of devices, or device=cpu"
         )
-    # What Fabric's launcher hands on would contradict what is said here.
-    for name in [name for name in os.environ if name.startswith("LT_")]:
-        del os.environ[name]
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Its replacement is younger than the oldest torch that this package runs with.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
     from lightning_fabric.strategies import DDPStrategy
 
-    # Buffers are not handed round at every step: the memory of CRD is large, and is kept equal by
-    # its own means; BatchNorm's statistics are averaged once per epoch.
+    # Buffers are not handed round at every step: CRD keeps its large memory equal by its own means,
+    # and BatchNorm's statistics are averaged once per epoch.
     strategy = DDPStrategy(
         process_group_backend="nccl" if on_cuda else "gloo",
         timeout=PATIENCE,

@@ -1,17 +1,11 @@
-"""The training loop: one network, one seed, with or without a teacher (Lightning Fabric).
-
-The same loop serves a CPU, a GPU and several processes with one of either.
-"""
+"""The training loop: a network on a CPU, on a GPU or by several processes (Lightning Fabric)."""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,10 +15,9 @@ from torch.nn import functional as F
 
 from kdnotes import networks
 from kdnotes.data import ImageData
-from kdnotes.errors import RequestError
 from kdnotes.methods import Batch, Outputs, controls
 from kdnotes.methods.base import at_least_single
-from kdnotes.networks import Composite, Normalized, forward_with_features, tapped
+from kdnotes.networks import Normalized, forward_with_features, tapped
 from kdnotes.training import checkpoints, distributed, teachers
 from kdnotes.training.checkpoints import Checkpoints
 from kdnotes.training.distributed import Together
@@ -33,9 +26,6 @@ from kdnotes.training.stream import Shown, Stream
 from kdnotes.training.teachers import Teacher
 
 EpochReport = Callable[[int, float], None]  # epochs done, mean loss of the last one
-# Logits and penultimate features of a network for a batch.
-Forward = Callable[[Normalized | Composite, Tensor], tuple[Tensor, Tensor]]
-COMPILE = "KDNOTES_COMPILE"  # in the environment: 1 to compile networks, off by default
 
 
 def train(
@@ -46,17 +36,12 @@ def train(
     device: str = "cpu",
     report: EpochReport | None = None,
     kept: Checkpoints | None = None,
-    compiled: bool = False,
 ) -> list[dict[str, float]]:
     """Train the network in place; returns per epoch the mean of each loss term and the seconds.
 
-    The result depends on the specification, the data and the kind of device alone. In a group of
-    processes (`distributed`) each takes its share of every batch; networks without BatchNorm
-    and dropout then come out as from one process, up to rounding. BatchNorm sees one process's
-    share at a time, and its running statistics are averaged after each epoch. ``kept``: where to go
-    on from, and where to leave the state when a checkpoint is due. ``compiled``: the network's
-    passes are compiled first (not those of a student that has to show a layer), which changes last
-    digits, and what dropout drops.
+    The result depends on the specification, the data and the kind of device alone. Processes of a
+    group (`distributed`) share every batch; networks without BatchNorm and dropout then come out as
+    from one process, up to rounding. ``kept``: where to go on from, and to leave checkpoints.
 
     Raises FloatingPointError when the loss is no number any more, and RequestError when the batch
     cannot be shared evenly.
@@ -65,7 +50,7 @@ def train(
     group = Together(fabric)
     stream = Stream(spec, data, teacher, group, fabric.device)
     network.to(fabric.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    learner = Learner(network, spec, group, compiled)
+    learner = Learner(network, spec, group)
     if teacher is not None:
         learner.prepare(teacher, data)
     module, optimizer = fabric.setup(learner, _optimizer(recipe, learner.to(fabric.device)))
@@ -102,23 +87,16 @@ def train(
 
 
 class Learner(nn.Module):
-    """A student with what its method trains beside it; one call gives the named losses.
+    """A student with what its method trains beside it; one call gives the named losses."""
 
-    ``confidence``: of the true class in smoothed labels.
-    """
-
-    def __init__(
-        self, network: Normalized, spec: NetworkSpec, group: Together, compiled: bool
-    ) -> None:
+    def __init__(self, network: Normalized, spec: NetworkSpec, group: Together) -> None:
         super().__init__()
         self.network, self.spec, self.group = network, spec, group
         self.beside: nn.Module | None = None
-        self.confidence = 1.0
+        self.confidence = 1.0  # of the true class in smoothed labels
         self.numbers = torch.Generator(group.fabric.device)
         self.numbers.manual_seed(derive_seed("negatives", spec.seed))
-        layers = None if spec.method is None else spec.method.layers()
-        self._layer = None if layers is None else networks.hint_layer(network, layers[0])
-        self._forward = _compiled_forward() if compiled else forward_with_features
+        self._layer = spec.layers and networks.hint_layer(network, spec.layers[0])
 
     def prepare(self, teacher: Teacher, data: ImageData) -> None:
         """Make what is trained beside the student, from two images and all labels."""
@@ -150,8 +128,7 @@ class Learner(nn.Module):
     def _student(self, images: Tensor) -> Outputs:
         """Logits, penultimate features and, where one is asked for, the output of a layer."""
         if self._layer is None:
-            return Outputs(*self._forward(self.network, images))
-        # Never compiled: compiled code would pass by the hook that takes the layer's output.
+            return Outputs(*forward_with_features(self.network, images))
         paths = () if self._layer == "logits" else (self._layer,)
         with tapped(self.network, paths) as outputs:
             logits, features = forward_with_features(self.network, images)
@@ -213,10 +190,7 @@ class _State:
         kept.write(len(history), state)
 
     def resume(self, kept: Checkpoints) -> list[dict[str, float]]:
-        """Take up the last sound checkpoint; returns the history up to it, empty if there is none.
-
-        In another number of processes, dropout goes on with other numbers than it would have had.
-        """
+        """Take up the last sound checkpoint; returns the history up to it, or an empty one."""
         last = self.fabric.broadcast(kept.last() if self.fabric.is_global_zero else None)
         if last is None:
             return []
@@ -227,7 +201,7 @@ class _State:
             generator.set_state(numbers)
         if len(state["dropout"]) == self.fabric.world_size:
             self.globally.set_rng_state(state["dropout"][self.fabric.global_rank].clone())
-        else:
+        else:  # in another number of processes, dropout goes on with other numbers
             torch.manual_seed(derive_seed("dropout", torch.initial_seed(), len(state["history"])))
         return state["history"]
 
@@ -242,25 +216,3 @@ def _optimizer(recipe: Recipe, learner: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
     )
-
-
-@lru_cache(maxsize=1)
-def _compiled_forward() -> Forward:
-    """One for all networks: those of one architecture then share what was compiled."""
-    return torch.compile(forward_with_features, dynamic=False)
-
-
-def wants_compile() -> bool:
-    """Whether networks are to be compiled for training, from KDNOTES_COMPILE.
-
-    Raises RequestError for another value than 0 and 1, and where there is nothing to compile with.
-    """
-    text, compiler = os.environ.get(COMPILE, ""), os.environ.get("CXX", "g++")
-    if text not in ("", "0", "1"):
-        raise RequestError(f"{COMPILE} must be 1 (compile) or 0, not {text!r}")
-    if text == "1" and shutil.which(compiler) is None:
-        raise RequestError(
-            f"{COMPILE}=1 needs a C++ compiler, and there is no {compiler!r}; name one with CXX, "
-            f"or leave {COMPILE} out"
-        )
-    return text == "1"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +22,7 @@ KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOL
 # Trains a network, its teacher first, on a device with a data folder; reports: `cache.train_one`.
 TrainOne = Callable[[Planned, str, Path | None, Callable[[int, float], None]], None]
 Show = Callable[[Planned, int, float | None], None]  # epochs done, mean loss; None: finished
+Request = tuple[list[Planned], TrainOne, str, Path | None]
 
 _events: Any = None  # in a worker: the queue on which it reports
 
@@ -39,43 +36,51 @@ def train_all(
 ) -> None:
     """Train networks, teachers first; raises what the first failing one raised.
 
-    On a GPU the networks follow one another in this process, on all GPUs in one process for each;
-    on CPU they share ``jobs`` worker processes.
+    On CPU they share ``jobs`` worker processes; on one GPU or all they follow one another.
     """
     if device == "cuda:all" and (gpus := _gpus()) > 1:
-        _in_group(to_train, device, data_dir, gpus)
-        return
-    with display(to_train) as show:
-        if device.startswith("cuda"):
-            for item in to_train:
-                train_shown(item, train_one, device, data_dir, show)
-        else:
+        _in_group(gpus, (to_train, train_one, device, data_dir))
+    elif device.startswith("cuda"):
+        in_turn(to_train, train_one, device, data_dir)
+    else:
+        with display(to_train) as show:
             _in_workers(to_train, train_one, min(jobs or cores(), len(to_train)), data_dir, show)
 
 
-def train_shown(
+def in_turn(
+    to_train: list[Planned],
+    train_one: TrainOne,
+    device: str,
+    data_dir: Path | None,
+    quiet: bool = False,
+) -> None:
+    """Train networks one after the other, in this process or by its whole group."""
+    with display(to_train, quiet) as show:
+        for item in to_train:
+            _train_shown(item, train_one, device, data_dir, show)
+
+
+def _train_shown(
     item: Planned, train_one: TrainOne, device: str, data_dir: Path | None, show: Show
 ) -> None:
-    """Train one network and show how far it is."""
     train_one(item, device, data_dir, lambda epoch, loss: show(item, epoch, loss))
     show(item, item.spec.recipe.epochs, None)
 
 
-def _in_group(to_train: list[Planned], device: str, data_dir: Path | None, processes: int) -> None:
-    """Train each network by several processes of this machine together, started by torchrun.
+def _in_group(processes: int, request: Request) -> None:
+    """Train each network by several processes of this machine together; raises what one raised."""
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+    from torch import multiprocessing
 
-    Raises RuntimeError when one of them fails; what was finished is kept.
-    """
-    with tempfile.TemporaryDirectory(prefix="kdnotes-") as folder:
-        request = Path(folder) / "request.json"
-        items = [{"arm": item.arm, "spec": item.spec.model_dump(mode="json")} for item in to_train]
-        where = str(data_dir.absolute()) if data_dir else None
-        request.write_text(json.dumps({"device": device, "data_dir": where, "networks": items}))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(processes), "-m", "kdnotes.training.group"]
-        status = subprocess.run([*command, str(request)]).returncode
-    if status:
-        raise RuntimeError(f"a training process failed (exit status {status}); see above")
+    multiprocessing.spawn(_member, (processes, find_free_network_port(), request), processes)
+
+
+def _member(rank: int, processes: int, port: int, request: Request) -> None:
+    # As torchrun would say it to each.
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    in_turn(*request, rank > 0)
 
 
 def _gpus() -> int:
@@ -128,7 +133,7 @@ def _start_worker(events: Any) -> None:
 
 
 def _work(item: Planned, train_one: TrainOne, data_dir: Path | None) -> None:
-    train_shown(item, train_one, "cpu", data_dir, lambda *event: _events.put(event))
+    _train_shown(item, train_one, "cpu", data_dir, lambda *event: _events.put(event))
 
 
 def _listen(events: Any, show: Show) -> None:

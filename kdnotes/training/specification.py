@@ -24,10 +24,8 @@ class Recipe(BaseModel):
 
     Schedules: ``one-cycle`` (linear up over the first 15% of steps, cosine down), ``cosine``,
     ``step-30`` (x0.1 every 30 epochs, as in the PyTorch ImageNet example) and ``exponential`` (x0.7
-    per epoch, as in the PyTorch MNIST example).
-
-    ``views`` and ``resized`` are what a network and its teacher both see; ``crops`` and ``jitter``
-    come after the teacher has answered.
+    per epoch, as in the PyTorch MNIST example). ``crops`` and ``jitter`` come after the teacher has
+    answered.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,14 +58,11 @@ class Recipe(BaseModel):
 class NetworkSpec(BaseModel):
     """Everything that determines a network, teacher included.
 
-    ``method``: how the teacher teaches, None for a network that learns from the labels alone.
-    ``labels``: whose soft labels the method gets: the teacher's, smoothed ones without a teacher,
-    or the teacher's permuted within each class.
-    ``start_seed``: seed of the first weights in place of the network's own. ``parts``: a composite
-    is not trained but is the mean of the logits of other networks, with ``shares``; ``mirrored``,
-    also over each image and its mirror image. ``pretrained``: a network is not trained but has
-    these published weights. ``large_images``: timm's ResNets keep the strided stem that photos of
-    some 200 pixels need.
+    ``method``: None for a network that learns from the labels alone. ``labels``: whose soft labels
+    the method gets: the teacher's, smoothed ones, or the teacher's permuted within each class.
+    ``start_seed``: of the first weights in place of the network's own. ``parts``, ``shares``,
+    ``mirrored``: of a composite, see `networks.Composite`. ``pretrained``: published weights of a
+    network that is not trained. ``large_images``: timm's ResNets keep their strided stem.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,10 +100,7 @@ class NetworkSpec(BaseModel):
 
     @property
     def key(self) -> str:
-        """Content hash: the network's name in the cache.
-
-        Raises RequestError for a method that training processes could not find.
-        """
+        """Content hash: the network's name in the cache; raises RequestError as `code_mark`."""
         values = self.model_dump(mode="json", exclude={"teacher", "parts"})
         values["data"] = self.data.identity()
         if self.method is not None:
@@ -120,17 +112,14 @@ class NetworkSpec(BaseModel):
 
     @property
     def initialisation_seed(self) -> int:
-        """Seed of the first weights, from role, architecture and seed.
-
-        A teacher and a student of one architecture never share an initialisation by accident.
-        """
+        """Seed of the first weights: others for a teacher and a student of one architecture."""
         if self.start_seed is not None:
             return self.start_seed
         return derive_seed(self.role, self.model, self.seed)
 
     @property
     def order_seed(self) -> int:
-        """Seed of the data order and of the views; the same for all students of one seed."""
+        """Seed of the data order and of the views: one for all students of one seed."""
         return derive_seed("order", self.role, self.seed)
 
     @property
@@ -141,10 +130,14 @@ class NetworkSpec(BaseModel):
         return self.teacher.parts or (self.teacher,)
 
     @property
+    def layers(self) -> tuple[str, str] | None:
+        """The student's and the teacher's layer that the method looks at, if it does."""
+        return None if self.method is None else self.method.layers()
+
+    @property
     def needs_layer(self) -> bool:
-        """Whether the method looks at a layer of the teacher that no table holds."""
-        layers = None if self.method is None else self.method.layers()
-        return layers is not None and layers[1] != "logits"
+        """Whether that of the teacher is one that no table of logits holds."""
+        return self.layers is not None and self.layers[1] != "logits"
 
 
 @dataclass(frozen=True)

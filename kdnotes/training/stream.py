@@ -1,7 +1,4 @@
-"""The batches of a training: images in views drawn from the order seed, and the teacher's answers.
-
-A teacher is asked about the very view that the student gets, or its table has the answer to that.
-"""
+"""The batches of a training: images in views, and what the teacher says of these very views."""
 
 from __future__ import annotations
 
@@ -34,24 +31,17 @@ class Shown:
 
 
 class Epoch(NamedTuple):
-    """What is drawn for one pass over the images, a row for each, on the training's device.
+    """What is drawn for one pass over the images, a row for each, on the training's device."""
 
-    ``order``: the images' numbers; ``asked``: those that the teacher is asked about; ``views``;
-    ``rectangles`` of `ResizedCrops`, or None; ``parts``: the rows of each step.
-    """
-
-    order: Tensor
-    asked: Tensor
+    order: Tensor  # the images' numbers
+    asked: Tensor  # those that the teacher is asked about
     views: Tensor
-    rectangles: Tensor | None
-    parts: tuple[slice, ...]
+    rectangles: Tensor | None  # of `ResizedCrops`
+    parts: tuple[slice, ...]  # the rows of each step
 
 
 class Stream:
-    """All batches of a training, one epoch after the other, or this process's share of them.
-
-    Images stay on the device as bytes; those of a folder are read as it goes.
-    """
+    """All batches of a training, or this process's share; images stay on the device as bytes."""
 
     def __init__(
         self,
@@ -105,14 +95,14 @@ class Stream:
             for part in drawn.parts:
                 yield self._at(drawn.order[part])
             return
-        order = drawn.order.cpu()
+        order = drawn.order.cpu()  # once: later, it would have to wait for the GPU
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(self.images.__getitem__, order[drawn.parts[0]])
-            for following in (*drawn.parts[1:], None):
+            for following in drawn.parts[1:]:
                 raw = coming.result()
-                if following is not None:
-                    coming = reader.submit(self.images.__getitem__, order[following])
+                coming = reader.submit(self.images.__getitem__, order[following])
                 yield raw.to(self.place)
+            yield coming.result().to(self.place)
 
     def _view(self, raw: Tensor, drawn: Epoch, part: slice) -> Tensor:
         """A part's view of images, uint8 in and float out: the same for student and teacher."""
@@ -129,8 +119,8 @@ class Stream:
         if teacher.table is not None:
             asked, views = drawn.asked.cpu(), drawn.views.cpu()
             teacher.table.fill(asked, views)
-            answers = teacher.table.in_parts(asked, views, drawn.parts)
-            return lambda part, seen: next(answers)
+            rows = teacher.table.rows(asked, views)  # all at once: to copy to a GPU is to wait
+            return lambda part, seen: Outputs(*(v if v is None else v[part] for v in rows))
 
         def live(part: slice, seen: Tensor) -> Outputs:
             if self.permutation is not None:  # it is asked about other images, in the same views
@@ -140,9 +130,13 @@ class Stream:
         return live
 
     def _at(self, places: Tensor) -> Tensor:
-        if isinstance(self.images, Tensor):
-            return _rows_at(self.images, places)
-        return self.images[places.cpu()].to(self.place)
+        """Images (n, 3, H, W) at some places (n,)."""
+        if not isinstance(self.images, Tensor):
+            return self.images[places.cpu()].to(self.place)
+        rows = self.images.permute(0, 2, 3, 1)
+        # Whole rows are copied as such, not pixel by pixel.
+        chosen = rows.flatten(1).index_select(0, places)
+        return chosen.unflatten(1, rows.shape[1:]).permute(0, 3, 1, 2)
 
     def _changed(self, images: Tensor) -> Tensor:
         """With crops and changes of colour, drawn for the whole batch that these are a share of."""
@@ -153,11 +147,3 @@ class Stream:
             factors = colors.draw_jitter(self.batch, **strengths, generator=self.jitters)
             images = colors.jitter(images, factors[self.own])
         return images
-
-
-def _rows_at(images: Tensor, places: Tensor) -> Tensor:
-    """Images at some places (n,), channels last."""
-    rows = images.permute(0, 2, 3, 1)
-    # Whole rows are copied as such, not pixel by pixel.
-    chosen = rows.flatten(1).index_select(0, places)
-    return chosen.unflatten(1, rows.shape[1:]).permute(0, 3, 1, 2)

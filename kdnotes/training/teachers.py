@@ -1,15 +1,13 @@
 """A frozen teacher and its answers: from a table that all its students share, or asked live.
 
-A table has an answer for every (image, view). Its rows lie in memory-mapped files, so that several
-processes read one copy. A row is written before its flag; a killed writer leaves flags unset, and
-its rows are computed again.
+A table's rows lie in memory-mapped files, so that several processes read one copy. A row is written
+before its flag: what a killed writer leaves without one is computed again.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +26,6 @@ from kdnotes.training.specification import NetworkSpec, Recipe
 
 CHECKED_ROWS = 64  # of a table that is opened
 CHUNK = 256  # every pass that fills a table has this size: a row does not depend on its company
-NUMBERS_AT_ONCE = 4_000_000  # that are read from a table
 CONFIDENCE_IMAGES = 10_000  # enough for one mean; a live teacher would take hours for all
 MOST_BYTES = 50_000_000_000  # of a table of logits
 MOST_BYTES_OF_MAPS = 300_000_000
@@ -61,8 +58,7 @@ class Teacher:
 class TeacherTable:
     """What a frozen teacher says of each (image, view): all that `live` gives, one row each.
 
-    ``folder`` holds the files, made on first use, and anew where they do not say what the teacher
-    says.
+    Files in ``folder`` that do not say what the teacher says are made anew.
     """
 
     def __init__(
@@ -123,30 +119,13 @@ class TeacherTable:
             return Outputs(layer=kept[0].permute(0, 3, 1, 2) if kept[0].ndim == 4 else kept[0])
         return Outputs(kept[0], kept[1], kept[0])
 
-    def in_parts(
-        self, indices: Tensor, views: Tensor, parts: tuple[slice, ...]
-    ) -> Iterator[Outputs]:
-        """The answers in each part of the rows (n,), read for many parts at once.
-
-        To copy rows to a GPU is to wait for it.
-        """
-        numbers = (parts[0].stop - parts[0].start) * sum(self._widths)
-        together = max(1, NUMBERS_AT_ONCE // numbers)
-        for first in range(0, len(parts), together):
-            group = parts[first : first + together]
-            start = group[0].start
-            read = self.rows(indices[start : group[-1].stop], views[start : group[-1].stop])
-            for part in group:
-                here = slice(part.start - start, part.stop - start)
-                yield Outputs(*(values if values is None else values[here] for values in read))
-
-    def agrees(self, indices: Tensor, views: Tensor, tolerance: float = 1e-4) -> bool:
-        """Whether filled rows (n,) are what the live teacher answers."""
+    def agrees(self, indices: Tensor, views: Tensor) -> bool:
+        """Whether filled rows (n,) are what the live teacher answers, to 1e-4."""
         stored = torch.from_numpy(self._rows[indices.numpy(), views.numpy()])
         # On a CPU a few rows come out the same to the last digits, and cost a fraction of a chunk.
         chunk = len(indices) if self.device.type == "cpu" else CHUNK
         answer = self._answer(indices, views, chunk)
-        return bool(((stored - answer).abs() <= tolerance).all())
+        return bool(((stored - answer).abs() <= 1e-4).all())
 
     def _missing(self, indices: Tensor, views: Tensor) -> np.ndarray:
         flat = np.unique((indices * len(self.views) + views).numpy())
@@ -195,8 +174,7 @@ def whole(raw: Tensor, recipe: Recipe) -> Tensor:
 
 def layer_of(spec: NetworkSpec, network: Normalized | Composite) -> str | None:
     """Path of the layer that the method looks at in the teacher, None where it needs no layer."""
-    layers = None if spec.method is None else spec.method.layers()
-    return None if layers is None else networks.hint_layer(network, layers[1])
+    return spec.layers and networks.hint_layer(network, spec.layers[1])
 
 
 def fits_table(spec: NetworkSpec, network: Normalized | Composite, data: ImageData) -> bool:
@@ -204,15 +182,11 @@ def fits_table(spec: NetworkSpec, network: Normalized | Composite, data: ImageDa
 
     Of a layer's maps, which are large, only where images have one view.
     """
-    if spec.recipe.resized is not None:
-        return False
     numbers, views, most = spec.num_classes, len(spec.recipe.views), MOST_BYTES
+    if spec.recipe.resized is not None or (spec.needs_layer and views > 1):
+        return False
     if spec.needs_layer:
-        if views > 1:
-            return False
-        place = next(network.parameters()).device
-        one = live(
-            network, to_float(data.batch(torch.arange(1)).to(place)), layer_of(spec, network)
-        )
-        numbers, most = one.layer.numel(), MOST_BYTES_OF_MAPS
+        one = to_float(data.batch(torch.arange(1)).to(next(network.parameters()).device))
+        numbers = live(network, one, layer_of(spec, network)).layer.numel()
+        most = MOST_BYTES_OF_MAPS
     return 4 * numbers * views * len(data) <= most
