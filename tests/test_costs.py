@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kdnotes.book import costs
+from kdnotes.book import costs, results
 from kdnotes.training import cache
 
 
@@ -70,3 +71,36 @@ def test_networks_that_chapters_share_count_once_in_the_last_row(done: list[Any]
         "| **all** | 3 | 6.0 min of one core | 60 s |",
     ]
     assert costs.table([]) == costs.NOT_MEASURED
+
+
+def test_what_doubling_adds_is_a_mean_over_seeds(tmp_path: Path) -> None:
+    path = tmp_path / "trained-out.csv"
+    assert "not measured" in costs.trained_out(path)
+    path.write_text(
+        "world,who,network,images,epochs,seed,accuracy,doubled,loss left\n"
+        "scenes,independent,vgg-small,4000,9,100,.909,.929,\n"
+        "scenes,independent,vgg-small,4000,9,101,.921,.927,\n"
+        "scenes,crd,vgg-small,4000,9,100,,,.2531\n"
+    )
+    head, _, alone, taught = costs.trained_out(path).splitlines()
+    assert head == "| images | who | network | epochs | right | doubling adds | own loss left |"
+    assert alone == "| scenes | Independent | vgg-small | 9 | .915 | .013 |  |"
+    assert taught.endswith("| vgg-small | 9 |  |  | 25% |")
+
+
+def test_verdicts_of_both_editions_stand_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "first-edition.csv"
+    assert "do not come" in costs.changed(path, tmp_path)
+    path.write_text(
+        "claim,verdict,estimate,low,high,kind\n"
+        "kept,inconclusive,.1,-.1,.3,difference\ngone,reproduced,.2,.1,.3,difference\n"
+    )
+    claim = {"measure": "m", "low": 0.05, "high": 0.15, "criterion": "c", "paper": None}
+    claim |= {"estimate": 0.1, "kind": "difference", "verdict": "agrees", "reason": "r"}
+    both = [claim | {"id": "kept"}, claim | {"id": "new"}]
+    results.save("scorecard", None, both, {}, 1.0, tmp_path)
+    assert costs.changed(path, tmp_path).splitlines()[2:] == [
+        "| `kept` | inconclusive | **agrees** (difference .10 [.05, .15]) |",
+        "| `gone` | reproduced | no longer asked |",
+        "| `new` | not asked | **agrees** (difference .10 [.05, .15]) |",
+    ]

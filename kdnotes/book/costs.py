@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 
 from kdnotes.book import running
 from kdnotes.book.running import Done
+from kdnotes.figures import looks
+from kdnotes.stats import claims
+from kdnotes.stats.words import format_number
 
 if TYPE_CHECKING:
     from kdnotes.training.cache import Planned
@@ -94,6 +98,49 @@ def _durations(notebook: Path) -> tuple[list[float], float]:
     noted = [cell["metadata"].get("papermill", {}) for cell in content["cells"]]
     cells = [about["duration"] for about in noted if about.get("duration")]
     return cells, content["metadata"]["papermill"]["duration"]
+
+
+def trained_out(path: Path) -> str:
+    """A Markdown table of what doubling the epochs would add, by world and network.
+
+    ``path``: the file that `benchmarks/trained_out.py` writes.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        return "How long is long enough was not measured for this edition of the book."
+    table = pd.read_csv(path)
+    by = ["world", "who", "network", "epochs"]
+    rows = []
+    for (world, who, network, epochs), part in table.groupby(by, sort=False):
+        right, more = part["accuracy"].mean(), (part["doubled"] - part["accuracy"]).mean()
+        left = part["loss left"].mean()
+        said = [format_number(each, 3) if math.isfinite(each) else "" for each in (right, more)]
+        own = f"{left:.0%}" if math.isfinite(left) else ""
+        rows.append((world, looks.of(who).short, network, epochs, *said, own))
+    columns = ("images", "who", "network", "epochs", "right", "doubling adds", "own loss left")
+    return _markdown(columns, ":::----", rows)
+
+
+def changed(first_edition: Path, runs: Path) -> str:
+    """A Markdown table of the first edition's verdicts beside those of the published laptop run."""
+    import pandas as pd
+
+    from kdnotes.book import results
+
+    if not first_edition.is_file():
+        return "The first edition's verdicts do not come with this copy of the book."
+    now = {}
+    if "scorecard" in results.chapters(runs):
+        now = {claim["id"]: claim for claim in results.load("scorecard", runs).claims}
+    rows = []
+    for old in pd.read_csv(first_edition).itertuples():
+        claim = now.pop(old.claim, None)
+        rows.append(
+            (f"`{old.claim}`", old.verdict, claims.said(claim) if claim else "no longer asked")
+        )
+    rows += [(f"`{name}`", "not asked", claims.said(claim)) for name, claim in now.items()]
+    return _markdown(("claim", "first edition", "now"), ":::", rows)
 
 
 def _markdown(columns: Sequence[str], sides: str, rows: Iterable[Sequence[object]]) -> str:

@@ -114,6 +114,10 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         "costs.md": costs.table(done),
         "profile.md": costs.profile(done),
         "benchmarks.md": costs.benchmarks(root / "results" / "benchmarks"),
+        "trained-out.md": costs.trained_out(root / "results" / "trained-out.csv"),
+        "changed.md": costs.changed(
+            root / "results" / "first-edition.csv", root / "results" / "laptop"
+        ),
     }
     for name, text in generated.items():
         (book / TABLES / name).write_text(text + "\n", encoding="utf-8")
