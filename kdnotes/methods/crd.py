@@ -46,7 +46,7 @@ class CRD(Method):
     rank = 3
     details = "{negatives} negatives"
 
-    weight: float = Field(default=0.2, ge=0, description="weight of the contrast")
+    weight: float = Field(default=0.8, ge=0, description="weight of the contrast")
     negatives: int = Field(default=512, ge=1, description="images of other classes per image")
     contrast_temperature: float = Field(default=0.07, gt=0)
     momentum: float = Field(default=0.5, ge=0, lt=1, description="share kept of an old entry")
