@@ -161,11 +161,37 @@ class Plan:
         and the ``controls``.
         """
         first = self.teacher()
+        self.controls(first, self.compared(first), **controls)
+        return first
+
+    def compared(self, first: NetworkSpec) -> NetworkSpec:
+        """Declare a second teacher, which is returned, students alone, and those by each method."""
         second = self.second_teacher(first)
         self.students(arms.INDEPENDENT)
         self.distilled(first)
-        self.controls(first, second, **controls)
-        return first
+        return second
+
+    def of_plain(self, plain: NetworkSpec, methods: Sequence[str] = ("kl",)) -> None:
+        """Students of a plain teacher by these of the methods that were asked for."""
+        for method in self.methods:
+            if method.name in methods:
+                self.students(arms.plain(method), of=plain)
+
+    def same_start(self, first: NetworkSpec) -> None:
+        """A few KL students, and students alone, that start where their teacher did, if they can.
+
+        They can where teacher and student are of one architecture.
+        """
+        if self.student_model == self.teacher_model:
+            where = {"seeds": "few", "start_seed": first.initialisation_seed}
+            for arm, of in ((self.method("kl"), first), (arms.INDEPENDENT, None)):
+                same = arm.variant("same-start", "the teacher's start", "same start")
+                self.students(same, of, **where)
+
+    def stopped_early(self, arm: Arm, of: NetworkSpec | None = None, share: float = 0.5) -> None:
+        """Students of an arm that have only this share of the epochs."""
+        stopped = arm.variant("matched", "stopped early", "early", marker=arm.marker)
+        self.students(stopped, of, epochs=self.epochs(share))
 
     def depths(self, of: NetworkSpec) -> list[str]:
         """Students of Hint at rising depth: their arms, none where Hint was not asked for."""
