@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -286,3 +290,54 @@ def test_cuda_reaches_the_cpu_loss(data: ImageData) -> None:
     network = networks.build(spec.model, 10, spec.initialisation_seed)
     on_cuda = loop.train(spec, network, data, None, device="cuda")[-1]["loss"]
     assert on_cuda == pytest.approx(on_cpu, rel=0.1)
+
+
+WAITING = """\
+import os
+import time
+from pathlib import Path
+
+from asked import study_of
+
+from kdnotes.training import pool
+
+
+def wait(item, device, data_dir, report):
+    Path(os.environ["PIDS"], str(os.getpid())).touch()
+    time.sleep(120)
+
+
+if __name__ == "__main__":
+    pool.train_all(study_of("distillation", preset="smoke").networks[:2], wait, jobs=2)
+"""
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "pids").mkdir()
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+    where = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = os.environ | {"PIDS": str(tmp_path / "pids"), "PYTHONPATH": where}
+    parent = subprocess.Popen(
+        [sys.executable, script], env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(pids := list((tmp_path / "pids").iterdir())) < 2:
+            assert parent.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 20
+    while any(is_running(int(path.name)) for path in pids):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.1)

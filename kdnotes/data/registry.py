@@ -34,7 +34,8 @@ class Source:
     of the content behind them, for cache keys. options: the model that checks them. classes: their
     names, None where only the files tell. mirrored: whether training images may be mirrored. drawn:
     made on request, as many as asked for, with every factor known; of other data sets that have
-    more images, a part is taken. Declaring one must not import torch: load does.
+    more images, a part is taken. about: how many training images there are where no number is asked
+    for, roughly, for estimates of time. Declaring one must not import torch: load does.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Source:
     mirrored: bool = False
     drawn: bool = False
     takes_path: bool = False
+    about: int = 50_000
 
     def checked(self, options: dict[str, Any]) -> Any:
         """The options as this source's model. Raises RequestError naming what is known."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,19 @@ def _start_worker(events: Any) -> None:
     global _events
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent has ended, even by a kill that nobody can answer."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(item: Planned, train_one: TrainOne, data_dir: Path | None) -> None:
@@ -170,7 +179,7 @@ def display(to_train: list[Planned], quiet: bool = False) -> Iterator[Show]:
 
 def cost(item: Planned) -> float:
     """Rough seconds of training on one core, from the multiply-adds of the networks involved."""
-    from kdnotes import networks
+    from kdnotes import data, networks
 
     spec, recipe = item.spec, item.spec.recipe
     if spec.pretrained:
@@ -179,7 +188,7 @@ def cost(item: Planned) -> float:
     if recipe.resized is not None:
         size = recipe.resized.size or size
     # A folder of photos says how many it has only when it is read: ImageNet's number is meant.
-    many = 1_281_167 if spec.large_images else 50_000
+    many = 1_281_167 if spec.large_images else data.source(spec.data.name).about
     images = (spec.data.count or many) * recipe.epochs
     work = 6 * networks.multiply_adds(spec.model, size, not spec.large_images)
     live = spec.needs_layer or recipe.resized is not None

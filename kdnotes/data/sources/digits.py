@@ -40,7 +40,11 @@ def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageD
     return replace(together, factors=together.factors | {"domain": number})
 
 
-SOURCES = (Source("digits", load, glyphs.fingerprint, DigitOptions, glyphs.CLASSES, drawn=True),)
+SOURCES = (
+    Source(
+        "digits", load, glyphs.fingerprint, DigitOptions, glyphs.CLASSES, drawn=True, about=2000
+    ),
+)
 
 
 def _drawn(

@@ -65,7 +65,11 @@ def load(spec: DataSpec, options: SceneOptions, data_dir: Path | None) -> ImageD
     return joined([_drawn(options, pool, min(_CHUNK, total - at), generator) for at in starts])
 
 
-SOURCES = (Source("scenes", load, glyphs.fingerprint, SceneOptions, glyphs.CLASSES, drawn=True),)
+SOURCES = (
+    Source(
+        "scenes", load, glyphs.fingerprint, SceneOptions, glyphs.CLASSES, drawn=True, about=8000
+    ),
+)
 
 
 def _drawn(
