@@ -10,7 +10,6 @@ The table goes to results/trained-out.csv.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pandas as pd
@@ -109,4 +108,4 @@ def accuracy(spec: NetworkSpec) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -138,12 +138,7 @@ def measure(
     _record(recorder, noisy, condition("noise"))
     if cast.second_teacher is not None:
         both = trials["teacher", primary], trials["second-teacher", primary]
-        items = (both[0].kept & both[1].kept).nonzero().flatten()
-        for member in members[2:]:
-            answers = [trial.answers[id(member)][items] for trial in both]
-            fooled = [(each != clean[id(member)][items]).float() for each in answers]
-            half = (fooled[0] - fooled[1]) / 2
-            recorder.add(member, "own_teacher_fooling", half, answers[0], condition(""), items)
+        _record_own_teacher(recorder, *both)
     if foreign is not None:
         pair = trials["teacher", primary], trials["foreign", primary]
         right = [answers == data.labels for answers in clean.values()]
@@ -224,6 +219,17 @@ def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | No
         answers = trial.answers[id(member)][misled]
         same = answers == trial.led_to[misled]
         recorder.add(member, "same_wrong_class", same, answers, where, misled)
+
+
+def _record_own_teacher(recorder: Recorder, first: _Trial, second: _Trial) -> None:
+    """Half of how much more students are fooled by the first teacher's images than the second's."""
+    items = (first.kept & second.kept).nonzero().flatten()
+    for member in first.members[2:]:
+        before = first.clean[id(member)][items]
+        answers = [trial.answers[id(member)][items] for trial in (first, second)]
+        fooled = [(each != before).float() for each in answers]
+        half = (fooled[0] - fooled[1]) / 2
+        recorder.add(member, "own_teacher_fooling", half, answers[0], condition(""), items)
 
 
 PROPERTY = Property(

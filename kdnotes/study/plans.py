@@ -183,10 +183,9 @@ class Plan:
         They can where teacher and student are of one architecture.
         """
         if self.student_model == self.teacher_model:
-            where = {"seeds": "few", "start_seed": first.initialisation_seed}
             for arm, of in ((self.method("kl"), first), (arms.INDEPENDENT, None)):
                 same = arm.variant("same-start", "the teacher's start", "same start")
-                self.students(same, of, **where)
+                self.students(same, of, seeds="few", start_seed=first.initialisation_seed)
 
     def stopped_early(self, arm: Arm, of: NetworkSpec | None = None, share: float = 0.5) -> None:
         """Students of an arm that have only this share of the epochs."""
