@@ -127,27 +127,21 @@ def measure(
 
     trials = {}
     for name, attacked, size in sources:
-        attack = partial(craft, attacked.network, eps=size / 255, steps=steps)
-        trial = trials[name, size] = show(attacked, attack)
-        known_as = [condition(name, size)] if name == "teacher" else []
-        for where in (*known_as, condition(name)) if size == primary else known_as:
+        trial = show(attacked, partial(craft, attacked.network, eps=size / 255, steps=steps))
+        trials[name, size] = trial
+        called = [condition(name, size)] * (name == "teacher") + [condition(name)] * (
+            size == primary
+        )
+        for where in called:
             _record(recorder, trial, where, attacked)
     noise = partial(sign_noise, eps=primary / 255, generator=torch.Generator().manual_seed(0))
-    kept = trials["teacher", primary].kept
-    noisy = show(cast.teacher, lambda images, _: noise(images), kept)
+    own = trials["teacher", primary]
+    noisy = show(cast.teacher, lambda images, _: noise(images), own.kept)
     _record(recorder, noisy, condition("noise"))
     if cast.second_teacher is not None:
-        both = trials["teacher", primary], trials["second-teacher", primary]
-        _record_own_teacher(recorder, *both)
+        _record_own_teacher(recorder, own, trials["second-teacher", primary])
     if foreign is not None:
-        pair = trials["teacher", primary], trials["foreign", primary]
-        right = [answers == data.labels for answers in clean.values()]
-        items = torch.stack([*right, *(trial.kept for trial in pair)]).all(0).nonzero().flatten()
-        for member in members[1:]:
-            answers = [trial.answers[id(member)][items] for trial in pair]
-            by_teacher, by_foreign = ((each != data.labels[items]).float() for each in answers)
-            values = by_teacher - by_foreign, answers[0]
-            recorder.add(member, "double_difference", *values, condition(""), items)
+        _record_double_difference(recorder, own, trials["foreign", primary])
     return recorder.outcome()
 
 
@@ -219,6 +213,18 @@ def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | No
         answers = trial.answers[id(member)][misled]
         same = answers == trial.led_to[misled]
         recorder.add(member, "same_wrong_class", same, answers, where, misled)
+
+
+def _record_double_difference(recorder: Recorder, own: _Trial, foreign: _Trial) -> None:
+    """Fooled by the teacher's image less fooled by the foreign one, where all are right before."""
+    labels = recorder.data.labels
+    right = [answers == labels for answers in own.clean.values()]
+    items = torch.stack([*right, own.kept, foreign.kept]).all(0).nonzero().flatten()
+    for member in own.members[1:]:
+        answers = [trial.answers[id(member)][items] for trial in (own, foreign)]
+        by_teacher, by_foreign = ((each != labels[items]).float() for each in answers)
+        more = by_teacher - by_foreign
+        recorder.add(member, "double_difference", more, answers[0], condition(""), items)
 
 
 def _record_own_teacher(recorder: Recorder, first: _Trial, second: _Trial) -> None:
