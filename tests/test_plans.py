@@ -308,3 +308,17 @@ def test_what_groups_and_domains_cannot_be(
         of(chapter, dataset=f"imagefolder:{faces}", **values)
     with pytest.raises(RequestError, match="for a folder of images"):
         of(chapter, **values)
+
+
+def test_the_plain_teacher_of_each_cast_lacks_what_the_teacher_was_given() -> None:
+    """Or a comparison with its students would be one of the same networks."""
+    for chapter in ("domain-adaptation", "bias", "color-invariance", "crop-and-shift-invariance"):
+        for plan in study_of(chapter).plans.values():
+            specs = by_arm(plan.planned)
+            if "plain-teacher" in specs and "kl-plain" in specs:
+                assert specs["plain-teacher"].key != specs["teacher"].key, chapter
+                assert specs["kl-plain"].teacher == specs["plain-teacher"]
+                assert specs["kl"].teacher == specs["teacher"]
+    grey = by_arm(study_of("domain-adaptation").plans["domains"].planned)
+    assert grey["plain-teacher"].data.options["domain"] == "orig"
+    assert grey["teacher"].data.options["domain"] == "all"

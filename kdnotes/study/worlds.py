@@ -103,7 +103,7 @@ def make(
     RequestError for an unknown name, and where the paper's preset has no such images.
     """
     if name == DIGITS:
-        return _digits(settings)
+        return _digits(settings, teacher, students)
     if name not in SCENES:
         raise RequestError(f"unknown world {name!r}; known: {', '.join((*SCENES, DIGITS))}")
     if settings.preset == presets.PAPER and not settings.is_imagenet:
@@ -133,8 +133,11 @@ def make(
     )
 
 
-def _digits(settings: Settings) -> World:
-    """Digits in three domains, trained on as the study did; its teachers see all domains."""
+def _digits(settings: Settings, teacher: Mapping[str, Any], students: Mapping[str, Any]) -> World:
+    """Digits in three domains, trained on as the study did; its teachers see all domains.
+
+    Unless the options of what ``teacher`` or ``students`` see say otherwise.
+    """
     mnist = paper.settings().mnist
     glyphs = {"glyphs": "mnist"} if settings.dataset == "mnist" else {}
     every = settings.dataset == "digits" and settings.preset != "smoke"
@@ -143,8 +146,8 @@ def _digits(settings: Settings) -> World:
         label="digits, which the teacher sees in three domains and the students in one",
         dataset="digits",
         count=None if every else settings.train_count,  # a few more than a thousand in all
-        teacher={"domain": "all"} | glyphs,
-        students={"domain": "orig"} | glyphs,
+        teacher={"domain": "all"} | glyphs | dict(teacher),
+        students={"domain": "orig"} | glyphs | dict(students),
         views=Views(pad=0),
         recipe=Recipe(
             epochs=settings.student_epochs or LENGTHS[DIGITS].students,
