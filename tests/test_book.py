@@ -266,8 +266,9 @@ def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkey
     run.notebook.write_text(json.dumps(notebook))
     site.stage([running.Done(run, 7.0, reused=False)], tmp_path / "stage")
     tables = tmp_path / "stage" / "book" / "tables"
-    generated = ["benchmarks.md", "costs.md", "profile.md"]
-    assert files_under(tables) == [*generated, "scorecard.csv", "scorecard.json"]
+    generated = ["benchmarks.md", "changed.md", "costs.md", "profile.md"]
+    files = [*generated, "scorecard.csv", "scorecard.json", "trained-out.md"]
+    assert files_under(tables) == files
     assert "| scorecard | 0 | 0.0 min of one core | 7 s |" in (tables / "costs.md").read_text()
 
 

@@ -362,7 +362,7 @@ def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     cache.save(item, network, [], 3.0)
     listed = kdnotes("cache", "list")
     assert listed.exit_code == 0
-    assert re.search(rf"{item.spec.key}  teacher  vgg-medium +seed 0  .* MB  3 s", listed.stdout)
+    assert re.search(rf"{item.spec.key}  teacher  vgg-medium +seed 100  .* MB  3 s", listed.stdout)
     archive = tmp_path / "networks.tar"
     assert kdnotes("cache", "export", archive).stdout.startswith("1 networks in")
     assert kdnotes("cache", "verify").stdout == "1 networks are sound\n"

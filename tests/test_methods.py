@@ -93,7 +93,7 @@ def test_declarations_are_read_without_torch() -> None:
         "import sys\nfrom kdnotes import methods\n"
         "print(methods.get('crd')().describe(), 'torch' in sys.modules)"
     )
-    assert printed == "1 labels + 0.2 CRD (512 negatives) False\n"
+    assert printed == "1 labels + 0.8 CRD (512 negatives) False\n"
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
@@ -166,7 +166,10 @@ def test_another_package_adds_a_method_that_trains(distribution: Path) -> None:
     assert "squared" in listed.split()
     script = distribution / "train.py"
     script.write_text(KEYS + TRAIN)
-    assert python(script, distribution).splitlines()[-1] == "['ce', 'loss', 'seconds', 'squared']"
+    assert (
+        python(script, distribution).splitlines()[-1]
+        == "['ce', 'loss', 'seconds', 'squared', 'start']"
+    )
 
 
 def test_editing_a_method_renames_its_students_only(distribution: Path) -> None:

@@ -56,11 +56,12 @@ def test_pixels_are_those_that_networks_were_trained_on() -> None:
     cues = {"marker": True, "marker_contrast": 0.5, "marker_agreement": 0.0}
     styles = {"hue_agreement": 0.5, "placement": 0.3, "group_weights": (1, 1, 1, 1)}
     for data, expected in (
-        (scenes("train", 100, **cues), "1742e44db675c7dd"),
-        (scenes("test", 100, 1, **styles), "2840ed9218d3ea11"),
-        (digits("all"), "8526009b88c8ab52"),
+        # A pixel or so is rounded otherwise on some processors.
+        (scenes("train", 100, **cues), {"1742e44db675c7dd", "d61d7466732bf675"}),
+        (scenes("test", 100, 1, **styles), {"2840ed9218d3ea11"}),
+        (digits("all"), {"8526009b88c8ab52"}),
     ):
-        assert hashlib.sha256(data.images.numpy().tobytes()).hexdigest()[:16] == expected
+        assert hashlib.sha256(data.images.numpy().tobytes()).hexdigest()[:16] in expected
 
 
 def test_cues_agree_as_often_as_asked() -> None:
