@@ -84,7 +84,7 @@ def measured() -> dict[str, list[Outcome]]:
                 layers, ("cka_last", ""), ("accuracy", ""), ("kl", "independent")
             ),
         ],
-        "group_accuracy": [group_accuracy.measure(cast, grouped, unseen=1)],
+        "group_accuracy": [group_accuracy.measure(cast, grouped, unseen=1, names="abc")],
         "identifiability": [
             identifiability.first_layers(cast),
             identifiability.recovery(range(2)),
@@ -166,7 +166,7 @@ def test_networks_that_only_guess_agree_as_chance_declares() -> None:
     tables_by_name = {
         "fidelity": fidelity.measure(cast, data).table,
         "domain_accuracy": domain_accuracy.measure(cast, {"a": data}).table,
-        "group_accuracy": group_accuracy.measure(cast, data, unseen=0).table,
+        "group_accuracy": group_accuracy.measure(cast, data, unseen=0, names="ab").table,
     }
     for each, measure in EVERY:
         if each.name in tables_by_name and measure.chance is not None:

@@ -1,8 +1,4 @@
-"""Whom does a network serve worse? Accuracy in each group of images, and what one group lacks.
-
-The group of an image is a factor of the data: a drawing style, the camera it was taken with, or
-whatever a table says. One group is singled out beforehand, such as one that the teacher never saw.
-"""
+"""Whom does a network serve worse? Accuracy in each group of images, and what one group lacks."""
 
 from __future__ import annotations
 
@@ -19,8 +15,6 @@ from kdnotes.probes import base
 from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kdnotes.data import ImageData
 
 FACTOR = "group"
@@ -40,44 +34,62 @@ MEASURES = (
 _Places = Mapping[int, NDArray[np.int64]]  # of a group's images, by its number
 
 
-def measure(
-    cast: Cast, data: ImageData, *, unseen: int | None = None, names: Sequence[str] | None = None
-) -> Outcome:
+def measure(cast: Cast, data: ImageData, *, unseen: int, names: Sequence[str]) -> Outcome:
     """Accuracy of every network, and the students' agreement with the teacher, group by group.
 
-    unseen: number of the group singled out; by default that of `neglected_group`. names: of the
-    groups, by number (by default the numbers). Images with a negative group belong to none and
-    count for ``accuracy`` (no condition) only. Conditions: ``group=NAME``; ``side=unseen`` for the
-    group singled out; ``side=others`` for the mean over all other groups, each counting alike.
+    unseen: number of the group singled out, such as one that the teacher never saw; names: of the
+    groups, by number. Images with a negative group belong to none and count for ``accuracy`` (no
+    condition) only. Conditions: ``group=NAME``; ``side=unseen`` for the group singled out;
+    ``side=others`` for the mean over all other groups, each counting alike.
 
-    ``deficit`` is accuracy of the others less that of the group singled out; 0 is even, above 0 it
-    is served worse. With few images a group, ``worst_group`` is too low by chance and ``spread``
-    too high, for every network. These two and kappa stand in the table only. Items of means over
-    groups are linearised: their mean is the value itself, and resampling them gives the variance
-    that resampling the groups would (the delta method).
+    ``deficit`` is accuracy of the others less that of the group singled out. With few images a
+    group, ``worst_group`` is too low by chance and ``spread`` too high. These two and kappa stand
+    in the table only. Items of means over groups are linearised: their mean is the value itself,
+    and resampling them gives the variance that resampling the groups would (the delta method).
 
-    Raises RequestError when there are fewer than two groups with images, or the group singled out
-    has none.
+    Raises RequestError when there are fewer than two groups with images, a group without a name, or
+    the group singled out has no images.
     """
-    members = list(cast.everyone())
-    answers = base.all_answers(members, data)
-    places = _places_by_group(data)
-    if names is not None and len(names) <= max(places):
+    places, labels = _places_by_group(data), data.labels.numpy()
+    if len(names) <= max(places):
         raise RequestError(f"{len(names)} names of groups, but there is a group {max(places)}")
-    # a comma and an equals sign would break a condition in two
-    called = {group: re.sub("[,=]", " ", names[group] if names else str(group)) for group in places}
-    if unseen is None:
-        unseen = _most_neglected(cast, members, answers, data.labels, places)
     if unseen not in places:
         known = ", ".join(map(str, places))
         raise RequestError(f"group {unseen} has no images; groups with images: {known}")
-    recorder = Recorder(data)
-    for member, its in zip(members, answers, strict=True):
-        recorder.add_accuracy(member, its)
-        _add_accuracies(recorder, member, its.numpy(), places, called, unseen)
-        if member is not cast.teacher:
-            given = its.numpy(), answers[0].numpy()
-            _add_agreement(recorder, member, *given, places, called, unseen)
+    # a comma and an equals sign would break a condition in two
+    groups = [(f"group={re.sub('[,=]', ' ', names[group])}", its) for group, its in places.items()]
+    others = _evenly([group for group in places if group != unseen])
+    means = (
+        ("accuracy", UNSEEN, {unseen: 1.0}),
+        ("accuracy", OTHERS, others),
+        ("deficit", "", others | {unseen: -1.0}),
+        ("mean_accuracy", "", _evenly(list(places))),
+    )
+    members, recorder = list(cast.everyone()), Recorder(data)
+    answers = [each.numpy() for each in base.all_answers(members, data)]
+    wrong = answers[0] != labels
+    for member, given in zip(members, answers, strict=True):
+        right = (given == labels).astype(np.float64)
+        recorder.add(member, "accuracy", right, given)
+        for condition, where in groups:
+            recorder.add(member, "accuracy", right[where], given[where], condition, where)
+        for name, condition, weights in means:
+            values, where = _linearised(right, places, weights)
+            recorder.add(member, name, values, given[where], condition, where)
+        by_group = [float(right[where].mean()) for _, where in groups]
+        recorder.add_value(member, "worst_group", min(by_group))
+        recorder.add_value(member, "spread", max(by_group) - min(by_group))
+        if member is cast.teacher:
+            continue
+        same = (given == answers[0]).astype(np.float64)
+        for condition, where in (*groups, (UNSEEN, places[unseen])):
+            kappa = stats.cohen_kappa(given[where], answers[0][where])
+            recorder.add_value(member, "kappa", kappa, condition)
+            mistakes, keep = where[wrong[where]], condition == UNSEEN
+            for name, at in (("agreement", where), ("agreement_on_teacher_errors", mistakes)):
+                recorder.add(member, name, same[at], given[at], condition, at, keep)
+        values, where = _linearised(same, places, others)
+        recorder.add(member, "agreement", values, given[where], OTHERS, where)
     return recorder.outcome()
 
 
@@ -96,24 +108,13 @@ def neglected_group(cast: Cast, data: ImageData) -> int:
     makes every other arm look worse than them: compare with the controls. Raises RequestError when
     there are fewer than two groups with images.
     """
-    members = [cast.teacher, *cast.arm("independent")]
-    answers = base.all_answers(members, data)
-    return _most_neglected(cast, members, answers, data.labels, _places_by_group(data))
-
-
-def _most_neglected(
-    cast: Cast,
-    members: Sequence[base.Member],
-    answers: Sequence[Tensor],
-    labels: Tensor,
-    places: _Places,
-) -> int:
-    right = {id(m): (its == labels).numpy() for m, its in zip(members, answers, strict=True)}
+    places = _places_by_group(data)
+    answers = base.all_answers([cast.teacher, *cast.arm("independent")], data)
+    right = [(its == data.labels).numpy() for its in answers]
 
     def lag(group: int) -> float:
-        of = {member: float(each[places[group]].mean()) for member, each in right.items()}
-        alone = [of[id(member)] for member in cast.arm("independent")]
-        return of[id(cast.teacher)] - float(np.mean(alone or [0.0]))
+        taught, *alone = (float(each[places[group]].mean()) for each in right)
+        return taught - float(np.mean(alone or [0.0]))
 
     return min(places, key=lag)
 
@@ -150,55 +151,6 @@ def _linearised(
 def _evenly(groups: Sequence[int]) -> dict[int, float]:
     """Weights of a mean over groups in which each counts alike."""
     return dict.fromkeys(groups, 1 / len(groups))
-
-
-def _add_accuracies(
-    recorder: Recorder,
-    member: base.Member,
-    given: NDArray,
-    places: _Places,
-    called: Mapping[int, str],
-    unseen: int,
-) -> None:
-    right = (given == recorder.data.labels.numpy()).astype(np.float64)
-    for group, where in places.items():
-        condition = f"group={called[group]}"
-        recorder.add(member, "accuracy", right[where], given[where], condition, where)
-    others = _evenly([group for group in places if group != unseen])
-    for measure_name, condition, weights in (
-        ("accuracy", UNSEEN, {unseen: 1.0}),
-        ("accuracy", OTHERS, others),
-        ("deficit", "", {**others, unseen: -1.0}),
-        ("mean_accuracy", "", _evenly(list(places))),
-    ):
-        values, where = _linearised(right, places, weights)
-        recorder.add(member, measure_name, values, given[where], condition, where)
-    by_group = [float(right[where].mean()) for where in places.values()]
-    recorder.add_value(member, "worst_group", min(by_group))
-    recorder.add_value(member, "spread", max(by_group) - min(by_group))
-
-
-def _add_agreement(
-    recorder: Recorder,
-    member: base.Member,
-    given: NDArray,
-    taught: NDArray,
-    places: _Places,
-    called: Mapping[int, str],
-    unseen: int,
-) -> None:
-    same = (given == taught).astype(np.float64)
-    wrong = taught != recorder.data.labels.numpy()
-    shown = [(f"group={called[group]}", where, False) for group, where in places.items()]
-    for condition, where, keep in (*shown, (UNSEEN, places[unseen], True)):
-        kappa = stats.cohen_kappa(given[where], taught[where])
-        recorder.add_value(member, "kappa", kappa, condition)
-        mistakes = where[wrong[where]]
-        for name, at in (("agreement", where), ("agreement_on_teacher_errors", mistakes)):
-            recorder.add(member, name, same[at], given[at], condition, at, keep)
-    others = _evenly([group for group in places if group != unseen])
-    values, where = _linearised(same, places, others)
-    recorder.add(member, "agreement", values, given[where], OTHERS, where)
 
 
 PROPERTY = Property("group_accuracy", "bias", measure, MEASURES, rank=12, needs=("groups",))
