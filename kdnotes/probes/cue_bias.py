@@ -1,19 +1,11 @@
-"""Shape or texture: which of two cues decides, where they name different classes?
-
-Scenes bring their own conflicts (digit against marker). For photographs there are sets made by
-style transfer, such as that of Geirhos et al. (2019): the shape of a cat with the skin of an
-elephant.
-"""
+"""Shape or texture: which of two cues decides, where they name different classes?"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
@@ -56,9 +48,8 @@ def measure(
     cues: two of the data's factors, the shape's first. Only images on which they differ count.
     ``shape_bias`` is 1 where an answer is the shape's class, 0 where it is the texture's, NaN where
     it is neither; its mean is the shape bias of Geirhos et al. (2019). The shares (table only) are
-    of all these images and sum to 1; where labels are the shape's, the first is the accuracy.
-
-    Raises RequestError when a factor is missing or no image has a conflict.
+    of all these images and sum to 1. Raises RequestError when a factor is missing or no image has a
+    conflict.
     """
     recorder = Recorder(data)
     for member, answers, items, by_cue in _followed(cast, data, cues):
@@ -69,18 +60,17 @@ def measure(
     return recorder.outcome()
 
 
-def follows(cast: Cast, data: ImageData, *, cues: tuple[str, str] = SCENE_CUES) -> Outcome:
-    """Which of two cues do answers follow on images where the cues name different classes?
+def follows(cast: Cast, data: ImageData) -> Outcome:
+    """The same in scenes, by the cues' own names: ``follows_digit`` and ``follows_marker``.
 
-    As `measure`, by the cues' own names: ``follows_CUE`` for each cue, 1 where the answer is its
-    class, 0 where it is the other cue's, NaN where it is neither; ``follows_either``, 1 where the
-    answer follows a cue at all. Raises RequestError as `measure` does.
+    ``follows_either`` is 1 where the answer is the class of one of them. Raises RequestError as
+    `measure` does.
     """
     recorder = Recorder(data)
-    for member, answers, items, by_cue in _followed(cast, data, cues):
+    for member, answers, items, by_cue in _followed(cast, data, SCENE_CUES):
         for cue, values in by_cue.items():
             recorder.add(member, f"follows_{cue}", values, answers, CONFLICT, items)
-        either = ~by_cue[cues[0]].isnan()
+        either = ~by_cue["digit"].isnan()
         recorder.add(member, "follows_either", either, answers, CONFLICT, items)
     return recorder.outcome()
 
@@ -88,8 +78,8 @@ def follows(cast: Cast, data: ImageData, *, cues: tuple[str, str] = SCENE_CUES) 
 def _followed(
     cast: Cast, data: ImageData, cues: tuple[str, str]
 ) -> Iterator[tuple[Member, Tensor, Tensor, dict[str, Tensor]]]:
-    """Each network with its answers (n,) to the images (n,) with a conflict, and 1, 0 or NaN by cue
-    (see `follows`)."""
+    """Each network, its answers (n,) to the images (n,) with a conflict, and by cue (n,): 1 where
+    the answer is its class, 0 where it is the other's, NaN where it is neither."""
     missing = [cue for cue in cues if cue not in data.factors]
     if missing:
         known = ", ".join(data.factors) or "none"
@@ -107,39 +97,13 @@ def _followed(
         yield member, answers, conflicts, dict(zip(cues, follow, strict=True))
 
 
-def shape_bias(predictions: ArrayLike, shape_labels: ArrayLike, texture_labels: ArrayLike) -> float:
-    """Shape answers over shape and texture answers, in [0, 1]; NaN where there is neither.
+def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> tuple[ImageData, int]:
+    """Photographs named as those of model-vs-human, and how many were left out as of other classes.
 
-    predictions, shape_labels, texture_labels: classes (n,). Images on which both cues name the same
-    class do not count. As in model-vs-human's ``ShapeBias`` (Geirhos et al. 2019).
-    """
-    answers, shape, texture = (
-        np.asarray(each) for each in (predictions, shape_labels, texture_labels)
-    )
-    conflict = shape != texture
-    by_shape = int((conflict & (answers == shape)).sum())
-    by_texture = int((conflict & (answers == texture)).sum())
-    either = by_shape + by_texture
-    return by_shape / either if either else float("nan")
-
-
-class ConflictPhotos(NamedTuple):
-    """Photographs with conflicting cues, and how many of the folder were of other classes."""
-
-    data: ImageData
-    left_out: int
-
-
-def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> ConflictPhotos:
-    """Read a folder of photographs named as those of model-vs-human, a path as a user types it.
-
-    The last folder names the class of the shape, the file's name ends in that of the texture:
-    ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2. Folders above do not matter. classes:
-    the networks' classes by name (upper or lower case); photographs that name others are left out.
-    size: side of the images in pixels. ``labels`` are the shapes', factors ``shape`` and
-    ``texture``; a source is the photograph that gave the shape.
-
-    Raises RequestError when there is no such folder or no photograph of two known classes.
+    ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2; folders above do not matter. classes:
+    the networks', by name in upper or lower case. size: side of the images in pixels. ``labels``
+    are the shapes', factors ``shape`` and ``texture``; a source is the photograph that gave the
+    shape. Raises RequestError when there is no such folder or no photograph of two known classes.
     """
     from kdnotes.data import ImageData
     from kdnotes.data.folders import EXTENSIONS
@@ -171,7 +135,7 @@ def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> Co
         sources=torch.tensor([numbers[origin] for origin in origins]),
         factors={"shape": shape, "texture": torch.tensor(textures)},
     )
-    return ConflictPhotos(data, len(names) - len(known))
+    return data, len(names) - len(known)
 
 
 def _cues_of(name: str, classes: Sequence[str]) -> tuple[int, int, str] | None:
