@@ -1,8 +1,7 @@
 """The book's figures: one style, one palette, and one look for each arm in all of them.
 
-Every drawing function takes a tidy table (columns arm, seed, condition, measure, value), or what
-its docstring says instead, and returns a `matplotlib.figure.Figure`. Figures carry axis labels but
-no title: the caption under a figure says what it shows.
+They are drawn from tidy tables (columns arm, seed, condition, measure, value) and have no titles:
+the caption under a figure says what it shows.
 """
 
 import importlib
@@ -16,7 +15,7 @@ from kdnotes.figures.looks import label as label
 # Arms are declared where nothing is drawn: what needs pandas and matplotlib comes when it is used.
 _HOMES = {
     "drawing": ["SMALL_FONT_SIZE", "WIDTH", "name_axes", "style", "subplots"],
-    "tables": ["NOTHING", "markdown_table", "number"],
+    "tables": ["NOTHING", "brief", "markdown_table", "number"],
     "rows": ["closed", "grouped", "panels", "points", "scorecard"],
     "curves": ["curve", "doses", "gains", "paired", "plane"],
     "grids": ["heatmap", "image_grid", "versions"],

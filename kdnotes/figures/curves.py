@@ -1,8 +1,7 @@
 """Figures with two axes: curves, doses, and one number of a network against another.
 
-Tables are tidy (see `kdnotes.figures.tables`). Small marks are single networks, large ones means
-over seeds, bars and bands their 95% t-intervals. NotMeasuredError is raised for whatever measure,
-condition or arm a table does not hold.
+Small marks are single networks, large ones means over seeds, bands their 95% t-intervals.
+NotMeasuredError is raised for whatever measure, condition or arm a table does not hold.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pandas import DataFrame, Series, concat
 
 from kdnotes import stats
 from kdnotes.figures import drawing, looks
-from kdnotes.figures.tables import Which, choose, number, select, teachers_in
+from kdnotes.figures.tables import Which, brief, choose, number, select, teachers_in
 
 # Doses: how much, the arm that got it, the arm that it is compared with, and its teacher.
 Ladder = Sequence[tuple[float | str, str, str, str]]
@@ -34,8 +33,7 @@ def curve(
 ) -> Figure:
     """A line per arm of a tidy table over several conditions, in a band: its interval.
 
-    ``positions`` maps each condition to its number on the axis, or to a name: names stand side by
-    side in the given order.
+    ``positions``: each condition's number on the axis, or name: names stand side by side in order.
     """
     names = [at for at in positions.values() if isinstance(at, str)]
     places: list[Any] = list(range(len(names)) if names else positions.values())
@@ -67,8 +65,7 @@ def doses(
         for arms in (teachers, references, students):
             found = [values[arm] for arm in choose(values, arms)]
             _line(axis, choose(arms)[0], concat(found, keys=range(len(at))))
-        texts = [dose if isinstance(dose, str) else f"{dose:.10g}" for dose in at]
-        axis.set_xticks(range(len(at)), [text.lstrip("0") or "0" for text in texts])
+        axis.set_xticks(range(len(at)), list(map(brief, at)))
         axis.set_xlim(-0.4, len(at) - 0.6)
         axis.grid(visible=False, axis="x")
     figure.supylabel(ylabel, size="medium")
@@ -94,8 +91,8 @@ def paired(
 ) -> Figure:
     """A panel per arm of a tidy table: each seed's line from its independent student to this one.
 
-    Under a panel stands the mean paired difference with its 95% interval; with the ``items`` of
-    the same probe it also covers the choice of test images. Teachers are lines through all panels.
+    Under a panel stands the mean paired difference with its 95% interval, that of the choice of
+    test images included where there are ``items``. Teachers are lines through all panels.
     """
     values = select(table, measure)
     choose(values, ["independent", *arms])
@@ -152,9 +149,8 @@ def plane(
 def gains(shown: Mapping[str, DataFrame]) -> Figure:
     """A panel per property: each student's gain in accuracy, and how much more of it it has.
 
-    ``shown`` maps the name above each panel to a frame with columns arm, accuracy_gain and
-    inheritance, a row per student. Panels have scales of their own. Where a student is no more
-    accurate and yet has more, the ground is tinted.
+    ``shown``: by the name above each panel a frame with columns arm, accuracy_gain and inheritance,
+    a row per student. Where a student is no more accurate and yet has more, the ground is tinted.
     """
     arms = choose({arm for frame in shown.values() for arm in frame["arm"]})
     wide = min(2, len(shown))

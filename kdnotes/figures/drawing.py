@@ -50,8 +50,8 @@ def subplots(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of the book's width with ``count`` axes, ``columns`` of them side by side.
 
-    It is ``base`` inches high and ``each`` more per line of axes. It is closed for pyplot, so that
-    a notebook shows it once, where it is returned.
+    It is ``base`` inches high and ``each`` more per line of axes, and closed for pyplot, so that a
+    notebook shows it once, where it is returned.
     """
     columns = min(columns, count)
     lines = math.ceil(count / columns)
@@ -80,9 +80,9 @@ def marks(axis: Axes, look: Look, row: float, found: Interval, **options: Any) -
 def arm_marks(
     axis: Axes, arm: str, row: float, seeds: Series, spread: float = 0.0, **options: Any
 ) -> None:
-    """An arm's networks as small marks within ``spread`` of a row, their mean as a large one.
+    """An arm's networks as small marks within ``spread`` of a row, and their mean on its interval.
 
-    The bar is the mean's 95% t-interval. Nothing is drawn where no value is known.
+    Nothing is drawn where no value is known.
     """
     known, size = seeds.dropna(), 0.55 * options.get("markersize", 9.0)
     if len(known):
@@ -93,10 +93,7 @@ def arm_marks(
 
 
 def lines_through(draw: Callable[..., Any], values: Mapping[str, float]) -> None:
-    """Named values as lines through the whole picture: arms in their look, others dotted.
-
-    ``draw``: the ``axvline`` or ``axhline`` of an axis.
-    """
+    """Named values as lines (``axvline`` or ``axhline``): arms in their look, others dotted."""
     dots = itertools.cycle((":", (0, (1, 3)), (0, (3, 3))))
     for name, value in values.items():
         look = looks.of(name) if name in looks.order() else Look(name, name, GREY, "", next(dots))

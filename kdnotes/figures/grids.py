@@ -60,10 +60,7 @@ def image_grid(
 
 
 def versions(columns: Mapping[str, Any]) -> Figure:
-    """The same images in several versions: a row per image, a column per named version.
-
-    ``columns`` maps each heading to images (N, 3, H, W), uint8 or float in [0, 1], all of one N.
-    """
+    """Images (N, 3, H, W), uint8 or in [0, 1], by version: a row per image, a column for each."""
     stacks = [_pictures(images).transpose(0, 3, 1, 2) for images in columns.values()]
     rows = np.stack(stacks, axis=1)
     titles = [*columns, *[""] * (len(columns) * (len(rows) - 1))]

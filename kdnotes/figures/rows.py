@@ -1,8 +1,7 @@
 """Figures with a row per arm or claim: marks with their intervals along one horizontal axis.
 
-Tables are tidy (see `kdnotes.figures.tables`). Small marks are single networks, large ones means
-over seeds, bars their 95% t-intervals. NotMeasuredError is raised for whatever measure,
-condition or arm a table does not hold.
+Small marks are single networks, large ones means over seeds, bars their 95% t-intervals.
+NotMeasuredError is raised for whatever measure, condition or arm a table does not hold.
 """
 
 from __future__ import annotations
@@ -53,11 +52,10 @@ def points(
 def panels(
     table: DataFrame, shown: Mapping[str, Which], arms: Sequence[str], same_scale: bool = True
 ) -> Figure:
-    """Panels side by side, in each a row per arm of a tidy table, drawn as in `points`.
+    """Panels side by side, by their names, in each a row per arm of a tidy table as in `points`.
 
-    ``shown`` maps the name under each panel to what it shows. Teachers are rows like the others; a
-    row stays empty where an arm was not measured. With ``same_scale`` all panels have the same
-    horizontal axis.
+    Teachers are rows like the others; a row stays empty where an arm was not measured. With
+    ``same_scale`` all panels have the same horizontal axis.
     """
     wide, height = len(shown), 1.0 + 0.44 * len(arms)
     figure, axes = drawing.subplots(height, 0, wide, wide, sharey=True, sharex=same_scale)
@@ -72,11 +70,7 @@ def panels(
 def grouped(
     table: DataFrame, measure: str, conditions: Mapping[str, str], arms: Sequence[str], xlabel: str
 ) -> Figure:
-    """A group of rows per condition of a tidy table, in it a row per arm, drawn as in `points`.
-
-    ``conditions`` maps the name beside each group to its condition. A row stays empty where an arm
-    was not measured.
-    """
+    """A group of rows per condition, by its name, in it a row per arm, drawn as in `points`."""
     step = 1 / (len(arms) + 1)
     each = max(0.14 / step, 0.4)  # a name beside a group has up to two lines
     figure, (axis,) = drawing.subplots(0.6 + each * len(conditions))
@@ -93,21 +87,17 @@ def grouped(
 
 
 @drawing.styled
-def closed(
-    results: Mapping[str, GapClosed | Interval], xlabel: str = "Share of the gap closed"
-) -> Figure:
+def closed(results: Mapping[str, GapClosed], xlabel: str = "Share of the gap closed") -> Figure:
     """How much of the gap (or headroom) each arm closes, with 95% intervals.
 
-    ``results`` maps arms to what `kdnotes.stats.gap_closed` returned. Where
-    there is no ratio the row says so in words and gives the raw difference. The line at 0 is the
-    independent student, the one at 1 the teacher (or second teacher).
+    Where there is no ratio the row says so in words and gives the raw difference. The line at 0 is
+    the independent student, the one at 1 the teacher (or second teacher).
     """
     figure, (axis,) = drawing.subplots(0.8 + 0.5 * len(results))
     drawing.name_axes(axis, xlabel)
     for row, (arm, result) in enumerate(results.items()):
-        ratio = result.ratio if isinstance(result, GapClosed) else result
-        if ratio is not None and math.isfinite(ratio.estimate):
-            drawing.marks(axis, looks.of(arm), row, ratio, gid=f"{arm}:mean")
+        if result.ratio is not None:
+            drawing.marks(axis, looks.of(arm), row, result.ratio, gid=f"{arm}:mean")
         else:
             words = number(result).replace(" (", "\n(")
             size = drawing.SMALL_FONT_SIZE
@@ -145,10 +135,8 @@ _FAR = 100.0  # beyond every estimate
 def scorecard(claims: DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
     """All claims on one page: interval, in tint where it had to lie, and the verdict in a word.
 
-    ``titles``: of the chapters, by their names.
-
-    ``claims`` has one row per claim, in order, as `kdnotes.stats.scorecard_verdicts` returns them.
-    A claim that is not applicable shows its verdict only.
+    ``claims`` has one row per claim, in order, as `kdnotes.stats.scorecard_verdicts` returns them;
+    ``titles`` are the chapters', by name. A claim that is not applicable shows its verdict only.
     """
     claims = claims.astype({"margin": float, "equivalence_margin": float})  # None where not given
     chapters = claims.groupby("chapter", sort=False)

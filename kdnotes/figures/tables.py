@@ -63,8 +63,7 @@ def teachers_in(values: pd.DataFrame) -> dict[str, float]:
 def number(value: float | np.floating | Interval | GapClosed, digits: int = 2) -> str:
     """A number, an interval or a share of a gap as the book prints it: ``.38 [.31, .45]``.
 
-    There is no zero before the point; a number that is not finite becomes a dash, an interval
-    without an estimate as well.
+    A number that is not finite becomes a dash, an interval without an estimate as well.
     """
     if isinstance(value, Interval) and math.isnan(value.estimate):
         return NOTHING
@@ -73,11 +72,17 @@ def number(value: float | np.floating | Interval | GapClosed, digits: int = 2) -
     return stats.format_number(float(value), digits) if math.isfinite(value) else NOTHING
 
 
+def brief(value: float | str) -> str:
+    """A setting with as many digits as it needs: ``.25``, ``1500``, ``2/3``."""
+    text = value if isinstance(value, str) else f"{value:.10g}"
+    return text if text == "0" else text.removeprefix("0")
+
+
 def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:
-    """A Markdown table of a frame's columns, for ``display(Markdown(...))``.
+    """A Markdown table of a frame's columns, numbers flush right.
 
     Fractional numbers, intervals and shares of a gap are printed by `number`, whole numbers and
-    words as they are, a column named "arm" with the arms' readable names. Numbers are flush right.
+    words as they are, a column named "arm" with the arms' readable names.
     """
 
     def text(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from kdnotes import figures
 from kdnotes.probes import cue_bias
 from kdnotes.study.arms import INDEPENDENT, TEACHER, Arm
 from kdnotes.training.cache import Planned
@@ -25,8 +26,7 @@ class Dose(NamedTuple):
     @property
     def said(self) -> str:
         """How much it is, as the book prints numbers: ``.25``, ``1500``, ``2/3``."""
-        text = self.at if isinstance(self.at, str) else f"{self.at:.10g}"
-        return text if text == "0" else text.removeprefix("0")
+        return figures.brief(self.at)
 
 
 def ladders(
@@ -37,21 +37,20 @@ def ladders(
     """Doses in rising order by factor, words as they come; without two a factor is left out.
 
     doses: the arms by their dose, by factor. planned: all networks, which tell who taught whom.
-    alone: by name of an arm, the students without a teacher that it is compared with; most are with
-    the independent ones.
+    alone: by name of an arm, whom it is compared with, where not with the independent students.
     """
     names = {item.spec.key: item.arm for item in planned if item.spec.role == "teacher"}
     taught_by = {
         item.arm: names[item.spec.teacher.key] for item in planned if item.spec.teacher is not None
     }
-    found = {}
-    for factor, arms in doses.items():
-        steps = [
+    ladders = {
+        factor: [
             Dose(at, arm.name, (alone or {}).get(arm.name, INDEPENDENT).name, taught_by[arm.name])
             for at, arm in arms.items()
         ]
-        if len(steps) > 1:
-            found[factor] = sorted(
-                steps, key=lambda step: 0.0 if isinstance(step.at, str) else step.at
-            )
-    return found
+        for factor, arms in doses.items()
+        if len(arms) > 1
+    }
+    for steps in ladders.values():
+        steps.sort(key=lambda step: 0.0 if isinstance(step.at, str) else step.at)
+    return ladders
