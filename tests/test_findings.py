@@ -285,13 +285,6 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert screen.picture is not None
 
 
-def test_a_picture_that_is_given_is_kept() -> None:
-    from matplotlib.figure import Figure
-
-    given = Figure()
-    assert found(rows(FULL)).first_screen(given).picture is given
-
-
 def test_a_picture_of_every_network_leaves_out_what_was_not_measured() -> None:
     full = found(rows(FULL))
     figure = full.points(["independent", "kl", "control-smoothed"])

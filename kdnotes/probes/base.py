@@ -40,11 +40,9 @@ _Answers = TypeVar("_Answers")
 
 @dataclass(frozen=True)
 class Member:
-    """One trained network of a cast.
+    """One trained network of a cast, frozen: images (N, 3, H, W) in [0, 1] to logits (N, classes).
 
-    ``network`` maps float images in [0, 1] of shape (N, 3, H, W) to logits (N, classes); it is
-    frozen, in evaluation mode, with BatchNorm folded. ``taps`` are the dotted paths of its feature
-    layers, from shallow to deep.
+    ``taps`` are the dotted paths of its feature layers, from shallow to deep.
     """
 
     arm: str
@@ -86,13 +84,12 @@ class Cast:
 class Measure:
     """What a probe measures under one main condition, as a reader meets it.
 
-    name: as in the tables; sentence: completes "A student ..."; condition: the main one; others:
-    conditions under which it is measured too, with ``*`` for the value of a factor; unit, low,
-    high: what it is measured in, and its range; chance: its value without teaching or looking, None
-    where that depends on the networks; twin: its value for a copy of the teacher, None where that
-    depends on the teacher; direction: more of the teacher's property is "up" or "down", "none"
-    where neither can be said; of: one network, or the pair of it and the teacher; items: what it is
-    a mean over; reported: whether an audit shows it.
+    name: as in the tables; sentence: completes "A student ..."; others: conditions under which it
+    is measured too, with ``*`` for the value of a factor; unit, low, high: what it is measured in,
+    and its range; chance: its value without teaching or looking, None where that depends on the
+    networks; twin: its value for a copy of the teacher, None where that depends on the teacher;
+    direction: where more of the teacher's property is; of: one network, or the pair of it and the
+    teacher; items: what it is a mean over; reported: whether an audit shows it.
     """
 
     name: str
@@ -121,9 +118,8 @@ class Measure:
     def is_measured_under(self, condition: str) -> bool:
         """Whether the probe can have measured it there, in one cast or in one among several."""
         own = (self.condition, *self.others)
-        known = [joined(cast, each) for cast in CASTS for each in own]
-        patterns = (re.escape(each).replace(r"\*", "[^,]+") for each in known)
-        return any(re.fullmatch(pattern, condition) for pattern in patterns)
+        known = (re.escape(joined(cast, each)) for cast in CASTS for each in own)
+        return any(re.fullmatch(each.replace(r"\*", "[^,]+"), condition) for each in known)
 
 
 # Kinds of measures that differ in name, words and conditions only.
@@ -135,9 +131,8 @@ BeyondChance = partial(Measure, of="pair", twin=1.0, unit="kappa", low=-1.0, cha
 class Property:
     """What one probe asks of networks: declared in its file, found there by whoever reports it.
 
-    title: as reports call it; measure: from a cast and images (for some, more) to an outcome; rank:
-    its place in reports; needs: layers that give "maps", "gradients", or what must be known of the
-    images; audited: whether an audit measures it.
+    title, rank: what reports call it, and its place in them; measure: from a cast and images (for
+    some, more) to an outcome; needs: of layers or images; audited: whether an audit measures it.
     """
 
     name: str
@@ -225,10 +220,10 @@ def all_answers(members: Sequence[Member], data: ImageData, *change: Any) -> lis
 class Outcome:
     """Tidy results of one or more probes.
 
-    table: arm, seed, condition, measure, value; value is the mean over the images for which the
-    measure is defined (NaN where there is none), or a value that has no images behind it.
-    items: item, source, arm, seed, condition, prediction (int16), measure, value (float32, NaN
-    where the measure is undefined). Names are categorical in items: group with observed=True.
+    table: arm, seed, condition, measure, value (the mean over the images for which the measure is
+    defined). items: item, source, arm, seed, condition, prediction (int16), measure, value
+    (float32, NaN where the measure is undefined). Names are categorical in items: group with
+    observed=True.
     """
 
     table: pd.DataFrame
@@ -245,8 +240,7 @@ class Outcome:
     def combine(outcomes: Iterable[Outcome]) -> Outcome:
         """All rows of several outcomes, in their order.
 
-        Raises ValueError when there is none, or when two outcomes hold a value for the same arm,
-        seed, condition and measure.
+        Raises ValueError when there is none, or when two of them hold the same value.
         """
         parts = list(outcomes)
         if not parts:
@@ -329,10 +323,9 @@ class Recorder:
         items: ArrayLike | None = None,
         keep_items: bool = True,
     ) -> None:
-        """Values (n,) of one network for the images at ``items`` (n,); all images by default.
+        """Values and predictions (n,) of one network for the images at ``items``, by default all.
 
-        predictions: its answers (n,) that go with them. Without ``keep_items`` only the mean stays.
-        Raises ValueError when the lengths differ.
+        Without ``keep_items`` only the mean stays. Raises ValueError when the lengths differ.
         """
         numbers = np.asarray(values, np.float32)
         answers = np.asarray(predictions, np.int16)
@@ -361,10 +354,7 @@ class Recorder:
         likeness: Mapping[str, Callable[[_Answers, _Answers], float]],
         condition: str = "",
     ) -> None:
-        """How alike every two independent students are, by measure: the spread by chance.
-
-        Under ``against=SEED`` and the lower of the two seeds.
-        """
+        """How alike every two independent students are: the lower seed, ``against=`` the other."""
         students = [pair for pair in zip(members, answers, strict=True) if is_independent(pair[0])]
         students.sort(key=lambda pair: pair[0].seed)
         for (first, its), (second, others) in itertools.combinations(students, 2):
@@ -397,11 +387,9 @@ def mean_of_defined(values: NDArray) -> float:
 def _check_unique(table: pd.DataFrame) -> None:
     repeated = table[table.duplicated(list(TABLE_COLUMNS[:-1]))]
     if len(repeated):
-        first = repeated.iloc[0]
-        raise ValueError(
-            f"two values of {first['measure']!r} for arm {first['arm']!r}, seed {first['seed']}, "
-            f"condition {first['condition']!r}"
-        )
+        arm, seed, condition, measure, _ = repeated.iloc[0]
+        where = f"arm {arm!r}, seed {seed}, condition {condition!r}"
+        raise ValueError(f"two values of {measure!r} for {where}")
 
 
 def _items(blocks: Sequence[tuple], sources: NDArray) -> pd.DataFrame:

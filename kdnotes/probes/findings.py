@@ -1,8 +1,8 @@
 """What a run found, asked for in the words of the book: means, differences, shares, a first screen.
 
-Two questions, two vocabularies, never mixed: how much was inherited (a share of the gap and a word
-for it), and whether that agrees with the paper (the verdict on a claim, which alone has a symbol).
-Nothing here raises for what was not measured: it is said in words.
+Two vocabularies, never mixed: how much was inherited (a share of the gap and a word for it), and
+whether that agrees with the paper (the verdict on a claim, which alone has a symbol). Nothing here
+raises for what was not measured: it is said in words.
 """
 
 from __future__ import annotations
@@ -85,10 +85,7 @@ class Findings:
         measure: Name = None,
         condition: Name = None,
     ) -> stats.Interval:
-        """An arm minus another, paired by seed, or minus a constant.
-
-        Its n is 0 where either was not measured.
-        """
+        """An arm minus another, paired by seed, or a constant; n is 0 where none was measured."""
         where = self._where(measure, condition)
         tables = (self.outcome.table, self.outcome.items, *where)
         try:
@@ -103,10 +100,7 @@ class Findings:
         return max(gains, key=lambda arm: -math.inf if math.isnan(gains[arm]) else gains[arm])
 
     def strangers(self, measure: Name = None, condition: Name = None) -> pd.Series:
-        """How alike every two independent students are: what comes of chance, for a pair's measure.
-
-        A value for each of the two as the first; empty where there is but one student.
-        """
+        """How alike every two independent students are: what comes of chance for a pair."""
         table, (name, under) = self.outcome.table, self._where(measure, condition)
         pairs = table["condition"].str.startswith(joined(under, "against="))
         return table[pairs & (table["measure"] == name)]["value"].dropna()
@@ -121,14 +115,13 @@ class Findings:
             return stats.gap_closed(*tables, arm, self.reference, to)
         except stats.NotMeasuredError:
             difference, gap = (self.difference(each, None, *where) for each in (arm, to))
-            none = (math.nan,) * 3
-            return stats.GapClosed(None, difference, gap, NOT_MEASURED, *none)
+            return stats.GapClosed(None, difference, gap, NOT_MEASURED, *(math.nan,) * 3)
 
     def apart(self, arm: str, count: int = 2) -> pd.DataFrame:
         """Images on which an arm gains most over the reference, then those where it loses most.
 
-        Columns: how many networks of either arm have the measure there (its sum, where it is no yes
-        or no), and the same ``said`` as ``KL 5/5, Independent 1/5``; index: the image's place.
+        By the image's place: how many networks of either arm have the measure there (its sum, where
+        it is no yes or no), and the same ``said`` as ``KL 5/5, Independent 1/5``.
         """
         pair = [arm, self.reference]
         rows = self._rows(self.outcome.items, pair).fillna({"value": 0}).astype({"arm": str})
@@ -181,8 +174,7 @@ class Findings:
     ) -> Text:
         """A row per arm: means, or with a reference (or one for each) the differences from it.
 
-        measures: names, or headings of columns with a name; with a condition where it is not the
-        main one.
+        measures: names, or by heading a name, with a condition where it is not the main one.
         """
         import pandas as pd
 
@@ -205,10 +197,7 @@ class Findings:
         return Text(figures.markdown_table(frame))
 
     def trained(self, networks: pd.DataFrame, condition: str = "") -> Text:
-        """Who was trained how (the plan's table), and how accurate each is on unchanged images.
-
-        ``condition``: that of its accuracy, where it belongs to one of several casts.
-        """
+        """Who was trained how (the plan's table), and how accurate each is (under a condition)."""
         shown = networks.drop(columns=["images", "epochs"], errors="ignore")
         right = (self.values(arm, "accuracy", condition) for arm in shown["arm"])
         shown["test accuracy"] = [values.mean() for values in right]
@@ -223,8 +212,7 @@ class Findings:
     ) -> Figure | None:
         """A picture of every network of the arms that were measured; None where none was.
 
-        Teachers are lines through it, unless one is among the arms. lines: named values such as
-        chance, drawn through it as well.
+        Teachers are lines through it, unless one is among the arms, as are ``lines`` by name.
         """
         known = [arm for arm in arms or (self.reference, *self.methods) if len(self.values(arm))]
         where = (*self._where(), known, self.measure.label, lines, self.end not in known)
@@ -242,8 +230,8 @@ class Findings:
         """The answer in one sentence: how much each method hands on."""
         return self._sentence({arm: self.share(arm) for arm in self.methods})
 
-    def first_screen(self, figure: Figure | None = None) -> FirstScreen:
-        """The answer with a row per method, a picture (by default of every network), how sure."""
+    def first_screen(self) -> FirstScreen:
+        """The answer with a row per method, a picture of every network, how sure."""
         shares = {arm: self.share(arm) for arm in self.methods}
         heads = "method", "how much", "amount", "on photographs", "as in the paper?"
         rows = [heads, (":--",) * len(heads)]
@@ -253,7 +241,7 @@ class Findings:
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
         answer = Text("\n\n".join([self._sentence(shares), table, gap]))
-        return FirstScreen(answer, figure or self.points(), self._how_sure(shares))
+        return FirstScreen(answer, self.points(), self._how_sure(shares))
 
     def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:
         return Text(wording.sentence(self.measure, shares, self._gap()))
@@ -266,8 +254,9 @@ class Findings:
     def _photographs(self, arm: str) -> str:
         cells = []
         for name, table in self.photographs.items():
-            there = replace(self, outcome=replace(self.outcome, table=table, items=table[:0]))
-            share = there.share(arm)
+            share = replace(
+                self, outcome=replace(self.outcome, table=table, items=table[:0])
+            ).share(arm)
             cells.append(
                 f"{name}: {wording.word(share)}, {wording.amount(share, self.measure.unit)}"
             )

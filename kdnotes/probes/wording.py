@@ -77,9 +77,8 @@ def number_or_why(share: stats.GapClosed) -> str:
 
 def amount(share: stats.GapClosed, unit: str) -> str:
     """The same with what it is counted in."""
-    if share.ratio is not None:
-        return f"{number(share)} of the gap"
-    return f"{number(share)} ({unit})" if number(share) else DASH
+    counted_in = f"({unit})" if share.ratio is None else "of the gap"
+    return f"{number(share)} {counted_in}" if number(share) else DASH
 
 
 def counted(shares: Iterable[stats.GapClosed]) -> str:
