@@ -86,7 +86,7 @@ def test_gains_are_paired_by_seed() -> None:
             ("hint", 1): (0.84, 0.63),
         }
     )
-    rows = matched.gains(table, "agreement", arms=("independent", "kl", "hint", "crd"))
+    rows = matched.gains(table, "agreement", "", "", ("independent", "kl", "hint", "crd"))
 
     by = rows.set_index(["arm", "seed"])
     assert by.loc[("kl", 0)].tolist() == pytest.approx([-0.01, 0.10])
@@ -98,15 +98,15 @@ def test_gains_are_paired_by_seed() -> None:
 
 def test_the_reference_is_compared_with_its_next_seed() -> None:
     table = make_table({("independent", s): (0.8 + s / 10, 0.5 - s / 20) for s in range(3)})
-    rows = matched.gains(table, "agreement", arms=("independent",))
+    rows = matched.gains(table, "agreement", "", "", ("independent",))
     assert rows["accuracy_gain"].tolist() == pytest.approx([0.1, 0.1, -0.2])
     assert rows["inheritance"].tolist() == pytest.approx([-0.05, -0.05, 0.1])
     assert rows[["accuracy_gain", "inheritance"]].sum().tolist() == pytest.approx([0, 0])
     single = make_table({("independent", 0): (0.8, 0.5), ("kl", 0): (0.8, 0.6)})
-    rows = matched.gains(single, "agreement", arms=("independent", "kl"))
+    rows = matched.gains(single, "agreement", "", "", ("independent", "kl"))
     assert rows["arm"].tolist() == ["kl"]
     with pytest.raises(stats.NotMeasuredError, match="no 'accuracy' for arm 'independent'"):
-        matched.gains(single[single["arm"] == "kl"], "agreement")
+        matched.gains(single[single["arm"] == "kl"], "agreement", "", "", ("kl",))
 
 
 def test_gains_of_a_measured_cast() -> None:
@@ -114,5 +114,5 @@ def test_gains_of_a_measured_cast() -> None:
     twin = replace(cast, members=(*cast.members[:3], replace(cast.members[0], arm="kl")))
     table = accuracy.measure(twin, some_data()).table
     table = pd.concat([table, table.assign(measure="agreement")], ignore_index=True)
-    rows = matched.gains(table, "agreement", arms=("kl",))
+    rows = matched.gains(table, "agreement", "", "", ("kl",))
     assert rows[["accuracy_gain", "inheritance"]].to_numpy().tolist() == [[0, 0]]

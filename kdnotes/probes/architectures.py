@@ -1,9 +1,4 @@
-"""Which properties does one pair of architectures hand on? Several probes, each at one setting.
-
-Nothing is measured here that the other probes do not measure. New are the teacher's likeness to
-itself (so that every property has the teacher at the end of its scale), and the pair in every
-condition, so that several pairs fit into one table.
-"""
+"""Which properties does one pair of architectures hand on? Several probes, each at one setting."""
 
 from __future__ import annotations
 
@@ -90,10 +85,9 @@ def measure(
     data: images like the students' own. conflicts: images whose cues name different classes,
     without which no cue is followed. primary: size of the attack in 255ths, with so many steps.
     attacked: how many images, the first ones, the attack and the layers are measured on: both are
-    slow, and steady at a thousand.
-    See `representations.measure`, `fidelity.measure`, `adversarial.measure`, `localization.measure`
-    and `cue_bias.follows`. Maps are left out where one of the networks has none that can be
-    read. The teacher's likeness to itself is 1. Raises RequestError as they do.
+    slow, and steady at a thousand. Maps are left out where one of the networks has none that can be
+    read. So that every property has the teacher at the end of its scale, its likeness to itself is
+    1. Raises RequestError as the other probes do.
     """
     some = data.subset(torch.arange(min(attacked, len(data))))
     parts = [representations.measure(cast, some).without_accuracy(), fidelity.measure(cast, data)]
@@ -103,8 +97,7 @@ def measure(
     attack = adversarial.measure(opened, some, eps=(primary,), primary=primary, steps=steps)
     parts.append(attack.without_accuracy())
     with suppress(RequestError):  # one of the networks has no maps that can be read
-        maps = localization.measure(cast, data, layers={"last": -1})
-        parts.append(maps.without_accuracy())
+        parts.append(localization.measure(cast, data, layers={"last": -1}).without_accuracy())
     if conflicts is not None:
         parts.append(cue_bias.follows(cast, conflicts))
     found = Outcome.combine(parts).keep(lambda rows: _named(rows, _KEPT))
@@ -117,13 +110,10 @@ def measure(
     return Outcome.combine([found, itself]).under(under(pair))
 
 
-def extra_gains(
-    outcome: Outcome, more: str, less: str, *, arm: str = "kl", reference: str = "independent"
-) -> Outcome:
-    """How much more an arm gains in one pair than in another, seed by seed.
+def extra_gains(outcome: Outcome, more: str, less: str) -> Outcome:
+    """How much more KL students gain over independent ones in one pair than in another, by seed.
 
-    The gain of a pair is the arm minus the reference of the same seed. Rows are of the measure
-    ``extra_gain`` under ``of=MEASURE``, with the arm as it is; a property that was not measured in
+    Rows are of the measure ``extra_gain`` under ``of=MEASURE``; a property that was not measured in
     both pairs, or a seed without all four networks, has none. They have no items.
     """
     rows = []
@@ -132,10 +122,10 @@ def extra_gains(
         for pair in (more, less):
             mine = outcome.table[_named(outcome.table, [(name, under(pair, condition))])]
             by_arm = mine.pivot(index="seed", columns="arm", values="value")
-            by_arm = by_arm.reindex(columns=[arm, reference]).astype(float)
-            gains.append(by_arm[arm] - by_arm[reference])
+            by_arm = by_arm.reindex(columns=["kl", "independent"]).astype(float)
+            gains.append(by_arm["kl"] - by_arm["independent"])
         for seed, value in (gains[0] - gains[1]).dropna().items():
-            rows.append((arm, seed, f"of={name}", "extra_gain", float(value)))
+            rows.append(("kl", seed, f"of={name}", "extra_gain", float(value)))
     return Outcome.of_rows(rows)
 
 

@@ -1,8 +1,4 @@
-"""How accurate is a network in domains that only the teacher was trained on?
-
-Each domain is read once for all networks. A domain with colours can be shown a second time without
-them, which tells a network's trouble with colour from its trouble with brightness.
-"""
+"""How accurate is a network in domains that only the teacher was trained on?"""
 
 from __future__ import annotations
 
@@ -40,18 +36,16 @@ def measure(
 ) -> Outcome:
     """Accuracy of every network in every domain, and how far it answers as the teacher does.
 
-    Conditions: ``domain=NAME``, and ``domain=NAME,colours=grey`` for the same images with their
-    colours taken out (`grey`): for the arms in ``grey_arms`` only, and not where the images of a
-    domain are grey as they are; another ``factor`` takes the place of the word ``domain``.
-    Agreement and (table only) kappa are with the teacher's answers in the domains as they are, and
-    under ``against=SEED`` those of every two independent students.
-
+    Conditions: ``domain=NAME`` (another ``factor`` takes the place of the word), and for the arms
+    in ``grey_arms`` ``domain=NAME,colours=grey`` for the same images with their colours taken out
+    (`grey`), where they have some. Agreement and (table only) kappa are with the teacher's answers
+    in the domains as they are, and under ``against=SEED`` those of every two independent students.
     Raises RequestError when there is no domain, or one without images.
     """
     if not domains:
         raise RequestError("no domain to measure in")
-    members = list(cast.everyone())
-    parts = []
+    members, parts = list(cast.everyone()), []
+    likeness = {"agreement": base.share_alike, "kappa": stats.cohen_kappa}
     for name, data in domains.items():
         recorder, condition = Recorder(data), f"{factor}={name}"
         answers = base.all_answers(members, data)
@@ -65,8 +59,7 @@ def measure(
             answers_in_grey = base.all_answers(greyed, data, grey)
             for member, its in zip(greyed, answers_in_grey, strict=True):
                 recorder.add_accuracy(member, its, f"{condition},colours=grey")
-        alike = {"agreement": base.share_alike, "kappa": stats.cohen_kappa}
-        recorder.add_pairs(members, answers, alike, condition)
+        recorder.add_pairs(members, answers, likeness, condition)
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
 

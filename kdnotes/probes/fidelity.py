@@ -36,8 +36,7 @@ MEASURES = (
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Answers and probabilities of every network, compared with the teacher's.
 
-    The second teacher is compared as the students are: it is what could be reached without the
-    teacher. ``accuracy`` and ``calibration_error`` (expected difference over 15 bins, Guo et al.
+    ``accuracy`` and ``calibration_error`` (expected difference over 15 bins, Guo et al.
     2017) are of all networks; ``predictive_kl`` is KL(teacher || network), per image (Stanton et
     al. 2021); the kappas are NaN where chance leaves nothing to agree on. Agreement and kappas of
     every two independent students stand in the table under ``against=SEED``.
@@ -77,10 +76,8 @@ def _divergence(teachers: Tensor, students: Tensor) -> Tensor:
 def _calibration_error(logits: Tensor, labels: Tensor) -> float:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    error = multiclass_calibration_error(
-        logits.softmax(1), labels, logits.shape[1], n_bins=CALIBRATION_BINS
-    )
-    return float(error)
+    shown = logits.softmax(1), labels, logits.shape[1]
+    return float(multiclass_calibration_error(*shown, n_bins=CALIBRATION_BINS))
 
 
 PROPERTY = Property("fidelity", "fidelity", measure, MEASURES, rank=2, audited=True)

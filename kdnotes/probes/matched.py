@@ -1,7 +1,4 @@
-"""Is anything inherited where no accuracy is gained? Several properties beside accuracy.
-
-Each property is measured by its own probe, in the cast in which there is something to inherit.
-"""
+"""Is anything inherited where no accuracy is gained? Several properties beside accuracy."""
 
 from __future__ import annotations
 
@@ -52,22 +49,12 @@ def measure(
 ) -> Outcome:
     """Accuracy and, beside it, what was inherited, of every network of up to three casts.
 
-    plain: a cast and its test images. cues: a cast, its test images, and such in which two cues
-    (`kdnotes.probes.cue_bias.follows`) name different classes. jitter: a cast whose teacher
-    was trained with changing colours, and its test images. Conditions of ``plain`` are those of
-    the probes, the others' have ``cast=cues`` or ``cast=jitter`` before them. Measures:
-
-    - ``accuracy``, on each cast's test images.
-    - plain: those of `kdnotes.probes.fidelity` (without its pairs of independent students), and
-      ``fooling_rate``, ``same_wrong_class`` and ``attack_success`` under
-      ``attack=teacher,eps=primary`` and the other attacks of `kdnotes.probes.adversarial`, at one
-      size ``eps`` in 255ths.
-    - cues: ``follows_digit``, ``follows_either`` under ``conflict``.
-    - jitter: ``same_answer``, ``accuracy_after`` under ``strength=primary``.
-
-    Items are kept for the measures in `ITEMS_OF`.
-
-    Raises RequestError as those probes do.
+    plain: a cast and its test images, measured by `fidelity` and by `adversarial` at one size
+    ``eps`` in 255ths. cues: a cast, its test images, and such in which two cues name different
+    classes (`cue_bias.follows`). jitter: a cast whose teacher was trained with changing colours,
+    and its test images (`color_invariance`, at one strength). Conditions of ``plain`` are those of
+    the probes, the others' have ``cast=cues`` or ``cast=jitter`` before them. Items are kept for
+    the measures in `ITEMS_OF`. Raises RequestError as those probes do.
     """
     cast, images = plain
     likeness = fidelity.measure(cast, images)
@@ -92,24 +79,22 @@ def measure(
 def gains(
     table: pd.DataFrame,
     measure: str,
-    condition: str = "",
-    accuracy_condition: str = "",
-    arms: Sequence[str] = ("kl", "hint", "crd"),
-    reference: str = "independent",
+    condition: str,
+    accuracy_condition: str,
+    arms: Sequence[str],
 ) -> pd.DataFrame:
-    """How much more accurate than the reference of its seed each student is, and how much more of
-    a measure it has: columns arm, seed, accuracy_gain and inheritance, in units of the measures.
+    """How much more accurate than the independent student of its seed each student is, and how much
+    more of a measure it has: columns arm, seed, accuracy_gain and inheritance.
 
-    The reference arm itself, if among ``arms``, is compared with its next seed (the last with the
-    first): what both look like by chance, without anybody's teaching. Arms that were not measured
-    are left out, as are seeds without a finite value of both. Raises NotMeasuredError where the
-    table has no row of the reference.
+    An independent student is compared with the next seed's (the last with the first): what both
+    look like by chance. Arms that were not measured are left out, as are seeds without a finite
+    value of both. Raises NotMeasuredError where the table has no row of independent students.
     """
     columns = {
         "accuracy_gain": ("accuracy", accuracy_condition),
         "inheritance": (measure, condition),
     }
-    differences = {}
+    reference, differences = "independent", {}
     for name, (which, under) in columns.items():
         rows = table[(table["measure"] == which) & (table["condition"] == under)]
         values = rows.pivot(index="seed", columns="arm", values="value").astype(np.float64)

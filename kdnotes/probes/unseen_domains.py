@@ -1,7 +1,4 @@
-"""Do teacher and student answer alike where neither was trained: on sketches, silhouettes, edges?
-
-Each image is drawn anew in five ways (`kdnotes.data.renderings`), once for all networks.
-"""
+"""Do teacher and student answer alike where neither was trained, as on sketches and edges?"""
 
 from __future__ import annotations
 
@@ -53,11 +50,11 @@ def measure(cast: Cast, data: ImageData, *, ground: str = "own", seed: int = 0) 
 
     Conditions: ``domain=seen``, ``domain=sketch``, ``stylised``, ``silhouette``, ``edge`` and
     ``cue-conflict``, and ``domain=unseen``, the mean over the five. Silhouettes are of the mask
-    ``digit`` where the data have one; ``ground`` is that of `renderings.render`. The second
-    teacher is compared as the students are. ``consensus`` and ``extra_consensus`` (no condition)
-    are per image, ``accuracy`` is where it has no condition (the seen domain's); all else stands in
-    the table only, NaN where undefined, which a mean over domains leaves out. Consensus and kappa
-    of every two independent students stand there under ``domain=D,against=SEED``.
+    ``digit`` where the data have one; ``ground`` is that of `renderings.render`. ``consensus`` and
+    ``extra_consensus`` (no condition) are per image, ``accuracy`` is where it has no condition (the
+    seen domain's); all else stands in the table only, NaN where undefined, which a mean over
+    domains leaves out. Consensus and kappa of every two independent students stand there under
+    ``domain=D,against=SEED``.
     """
     from kdnotes.data.renderings import DOMAINS
 
@@ -69,29 +66,28 @@ def measure(cast: Cast, data: ImageData, *, ground: str = "own", seed: int = 0) 
         "error_consistency": lambda a, b: stats.error_consistency(a == labels, b == labels),
         "consensus_on_teacher_errors": lambda a, b: stats.agreement_on_wrong_items(b, a, labels),
     }
+    parts = {name: (name,) for name in teachers} | {"unseen": DOMAINS}
     recorder = Recorder(data)
     for member, its in zip(members, answers, strict=True):
         recorder.add_accuracy(member, its["seen"])
         same = {name: (teachers[name] == its[name]).float() for name in its}
         same["unseen"] = torch.stack([same[name] for name in DOMAINS]).mean(0)
-        for name, consensus in same.items():
+        for name, domains in parts.items():
             where = f"domain={name}"
-            parts = DOMAINS if name == "unseen" else (name,)
-            right = [base.share_alike(its[part], labels) for part in parts]
+            right = [base.share_alike(its[each], labels) for each in domains]
             recorder.add_value(member, "accuracy", _mean(right), where)
             if member is cast.teacher:
                 continue
             # What goes with a mean over five answers is the answer to the image itself.
-            recorder.add(member, "consensus", consensus, its.get(name, its["seen"]), where)
+            recorder.add(member, "consensus", same[name], its.get(name, its["seen"]), where)
             for measure, alike in likeness.items():
-                recorder.add_value(member, measure, _over(parts, alike)(teachers, its), where)
+                recorder.add_value(member, measure, _over(domains, alike)(teachers, its), where)
         if member is not cast.teacher:
             extra = same["unseen"] - same["seen"]
             recorder.add(member, "extra_consensus", extra, its["seen"])
-    for name in (*teachers, "unseen"):
-        parts = DOMAINS if name == "unseen" else (name,)
-        pairs = {"consensus": base.share_alike, "kappa": stats.cohen_kappa}
-        over = {measure: _over(parts, alike) for measure, alike in pairs.items()}
+    pairs = {"consensus": base.share_alike, "kappa": stats.cohen_kappa}
+    for name, domains in parts.items():
+        over = {measure: _over(domains, alike) for measure, alike in pairs.items()}
         recorder.add_pairs(members, answers, over, f"domain={name}")
     return recorder.outcome()
 
