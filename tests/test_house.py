@@ -27,7 +27,7 @@ WINGS = (
 )
 DEEPEST = 10
 MOST_LINES = 10_800
-LINES_NOW = 15_338  # until then: it goes down only
+LINES_NOW = 15172
 LONGEST_FUNCTION = 60
 
 
