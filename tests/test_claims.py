@@ -351,3 +351,30 @@ def test_the_same_tables_give_the_same_results() -> None:
     outcome = outcome_of(values, np.repeat(np.arange(20), 3))
     assert claims.evaluate([claim()], outcome) == claims.evaluate([claim()], outcome)
     assert claims.evaluate([claim()], outcome)[0]["item_standard_error"]
+
+
+def test_where_two_teachers_differ_in_sign_a_claim_is_open() -> None:
+    agreed = {"verdict": "agrees", "direction": "greater", "margin": 0.0, "estimate": 0.2}
+    agreed |= {"p_agrees": 0.001, "p_disagrees": 0.999, "reason": "the interval lies above 0"}
+    (kept,) = claims.by_teacher([agreed], [[{"estimate": 0.1}], [{"estimate": 0.3}]])
+    assert kept["verdict"] == "agrees"
+    assert kept["by_teacher"] == [0.1, 0.3]
+    (opened,) = claims.by_teacher([agreed], [[{"estimate": 0.5}], [{"estimate": -0.1}]])
+    assert opened["verdict"] == "open"
+    assert opened["p_agrees"] == 1
+    assert opened["reason"] == "the students of the two teachers differ in sign: .50 and -.10"
+    (beyond,) = claims.by_teacher(
+        [agreed | {"margin": 0.2}], [[{"estimate": 0.5}], [{"estimate": 0.1}]]
+    )
+    assert beyond["verdict"] == "open"
+
+
+def test_published_results_were_judged_by_the_primaries_of_the_book() -> None:
+    folder = Path(__file__).resolve().parents[1] / "results"
+    judged = {
+        path: json.loads(path.read_text())
+        for path in [*folder.glob("laptop*/*.json"), *folder.glob("published/*/*.json")]
+    }
+    assert judged
+    for path, saved in judged.items():
+        assert saved["primaries"] == claims.digest(), path

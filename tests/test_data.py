@@ -111,7 +111,8 @@ print([name for name in ("torch", "torchvision", "pandas", "sklearn") if name in
 
 def test_names_with_and_without_paths() -> None:
     assert set(data.names()) == {
-        *("scenes", "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder:PATH")
+        *("scenes", "scenes-of-mnist", "digits", "mnist", "fashion-mnist", "cifar10", "cifar100"),
+        "imagefolder:PATH",
     }
     assert data.source("imagefolder:/photos").classes is None
     for wrong in ("imagefolder", "scenes:/photos", "photos"):

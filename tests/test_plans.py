@@ -95,7 +95,7 @@ def test_digits_are_taught_as_the_study_did() -> None:
     assert domains["kl"].tau == 8
     assert domains["crd"] == CRD(weight=0.1, contrast_temperature=0.1, negatives=32)
     assert arms("domain-adaptation")["kl"].model == "paper-mnist-half"
-    assert arms("domain-adaptation", preset="published")["kl"].model == "paper-mnist"
+    assert arms("domain-adaptation", dataset="mnist")["kl"].model == "paper-mnist"
     assert arms("domain-adaptation", tau=3.0)["kl"].method.tau == 3
 
 

@@ -184,3 +184,36 @@ def test_a_slope_over_arms_is_the_least_squares_line_of_each_seed() -> None:
     assert found.table["seed"].tolist() == [0, 1]
     assert set(found.table["arm"]) == {"line"}
     assert set(found.items["measure"]) == {"s"}
+
+
+def test_students_of_two_teachers_are_averaged_seed_by_seed_and_image_by_image() -> None:
+    def of_teacher(seed: int, students: dict[int, list[float]]) -> Outcome:
+        recorder = Recorder(some_data(4))
+        recorder.add(member("teacher", seed, net(0)), "share", [1, 1, 1, 1], [0, 0, 0, 0])
+        for number, values in students.items():
+            which = member("kl", number, net(0))
+            recorder.add(which, "share", values, [number] * 4)
+            recorder.add(which, "part", values[:2], [0, 0], "eps=2", items=[3, seed % 2])
+        return recorder.outcome()
+
+    one = of_teacher(100, {100: [1, 0, 0, 0], 101: [1, 1, 1, 1]})
+    two = of_teacher(101, {101: [1, 1, 0, 0], 100: [1, 1, 0, math.nan]})
+    both = Outcome.averaged(one, two)
+    assert value_of(both.table, "kl", 100, "share") == pytest.approx((1 / 4 + 2 / 3) / 2)
+    assert value_of(both.table, "kl", 101, "share") == pytest.approx((1 + 1 / 2) / 2)
+    assert both.table[both.table["arm"] == "teacher"]["seed"].tolist() == [100]
+    items = both.items.set_index(["arm", "seed", "measure", "item"])["value"]
+    assert items["kl", 100, "share"].tolist() == [1, 0.5, 0, 0]
+    assert items["kl", 101, "part"].to_dict() == {3: 1, 0: 1, 1: 1}
+    with pytest.raises(ValueError, match="one of the two teachers only"):
+        Outcome.averaged(one, two.keep(lambda rows: rows["seed"] != 100))
+
+
+def test_probabilities_are_those_of_the_true_class_and_of_the_teachers_answer() -> None:
+    data = numbered_data(torch.tensor([3, 0]))
+    recorder, sure = Recorder(data), torch.eye(10)[[3, 4]] * 0.5 + 0.05
+    teachers = torch.eye(10)[[7, 4]]
+    recorder.add_probabilities(STUDENT, sure, teachers)
+    values = recorder.outcome().items.pivot(index="item", columns="measure", values="value")
+    assert values["probability_true"].tolist() == pytest.approx([0.55, 0.05])
+    assert values["probability_teacher"].tolist() == pytest.approx([0.05, 0.55])

@@ -112,12 +112,17 @@ def test_accuracy_on_ordinary_images() -> None:
     cast, data = hand_made()
     plain = accuracy.measure(cast, data)
     assert value_of(plain.table, "kl", 0, "accuracy") == pytest.approx(4 / 6)
-    assert len(plain.items) == 4 * 6
+    assert len(plain.items) == 4 * 6 * 3
     other = accuracy.measure(cast, data).under("teacher=marker")
     assert value_of(other.table, "kl", 0, "accuracy", "teacher=marker") == pytest.approx(4 / 6)
     joined = Outcome.combine([plain, other, cue_bias.measure(cast, data)])
-    assert list(joined.items["measure"].cat.categories) == ["accuracy", "shape_bias"]
-    assert len(joined.items) == 4 * (6 + 6 + 5)
+    assert list(joined.items["measure"].cat.categories) == [
+        "accuracy",
+        "probability_true",
+        "probability_teacher",
+        "shape_bias",
+    ]
+    assert len(joined.items) == 4 * (3 * 6 + 3 * 6 + 5)
 
 
 def test_a_missing_cue_or_conflict_is_named() -> None:

@@ -112,7 +112,7 @@ def test_the_reference_is_compared_with_its_next_seed() -> None:
 def test_gains_of_a_measured_cast() -> None:
     cast = small_cast()
     twin = replace(cast, members=(*cast.members[:3], replace(cast.members[0], arm="kl")))
-    table = accuracy.measure(twin, some_data()).table
+    table = accuracy.measure(twin, some_data()).table.query("measure == 'accuracy'")
     table = pd.concat([table, table.assign(measure="agreement")], ignore_index=True)
     rows = matched.gains(table, "agreement", "", "", ("kl",))
     assert rows[["accuracy_gain", "inheritance"]].to_numpy().tolist() == [[0, 0]]

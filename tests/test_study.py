@@ -16,7 +16,7 @@ import kdnotes
 from kdnotes import methods
 from kdnotes.book import parameters, planning
 from kdnotes.errors import RequestError
-from kdnotes.study import Study, arms
+from kdnotes.study import Plan, Study, arms
 from kdnotes.training import cache
 
 CHAPTERS = ("distillation", "fidelity", "localization", "adversarial", "color-invariance")
@@ -63,6 +63,23 @@ def test_controls_are_taught_by_whom_they_say() -> None:
     assert specs["independent"].teacher is None
     controls = {spec.method for arm, spec in specs.items() if arm.startswith("control")}
     assert controls == {specs["kl"].method}
+
+
+def test_with_two_teachers_the_second_takes_the_place_of_the_first() -> None:
+    study = study_of("fidelity", preset="smoke", teachers=2)
+    assert study.other is not None
+    one, other = main_plan(study), main_plan(study.other)
+
+    def keys(plan: Plan, arm: str) -> list[str]:
+        return [item.spec.key for item in plan.planned if item.arm == arm]
+
+    assert keys(one, "teacher") == keys(other, "second-teacher") != keys(other, "teacher")
+    assert keys(one, "second-teacher") == keys(other, "teacher")
+    assert keys(one, "kl") == keys(other, "control-second-teacher")
+    assert keys(one, "independent") == keys(other, "independent")
+    assert set(keys(other, "hint")).isdisjoint(keys(one, "hint"))
+    trained = {item.spec.key for item in study.networks}
+    assert {item.spec.key for plan in (one, other) for item in plan.planned} <= trained
 
 
 def test_only_the_teacher_sees_jitter_and_only_its_marker_is_random() -> None:

@@ -14,7 +14,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ student: str | None = None  # network of the students
 methods: str | None = None  # ways of teaching, such as "kl,hint"
 tau: float | None = None  # temperature of the soft labels (above 0)
 seeds: int | None = None  # students of each kind (1 to 1000)
+teachers: int | None = None  # teachers over whose students values are averaged (1 to 2)
 first_seed: int | None = None  # seeds count from here; 100 to 999 are for trials (0 or more)
 device: str | None = None  # where to train and measure (cpu, cuda or cuda:all)
 train_count: int | None = None  # training images (1 or more)
@@ -128,18 +129,29 @@ def cell(path: Path, tag: str) -> tuple[int, str] | None:
 
     Raises RequestError when the notebook is unreadable or several cells have the tag.
     """
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        tagged = [
-            (number, "".join(each["source"]))
-            for number, each in enumerate(cells, start=1)
-            if tag in each.get("metadata", {}).get("tags", ())
-        ]
-    except (OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{path.name} cannot be read as a notebook: {error!r}") from error
+    tagged = [(number, source) for number, source, tags in _code_cells(path) if tag in tags]
     if len(tagged) > 1:
         raise RequestError(f"{path.name} needs one cell tagged {tag!r}; it has {len(tagged)}")
     return tagged[0] if tagged else None
+
+
+def cells_after(path: Path, tag: str, without: str) -> list[str]:
+    """Sources of the code cells after the one with a tag, but for those with another tag."""
+    cells = _code_cells(path)
+    first = next(number for number, _, tags in cells if tag in tags)
+    return [source for number, source, tags in cells if number > first and without not in tags]
+
+
+def _code_cells(path: Path) -> list[tuple[int, str, Sequence[str]]]:
+    """Number among all cells, source and tags. Raises RequestError for what is no notebook."""
+    try:
+        return [
+            (number, "".join(each["source"]), each.get("metadata", {}).get("tags", ()))
+            for number, each in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1)
+            if each["cell_type"] == "code"
+        ]
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{path.name} cannot be read as a notebook: {error!r}") from error
 
 
 def read(path: Path) -> dict[str, Parameter]:

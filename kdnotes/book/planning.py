@@ -7,6 +7,7 @@ import re
 import time
 import traceback
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ from kdnotes.book.parameters import Parameter
 from kdnotes.errors import RequestError
 
 if TYPE_CHECKING:
-    from kdnotes.probes.base import Cast
+    from kdnotes.probes.base import Cast, Outcome
     from kdnotes.study import Plan, Study
 
 CAST = "cast"
 _NUMBER = re.compile(r"^\d\d-")
+_EXCHANGED = ContextVar("exchanged", default=False)  # whether the second teacher comes first
 
 
 def planned(
@@ -36,24 +38,35 @@ def planned(
     import kdnotes
 
     everything = {each.name: each.default for each in declared.values()} | dict(values)
-    study = _study(name, declared, everything, planning=True)
-    if found := parameters.cell(path, CAST):
-        number, source = found
-        file = f"{path.name}, cell {number}"
-        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-        try:
-            exec(compile(source, file, "exec"), everything | {"kd": kdnotes, "study": study})
-        except RequestError:
-            raise
-        except Exception as error:
-            lines = [each for each in traceback.extract_tb(error.__traceback__) if each[0] == file]
-            where = f" ({lines[-1].line})" if lines else ""
-            raise RequestError(
-                f"chapter {name!r}, cell {number}, which declares its casts, failed{where}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    study.settings  # noqa: B018 - what is wrong with them is said now
+
+    def declare(exchanged: bool) -> Study:
+        study = _study(name, declared, everything, planning=True, exchanged=exchanged)
+        if found := parameters.cell(path, CAST):
+            _declare(name, path, *found, everything | {"kd": kdnotes, "study": study})
+        study.settings  # noqa: B018 - what is wrong with them is said now
+        return study
+
+    study = declare(exchanged=False)
+    if study.settings.teachers == 2:
+        study.other = declare(exchanged=True)
     return study
+
+
+def _declare(name: str, path: Path, number: int, source: str, namespace: dict[str, Any]) -> None:
+    """Run a chapter's cell tagged `cast`; what it raises becomes a RequestError that names it."""
+    file = f"{path.name}, cell {number}"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    try:
+        exec(compile(source, file, "exec"), namespace)
+    except RequestError:
+        raise
+    except Exception as error:
+        lines = [each for each in traceback.extract_tb(error.__traceback__) if each[0] == file]
+        where = f" ({lines[-1].line})" if lines else ""
+        raise RequestError(
+            f"chapter {name!r}, cell {number}, which declares its casts, failed{where}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def begin(name: str, namespace: Mapping[str, Any]) -> Study:
@@ -63,13 +76,50 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Study:
     figures get the book's style. Raises RequestError naming what is wrong and what would be right.
     """
     figures.style()
-    folder = paths.root() / "book"
-    (path,) = (each for each in folder.glob("*.ipynb") if _NUMBER.sub("", each.stem) == name)
-    declared = parameters.read(path)
+    declared = parameters.read(_path(name))
     values = {
         each.name: each.accept(namespace.get(each.name, each.default)) for each in declared.values()
     }
-    return _study(name, declared, values)
+    return _study(name, declared, values, exchanged=_EXCHANGED.get())
+
+
+def with_teachers_exchanged(study: Study) -> Outcome:
+    """What a chapter measures with the second teacher in the place of the first.
+
+    The cells of its notebook are run once more, up to the one that comes to a conclusion, in a
+    namespace of their own; cells that only show something are left out.
+    """
+    from IPython.utils.capture import capture_output
+    from matplotlib import pyplot
+
+    path, shown = _path(study.chapter), set(pyplot.get_fignums())
+    namespace = {"__name__": "__main__"} | study.asked
+    token = _EXCHANGED.set(True)
+    try:
+        with capture_output(stderr=False):
+            for source in parameters.cells_after(path, parameters.TAG, without="remove-input"):
+                exec(compile(source, path.name, "exec"), namespace)
+    except Measured as measured:
+        return measured.outcome
+    finally:
+        _EXCHANGED.reset(token)
+        for number in set(pyplot.get_fignums()) - shown:
+            pyplot.close(number)
+    raise RuntimeError(f"{path.name} never calls kd.conclude")
+
+
+class Measured(BaseException):
+    """Ends the second pass over a chapter's cells, with what it measured."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+def _path(name: str) -> Path:
+    folder = paths.root() / "book"
+    (path,) = (each for each in folder.glob("*.ipynb") if _NUMBER.sub("", each.stem) == name)
+    return path
 
 
 def trained(plan: Plan) -> Cast:
@@ -100,6 +150,7 @@ def _study(
     declared: Mapping[str, Parameter],
     values: Mapping[str, Any],
     planning: bool = False,
+    exchanged: bool = False,
 ) -> Study:
     from kdnotes.study import Study
 
@@ -107,4 +158,6 @@ def _study(
     given = {each: shared[each].accept(value) for each, value in values.items() if each in shared}
     own = {each: value for each, value in values.items() if each not in shared}
     own = {each: value for each, value in own.items() if value != declared[each].default}
-    return Study(name, given, own, planning)
+    study = Study(name, given, own, planning, exchanged)
+    study.asked = dict(values)
+    return study

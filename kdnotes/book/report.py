@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import methods, paths, stats
-from kdnotes.book import results, running
+from kdnotes.book import planning, results, running
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks
 from kdnotes.probes.findings import Findings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What chapters that are judged together should have been run with.
 _IMAGES_AND_NETWORKS = ("preset", "dataset", "teacher", "student", "train_count")
-_SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "first_seed")
+_SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "teachers", "first_seed")
 
 
 def say(text: str) -> None:
@@ -81,11 +81,21 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     """What a chapter found: its outcome with the claims that it decides, told by one main measure.
 
     ``options`` are those of `Findings`, such as other arms than the students of each method, or
-    another reference than the independent students.
+    another reference than the independent students. With two teachers the values are means over
+    the students of both: all is measured once more with the teachers exchanged.
     """
+    if study.is_exchanged:
+        raise planning.Measured(outcome)
     left = [plan.not_trained_out() for plan in study.plans.values()]
     short = {arm: share for each in left for arm, share in each.items()}
-    decided = claims.evaluate(claims.load(study.chapter), outcome, study.settings.dataset, short)
+    own = [outcome]
+    if study.settings.teachers == 2:
+        own.append(planning.with_teachers_exchanged(study))
+        outcome = type(outcome).averaged(*own)
+    asked = claims.load(study.chapter)
+    decided = claims.evaluate(asked, outcome, study.settings.images, short)
+    if len(own) == 2:
+        decided = claims.by_teacher(decided, [claims.evaluate(asked, each) for each in own])
     options = {"methods": study.settings.methods} | options
     return Findings(outcome, measure, claims=decided, **options)
 

@@ -19,6 +19,7 @@ from pydantic_core import to_json
 
 from kdnotes import paths, store
 from kdnotes.errors import RequestError
+from kdnotes.stats import claims as judged_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,7 @@ class Saved(BaseModel):
     # Not in results of earlier versions.
     hardware: str = "hardware that was not noted"
     training_seconds: float | None = None
+    primaries: str = ""  # `claims.digest` of the claims that it was judged by
 
     @field_validator("claims")
     @classmethod
@@ -125,6 +127,7 @@ def save(
         seconds=round(seconds, 2),
         hardware=hardware(parameters.get("device") or "cpu"),
         training_seconds=None if training_seconds is None else round(training_seconds, 2),
+        primaries=judged_by.digest(),
     )
     table, items = pd.DataFrame(columns=list(COLUMNS)), pd.DataFrame(columns=list(ITEM_COLUMNS))
     if outcome is not None:

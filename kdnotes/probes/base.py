@@ -127,6 +127,17 @@ Alike = partial(Measure, of="pair", twin=1.0)
 BeyondChance = partial(Measure, of="pair", twin=1.0, unit="kappa", low=-1.0, chance=0.0)
 
 
+def probabilities(condition: str = "", *others: str) -> tuple[Measure, Measure]:
+    """What probes keep of each image besides answers, so that calibration needs no new run."""
+    return (
+        Measure("probability_true", "is sure of the right class", condition, others),
+        Measure("probability_teacher", "is sure of its teacher's answer", condition, others),
+    )
+
+
+PROBABILITIES = probabilities()
+
+
 @dataclass(frozen=True)
 class Property:
     """What one probe asks of networks: declared in its file, found there by whoever reports it.
@@ -257,6 +268,39 @@ class Outcome:
         }
         return Outcome(table, pd.DataFrame(items))
 
+    @staticmethod
+    def averaged(first: Outcome, second: Outcome) -> Outcome:
+        """The mean of two outcomes with the same rows: of the students of two teachers.
+
+        The networks of an arm go by their place among its seeds, and keep those of the first.
+        Undefined values are left out. Raises ValueError where rows of one are not in the other.
+        """
+        seeds = [each.table.groupby("arm")["seed"].unique() for each in (first, second)]
+        renamed = {
+            (arm, there): here
+            for arm in seeds[0].index.intersection(seeds[1].index)
+            for there, here in zip(sorted(seeds[1][arm]), sorted(seeds[0][arm]), strict=False)
+        }
+
+        def mean(frames: Sequence[pd.DataFrame], by: list[str], keep: dict[str, str]) -> Any:
+            one, two = frames
+            named = zip(two["arm"], two["seed"], strict=True)
+            two = two.assign(seed=[renamed.get(each, each[1]) for each in named])
+            together = pd.concat([one, two]).groupby(by, sort=False, observed=True)
+            return together.agg({"value": "mean"} | keep).reset_index(), together.size()
+
+        table, counts = mean((first.table, second.table), list(TABLE_COLUMNS[:-1]), {})
+        if (counts != 2).any():
+            lacking = counts.index[counts != 2][0]
+            raise ValueError(f"measured with one of the two teachers only: {lacking}")
+        if not len(first.items):
+            return Outcome(table, first.items)
+        names = dict.fromkeys(NAME_COLUMNS, "category")
+        both = [each.items.astype(dict.fromkeys(NAME_COLUMNS, str)) for each in (first, second)]
+        by = ["item", "source", "arm", "seed", "condition", "measure"]
+        items, _ = mean(both, by, {"prediction": "first"})
+        return Outcome(table, items[list(ITEM_COLUMNS)].astype(names | {"value": np.float32}))
+
     def under(self, condition: str) -> Outcome:
         """The same rows, with ``condition`` put before each row's own."""
         table = self.table.assign(
@@ -301,8 +345,9 @@ class Outcome:
         return Outcome(table[list(TABLE_COLUMNS)], items[list(ITEM_COLUMNS)].astype(kinds))
 
     def without_accuracy(self) -> Outcome:
-        """All but the accuracy on the images as they are, which every probe measures."""
-        return self.keep(lambda rows: (rows["measure"] != "accuracy") | (rows["condition"] != ""))
+        """All but what many probes measure alike: accuracy and certainty on unchanged images."""
+        alike = ["accuracy", *(measure.name for measure in PROBABILITIES)]
+        return self.keep(lambda rows: ~rows["measure"].isin(alike) | (rows["condition"] != ""))
 
 
 @dataclass
@@ -346,6 +391,18 @@ class Recorder:
     def add_accuracy(self, member: Member, answers: Tensor, condition: str = "") -> None:
         """The measure that stands beside every other: are the answers (N,) right?"""
         self.add(member, "accuracy", answers == self.data.labels, answers, condition)
+
+    def add_probabilities(
+        self, member: Member, probabilities: Tensor, teachers: Tensor, condition: str = ""
+    ) -> None:
+        """Probabilities (N, classes) of the true class, and of the class that the teacher says.
+
+        ``teachers``: the teacher's own, (N, classes).
+        """
+        answers = probabilities.argmax(1)
+        for measure, of in zip(PROBABILITIES, (self.data.labels, teachers.argmax(1)), strict=True):
+            chosen = probabilities.gather(1, of[:, None])[:, 0]
+            self.add(member, measure.name, chosen, answers, condition)
 
     def add_pairs(
         self,

@@ -76,6 +76,7 @@ def measure_changes(
     before = [torch.cat(part) for part in plain]
     for member, its in zip(members, before, strict=True):
         recorder.add_accuracy(member, its.argmax(1), accuracy_condition)
+        recorder.add_probabilities(member, its, before[0], accuracy_condition)
     precision = torch.float64 if in_double else torch.float32
     for (number, place), parts in changed.items():
         member, change = members[number], changes[place]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
-from kdnotes.probes.base import Cast, Measure, Outcome, Property
+from kdnotes.probes.base import PROBABILITIES, Cast, Measure, Outcome, Property
 from kdnotes.probes.changes import Change, Distance, Margin, measure_changes
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ MEASURES = (
     ),
     Margin(*WHERE),
     Distance("changes its probabilities when colours change", *WHERE),
+    *PROBABILITIES,
 )
 
 

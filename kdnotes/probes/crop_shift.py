@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
-from kdnotes.probes.base import Cast, Measure, Outcome, Property, Recorder
+from kdnotes.probes.base import Cast, Measure, Outcome, Property, Recorder, probabilities
 from kdnotes.probes.changes import Change, Distance, Margin, measure_changes
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ MEASURES = (
     Margin(CROP, CHANGES),
     Distance("changes its probabilities with the crop", CROP, CHANGES),
     Measure("accuracy", "is right", "kind=shift", ("kind=flip,teacher=*",)),
+    *probabilities("kind=shift", "", "kind=flip,teacher=*"),
     Measure(
         "learned_minus_exact",
         "keeps its answer in the mirror more often if its teacher has learned to",
@@ -60,8 +61,9 @@ def measure(cast: Cast, data: ImageData) -> Outcome:
     """Crops and shifts at the book's settings, shifts in proportion to the images."""
     unit = max(1, data.size // BOOK_SIDE)
     shifted = measure_views(cast, data, "shift", [unit * each for each in SHIFTS], 4 * unit)
-    shifted = shifted.keep(lambda rows: rows["measure"] != "accuracy")
-    return Outcome.combine([measure_views(cast, data, "crop", SCALES, 0.5), shifted])
+    return Outcome.combine(
+        [measure_views(cast, data, "crop", SCALES, 0.5), shifted.without_accuracy()]
+    )
 
 
 def measure_views(

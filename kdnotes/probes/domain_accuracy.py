@@ -24,6 +24,7 @@ MEASURES = (
     ),
     Alike("agreement", "gives the teacher's answer in the domain", "domain=*", PAIRS),
     BeyondChance("kappa", "answers as the teacher does, beyond chance", "domain=*", PAIRS),
+    *base.probabilities("domain=*", "folder=*"),
 )
 
 
@@ -48,9 +49,11 @@ def measure(
     likeness = {"agreement": base.share_alike, "kappa": stats.cohen_kappa}
     for name, data in domains.items():
         recorder, condition = Recorder(data), f"{factor}={name}"
-        answers = base.all_answers(members, data)
-        for member, its in zip(members, answers, strict=True):
+        sure = [each.softmax(1) for each in base.all_logits(members, data)]
+        answers = [each.argmax(1) for each in sure]
+        for member, its, its_sure in zip(members, answers, sure, strict=True):
             recorder.add_accuracy(member, its, condition)
+            recorder.add_probabilities(member, its_sure, sure[0], condition)
             if member is not cast.teacher:
                 recorder.add(member, "agreement", its == answers[0], its, condition)
                 recorder.add_value(member, "kappa", stats.cohen_kappa(its, answers[0]), condition)

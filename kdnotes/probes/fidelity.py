@@ -30,6 +30,7 @@ MEASURES = (
         direction="down",
     ),
     Measure("calibration_error", "is more or less sure than it is right", direction="none"),
+    *base.PROBABILITIES,
 )
 
 
@@ -53,6 +54,7 @@ def measure(cast: Cast, data: ImageData) -> Outcome:
     recorder = Recorder(data)
     for member, its_logits, its in zip(members, logits, answers, strict=True):
         recorder.add_accuracy(member, its)
+        recorder.add_probabilities(member, its_logits.softmax(1), logits[0].softmax(1))
         recorder.add_value(member, "calibration_error", _calibration_error(its_logits, labels))
         if member is cast.teacher:
             continue

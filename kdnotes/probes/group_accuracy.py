@@ -29,6 +29,7 @@ MEASURES = (
     Alike("agreement", "gives the teacher's answer about the group", UNSEEN, GROUPS),
     BeyondChance("kappa", "answers as the teacher does, beyond chance", UNSEEN, ("group=*",)),
     Alike("agreement_on_teacher_errors", "repeats the teacher's mistakes", UNSEEN, ("group=*",)),
+    *base.PROBABILITIES,
 )
 
 _Places = Mapping[int, NDArray[np.int64]]  # of a group's images, by its number
@@ -66,11 +67,13 @@ def measure(cast: Cast, data: ImageData, *, unseen: int, names: Sequence[str]) -
         ("mean_accuracy", "", _evenly(list(places))),
     )
     members, recorder = list(cast.everyone()), Recorder(data)
-    answers = [each.numpy() for each in base.all_answers(members, data)]
+    sure = [each.softmax(1) for each in base.all_logits(members, data)]
+    answers = [each.argmax(1).numpy() for each in sure]
     wrong = answers[0] != labels
-    for member, given in zip(members, answers, strict=True):
+    for member, given, its in zip(members, answers, sure, strict=True):
         right = (given == labels).astype(np.float64)
         recorder.add(member, "accuracy", right, given)
+        recorder.add_probabilities(member, its, sure[0])
         for condition, where in groups:
             recorder.add(member, "accuracy", right[where], given[where], condition, where)
         for name, condition, weights in means:

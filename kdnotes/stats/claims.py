@@ -7,6 +7,7 @@ which hold all that ``kdnotes.stats.scorecard_verdicts`` needs.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -140,6 +141,17 @@ def load(chapter: str | None = None, path: Path | None = None) -> tuple[Claim, .
     return tuple(claim for claim in claims if chapter in (None, claim.chapter))
 
 
+def digest() -> str:
+    """A name for what decides the primary claims of the book; empty without a file of claims."""
+    if not (paths.root() / "book" / "claims.yml").is_file():
+        return ""
+    told = {"statement", "section", "why", "paper"}
+    primary = [
+        claim.model_dump_json(exclude=told) for claim in load() if claim.family[1:].isdigit()
+    ]
+    return hashlib.sha256("\n".join(primary).encode()).hexdigest()[:16]
+
+
 def _problem(detail: Any, entries: list[dict[str, Any]]) -> str:
     """One of pydantic's findings, with the claim and the field that it is about."""
     position, *path = detail["loc"]
@@ -171,6 +183,28 @@ def evaluate(
     """
     short = not_trained_out or {}
     return [_evaluated(claim, outcome, short) | {"dataset": dataset} for claim in claims]
+
+
+def by_teacher(
+    together: Iterable[dict[str, Any]], own: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Entries of `evaluate` for the mean of two teachers' students, with what each teacher's say.
+
+    ``own``: the entries for each teacher alone, in the same order. Their estimates become
+    ``by_teacher``; where they lie on different sides of the margin, the claim is open.
+    """
+    entries = []
+    for entry, *single in zip(together, *own, strict=True):
+        estimates = [each["estimate"] for each in single]
+        entry = entry | {"by_teacher": estimates}
+        sides = {each > (entry["margin"] or 0) for each in estimates if each is not None}
+        firm = entry["verdict"] in ("agrees", "disagrees") and entry["direction"] != "equivalent"
+        if len(sides) == 2 and firm:
+            said = " and ".join(format_number(each) for each in estimates)
+            entry |= {"verdict": "open", "p_agrees": 1.0, "p_disagrees": 1.0}
+            entry["reason"] = f"the students of the two teachers differ in sign: {said}"
+        entries.append(entry)
+    return entries
 
 
 def _evaluated(claim: Claim, outcome: Tables, short: Mapping[str, float]) -> dict[str, Any]:

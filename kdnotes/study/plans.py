@@ -72,7 +72,7 @@ class Plan:
         """
         model = model or self.teacher_model
         recipe = self._recipe("teacher", model, None, longer, jitter, crops, flip)
-        spec = self._network("teacher", model, recipe, seed=self.study.seed_range.teacher)
+        spec = self._network("teacher", model, recipe, seed=self.study.teacher_seeds[0])
         if world is not None:
             spec = spec.model_copy(update={"data": self.study.data(world, "teacher")})
         published = {"pretrained": self._published(spec)}
@@ -80,7 +80,7 @@ class Plan:
 
     def second_teacher(self, first: NetworkSpec) -> NetworkSpec:
         """A teacher like the first, from another seed; it is always trained here."""
-        other = {"seed": first.seed + 1, "pretrained": ""}
+        other = {"seed": self.study.teacher_seeds[1], "pretrained": ""}
         return self._enrol(arms.SECOND_TEACHER, first.model_copy(update=other))
 
     def plain_teacher(self, **seen: Any) -> NetworkSpec:
@@ -193,8 +193,11 @@ class Plan:
         self.students(stopped, of, epochs=self.epochs(share))
 
     def depths(self, of: NetworkSpec) -> list[str]:
-        """Students of Hint at rising depth: their arms, none where Hint was not asked for."""
-        if "hint" not in self.study.settings.methods:
+        """Students of Hint at rising depth: their arms, none where Hint was not asked for.
+
+        Nor on photographs, where each takes long.
+        """
+        if "hint" not in self.study.settings.methods or self._must_be_short:
             return []
         return [self.students(arm, of).name for arm in arms.depths(self.method("hint")).values()]
 
@@ -209,9 +212,12 @@ class Plan:
         """Students of a second teacher, of labels smoothed as the teacher's are, and permuted.
 
         Those of the second teacher have all seeds; ``smoothed`` and ``permuted``: the seeds of the
-        other two kinds, all where a claim rests on them.
+        other two kinds, all where a claim rests on them (on photographs, where no primary claim
+        does, few).
         """
         kl = self.method("kl")
+        if self._must_be_short:
+            smoothed = permuted = "few"
         if second is not None:
             self.students(arms.control("second-teacher", kl), second)
         self.students(arms.control("smoothed", kl), teacher, seeds=smoothed)
@@ -224,6 +230,11 @@ class Plan:
     def epochs(self, share: float) -> int:
         """A share of the epochs of this plan's students, at least one."""
         return max(1, round(share * self._recipe("student", self.student_model, None, 1).epochs))
+
+    @property
+    def _must_be_short(self) -> bool:
+        settings = self.study.settings
+        return not (settings.is_scenes or settings.is_imagenet or settings.dataset == "digits")
 
     # --- who can be declared ----------------------------------------------------------------
 

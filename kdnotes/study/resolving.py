@@ -49,7 +49,12 @@ class Settings(Preset):
     @property
     def is_scenes(self) -> bool:
         """Whether the images are drawn here, with their factors known."""
-        return self.dataset == "scenes"
+        return self.dataset in ("scenes", "scenes-of-mnist")
+
+    @property
+    def images(self) -> str:
+        """What the images are called in verdicts: a folder's own name, else the data set's."""
+        return Path(self.dataset).name if self.is_folder else self.dataset
 
     @property
     def views(self) -> Views:

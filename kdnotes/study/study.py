@@ -22,7 +22,7 @@ class Study:
 
     ``given``: the shared parameters, None meaning what chapter and preset say; ``own``: those of
     the chapter alone that are noted with its results. While it is ``planning``, nothing is trained
-    and no image is read.
+    and no image is read. ``exchanged``: the second teacher takes the place of the first.
     """
 
     def __init__(
@@ -31,13 +31,17 @@ class Study:
         given: Mapping[str, Any],
         own: Mapping[str, Any] | None = None,
         planning: bool = False,
+        exchanged: bool = False,
     ) -> None:
         self.chapter = chapter
         self.data_dir = resolve_data_dir(given.get("data_dir"))
         self.plans: dict[str, Plan] = {}
+        self.is_exchanged = exchanged
+        self.other: Study | None = None  # the same with the teachers exchanged, once planned
         self._given = {name: value for name, value in given.items() if name != "data_dir"}
         self._own = dict(own or {})
         self._planning = planning
+        self.asked: dict[str, Any] = {}  # all parameters, as the notebook has them
         self.started: float | None = None  # when measuring began, by time.perf_counter
         self._preferred: dict[str, Any] = {}
         self._made: dict[str, Any] = {}
@@ -59,7 +63,7 @@ class Study:
         if preset == presets.PAPER:
             self.prefer(dataset="mnist")
         else:
-            few = preset in ("smoke", "laptop") and dataset in (None, "digits")
+            few = dataset in (None, "digits")
             network = "paper-mnist-half" if few else "paper-mnist"
             self.prefer(dataset="digits", teacher=network, student=network, tau=8.0)
         self.needs(
@@ -134,7 +138,8 @@ class Study:
     @property
     def networks(self) -> list[Planned]:
         """All networks of all plans, teachers included, each once."""
-        return cache.with_teachers(item for plan in self.plans.values() for item in plan.planned)
+        plans = [*self.plans.values(), *(self.other.plans.values() if self.other else ())]
+        return cache.with_teachers(item for plan in plans for item in plan.planned)
 
     def train(self) -> None:
         """Train all networks that are not there yet, with progress shown."""
@@ -150,6 +155,12 @@ class Study:
     def seed_range(self) -> Range:
         """What the seeds of the students are for, with the teacher and the drawings they have."""
         return range_of(self.settings.first_seed, self.settings.students)
+
+    @property
+    def teacher_seeds(self) -> tuple[int, int]:
+        """Seeds of the first and of the second teacher."""
+        one, two = self.seed_range.teacher, self.seed_range.teacher + 1
+        return (two, one) if self.is_exchanged else (one, two)
 
     def data(self, world: World, role: str, count: int | None = None) -> DataSpec:
         """The images that teachers or students are trained on. Raises RequestError."""

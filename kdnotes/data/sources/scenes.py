@@ -65,10 +65,15 @@ def load(spec: DataSpec, options: SceneOptions, data_dir: Path | None) -> ImageD
     return joined([_drawn(options, pool, min(_CHUNK, total - at), generator) for at in starts])
 
 
-SOURCES = (
-    Source(
-        "scenes", load, glyphs.fingerprint, SceneOptions, glyphs.CLASSES, drawn=True, about=8000
-    ),
+class MnistSceneOptions(SceneOptions):
+    """The same, of digits from MNIST: fifty times as many as the bundled ones."""
+
+    glyphs: Literal["bundled", "mnist"] = "mnist"
+
+
+SOURCES = tuple(
+    Source(name, load, glyphs.fingerprint, options, glyphs.CLASSES, drawn=True, about=8000)
+    for name, options in (("scenes", SceneOptions), ("scenes-of-mnist", MnistSceneOptions))
 )
 
 
