@@ -36,35 +36,43 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_published_run_stands_beside_this_one(book: Path) -> None:
-    full = study_of("distillation", preset="published", seeds=3, teacher="vgg-large")
-    larger = outcome(independent=[0.9, 0.92], kl=[0.95, 0.97])
-    results.save("distillation", larger, [], full.parameters(), 1.0, book / "results" / "published")
+def test_a_published_run_on_other_images_stands_beside_this_one(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(report, "say", said.append)
     smoke = study_of("distillation", preset="smoke")
-    said = report.beside_published(smoke, outcome(independent=[0.5, 0.7], hint=[0.8]), "accuracy")
-    lines = said.splitlines()
-    assert [line.split(" | ")[0][2:] for line in lines[2:5]] == [
-        "Independent (no teacher)",
-        "KL (soft labels)",
-        "Hint (feature maps)",
+    here = Findings(
+        outcome(teacher=[1.0], independent=[0.5, 0.52], kl=[0.7, 0.74]),
+        accuracy.MEASURES[0],
+        ["kl"],
+    )
+    report.beside(smoke, here)
+    assert said == [
+        "No run of this chapter on other images is published with this version of the book."
     ]
-    assert lines[0].split(" | ")[1:] == ["this run (smoke)", "published (published) |"]
-    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines[2:5]}
-    assert cells["Independent (no teacher)"] == [".60", ".91 |"]
-    assert cells["KL (soft labels)"] == ["–", ".96 |"]
-    assert cells["Hint (feature maps)"] == [".80", "– |"]
-    assert "teacher `vgg-large`" in lines[-1]
-    assert "3 seeds, on " in lines[-1]
-    assert "training took" not in lines[-1]
-
-
-def test_without_a_larger_run_a_sentence_says_so(book: Path) -> None:
-    smoke = study_of("distillation", preset="smoke")
-    said = report.beside_published(smoke, outcome(kl=[0.5]), "accuracy")
-    assert said.startswith("No run of the preset `published`")
-    full = study_of("distillation", preset="published")
-    said = report.beside_published(full, outcome(kl=[0.5]), "accuracy")
-    assert said.startswith("This is a run of the preset `published`")
+    there = outcome(teacher=[1.0], independent=[0.5, 0.52], kl=[0.3, 0.34])
+    full = study_of("distillation", preset="published", seeds=2, teacher="vgg-large")
+    results.save(
+        "distillation",
+        there,
+        [],
+        full.parameters(),
+        1.0,
+        book / "results" / "published" / "cifar10",
+        answers=Findings(there, accuracy.MEASURES[0], ["kl"]).answers(),
+        command="kdnotes run distillation --preset published -p seeds=2",
+    )
+    report.beside(smoke, here)
+    text = said[1]
+    assert text.startswith("### On CIFAR-10\n\nA student is right")
+    assert "**This is not what the images of this page say of KL**" in text
+    assert "| KL (soft labels) | .72 | .32 |" in text
+    assert "| Independent (no teacher) | .51 | .51 |" in text
+    assert "the teacher `vgg-large`" in text
+    assert "`kdnotes run distillation --preset published -p seeds=2`" in text
+    # It is told of runs on other images only.
+    assert not report.published(study_of("distillation", dataset="cifar10", preset="smoke"))
 
 
 def test_the_number_of_students_is_that_of_most_claims() -> None:
@@ -139,14 +147,3 @@ def test_why_a_claim_stays_open() -> None:
         "the interval holds the margin": "the interval reaches across the margin, or there is none",
     }
     assert {reason: claims.open_because(reason) for reason in reasons} == reasons
-
-
-def test_a_larger_run_is_shown_under_the_name_of_its_measure(
-    book: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(report, "say", said.append)
-    accurate = Findings(outcome(kl=[0.5]), accuracy.MEASURES[0], ("kl",))
-    report.beside(study_of("distillation", preset="smoke"), accurate)
-    (text,) = said
-    assert text.startswith(f"**{accurate.measure.label}, beside a larger run.**\n\nNo run of the")

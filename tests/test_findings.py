@@ -247,7 +247,7 @@ def test_no_gap_and_one_too_uncertain_are_told_apart() -> None:
     assert "KL: no gap to close (difference .20 [" in none.shares(["kl"])
     answer = none.first_screen().answer
     assert "| KL | no gap to close | difference .20 [.1" in answer
-    assert "] (share) | – | – |" in answer
+    assert "] (share) | – |" in answer
 
 
 # --- the first screen -----------------------------------------------------------------------
@@ -261,8 +261,8 @@ def test_the_first_screen_of_a_full_table() -> None:
         claim("kl", "open"),
         claim("hint", "disagrees"),
     ]
-    photographs = {"CIFAR-10": rows({arm: FULL[arm] for arm in ("teacher", "independent", "kl")})}
-    screen = found(rows(FULL), claims=claims, photographs=photographs).first_screen()
+    there = found(rows({arm: FULL[arm] for arm in ("teacher", "independent", "kl")})).answers()
+    screen = found(rows(FULL), claims=claims, elsewhere={"CIFAR-10": there}).first_screen()
     sentence, table, gap = screen.answer.split("\n\n")
     assert sentence == found(rows(FULL)).sentence()
     kl, hint, crd = (
@@ -271,10 +271,13 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert kl[:2] == ["KL", "part"]
     assert kl[2].startswith(".50 [.4")
     assert kl[2].endswith("] of the gap")
-    assert kl[3] == f"CIFAR-10: part, {kl[2]}"
+    assert kl[3] == f"part, {kl[2]}"
     assert kl[4] == f"{VERDICTS['agrees']} agrees"
-    assert hint[3:] == ["CIFAR-10: not measured, –", f"{VERDICTS['disagrees']} disagrees"]
+    assert hint[3:] == ["not measured, –", f"{VERDICTS['disagrees']} disagrees"]
     assert crd[4] == "–"
+    assert " | on CIFAR-10 | as in the paper? |" in table
+    alone = found(rows(FULL), claims=claims).first_screen().answer
+    assert " | amount | as in the paper? |" in alone
     assert gap == "*The gap (share):* Teacher .90 minus Independent .50: .40 [.39, .41]."
     # A symbol answers the second question only.
     assert not any(mark in sentence + gap for mark in (VERDICTS["agrees"], "\N{BALLOT X}"))
@@ -343,7 +346,7 @@ def test_a_crippled_table_is_said_in_words(values: Values, says: str, row: str) 
     assert says in screen.answer
     assert row in screen.answer
     assert "; Hint: not measured." in screen.answer
-    assert "| Hint | not measured | – | – | – |" in screen.answer
+    assert "| Hint | not measured | – | – |" in screen.answer
     assert "0 Hint" in screen.sure
     assert (screen.picture is None) == (not values)
     assert crippled.means(["hint"]) == "Hint not measured"

@@ -731,3 +731,30 @@ def test_every_name_of_a_package_is_found_where_it_is_said_to_be(package: Module
     assert all(hasattr(package, name) for name in package.__all__)
     with pytest.raises(AttributeError, match="no attribute 'p_values'"):
         package.p_values  # noqa: B018
+
+
+def test_exchanged_arms_differ_by_chance_alone_and_keep_every_outcome() -> None:
+    rng = np.random.default_rng(3)
+    rows = [
+        (item, item // 2, arm, seed, float(rng.random() < chance))
+        for arm, chance in (("kl", 0.9), ("independent", 0.5))
+        for seed in range(5)
+        for item in range(200)
+    ]
+    items = pd.DataFrame(rows, columns=["item", "source", "arm", "seed", "value"])
+    items = items.assign(measure="share", condition="")
+    table = items.groupby(["arm", "seed"])["value"].mean().reset_index()
+    table = table.assign(measure="share", condition="")
+    apart = stats.contrast(table, items, "share", "", "kl", "independent")
+    assert apart.low > 0.2
+    arms, estimates, wrong = ("kl", "independent"), [], 0
+    for _ in range(100):
+        swapped, moved = stats.with_arms_swapped(table, items, arms, rng)
+        found = stats.contrast(swapped, moved, "share", "", *arms)
+        estimates.append(found.estimate)
+        wrong += not found.low <= 0 <= found.high
+        pair = moved[(moved["item"] == 7) & (moved["seed"] == 2)]
+        before = items[(items["item"] == 7) & (items["seed"] == 2)]
+        assert sorted(pair["value"]) == sorted(before["value"])
+    assert abs(np.mean(estimates)) < 0.01
+    assert wrong <= 12  # of 100, where 5 are expected: more than 12 once in 400 times

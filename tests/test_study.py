@@ -107,14 +107,14 @@ def test_hint_depths_look_at_deeper_and_deeper_layers() -> None:
 def test_chapters_share_their_networks() -> None:
     everything = [item for name in CHAPTERS for item in plan(name)]
     shared = cache.with_teachers(everything)
-    assert len(shared) <= 110  # the laptop budget: about 12 teachers and 100 students
+    assert len(shared) <= 115  # the laptop budget: about 12 teachers and 100 students
     assert len([i for i in shared if i.spec.role == "teacher"]) == 6
     assert {i.spec.key for i in plan("fidelity")} == {i.spec.key for i in plan("distillation")}
 
 
-def test_the_whole_book_has_161_networks_at_smoke() -> None:
+def test_the_whole_book_has_165_networks_at_smoke() -> None:
     planned = [item for name in NOTEBOOKS for item in plan(name, preset="smoke")]
-    assert len(cache.with_teachers(planned)) == 161
+    assert len(cache.with_teachers(planned)) == 165
 
 
 def test_development_seeds_have_teachers_and_renderings_of_their_own() -> None:
@@ -308,6 +308,12 @@ def test_a_notebook_begins_with_what_its_parameters_say() -> None:
         planning.begin("color-invariance", namespace | {"strength": 2})
     with pytest.raises(RequestError, match="'tau' must be a number"):
         planning.begin("bias", {"tau": "hot"})
+
+
+def test_a_study_knows_the_command_that_makes_it() -> None:
+    assert study_of("fidelity", device=None).command == "kdnotes run fidelity"
+    asked = study_of("fidelity", preset="smoke", tau=2.0, methods="kl,hint", device=None)
+    assert asked.command == "kdnotes run fidelity --preset smoke -p methods=kl,hint -p tau=2.0"
 
 
 def test_a_cell_can_be_run_once_more() -> None:

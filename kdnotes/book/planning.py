@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import linecache
 import re
+import shlex
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,4 +161,12 @@ def _study(
     own = {each: value for each, value in own.items() if value != declared[each].default}
     study = Study(name, given, own, planning, exchanged)
     study.asked = dict(values)
+    study.command = " ".join([f"kdnotes run {name}", *_options(declared, values)])
     return study
+
+
+def _options(declared: Mapping[str, Parameter], values: Mapping[str, Any]) -> Iterator[str]:
+    """What a command line says of the parameters that differ from a chapter's own."""
+    for name, each in declared.items():
+        if (value := values.get(name, each.default)) != each.default:
+            yield f"{'--preset ' if name == 'preset' else f'-p {name}='}{shlex.quote(str(value))}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdnotes import methods, paths, stats
 from kdnotes.book import planning, results, running
 from kdnotes.errors import RequestError
-from kdnotes.figures import looks
+from kdnotes.figures import looks, tables
 from kdnotes.probes.findings import Findings
 from kdnotes.probes.wording import Text
 from kdnotes.stats import claims
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # What chapters that are judged together should have been run with.
 _IMAGES_AND_NETWORKS = ("preset", "dataset", "teacher", "student", "train_count")
+# What data sets are called where their folder's name is not what readers know them by.
+CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
 _SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "teachers", "first_seed")
 
 
@@ -96,7 +98,9 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     decided = claims.evaluate(asked, outcome, study.settings.images, short)
     if len(own) == 2:
         decided = claims.by_teacher(decided, [claims.evaluate(asked, each) for each in own])
-    options = {"methods": study.settings.methods} | options
+    runs = published(study)
+    elsewhere = {name: run.answers for name, (run, _) in runs.items() if run.answers}
+    options = {"methods": study.settings.methods, "elsewhere": elsewhere} | options
     return Findings(outcome, measure, claims=decided, **options)
 
 
@@ -158,7 +162,14 @@ def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
     judged_here = found.claims if isinstance(found, Findings) else found
     outcome = found.outcome if isinstance(found, Findings) else None
     results.save(
-        study.chapter, outcome, judged_here, parameters, seconds, training_seconds=float(training)
+        study.chapter,
+        outcome,
+        judged_here,
+        parameters,
+        seconds,
+        training_seconds=float(training),
+        answers=found.answers() if isinstance(found, Findings) else {},
+        command=study.command,
     )
     versions = results.versions()
     said = ", ".join(f"{name} {value}" for name, value in parameters.items() if value is not None)
@@ -175,50 +186,70 @@ def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
     )
 
 
-def published(chapter: str, preset: str = "published") -> pd.DataFrame | None:
-    """The table of a published run of a chapter (``results/PRESET``), None if there is none."""
-    folder = paths.root() / "results" / preset
-    return results.table(chapter, folder) if chapter in results.chapters(folder) else None
+def published(study: Study) -> dict[str, tuple[results.Saved, pd.DataFrame]]:
+    """What published runs of a chapter on other images found, with their tables, by the images."""
+    folder = paths.root() / "results" / "published"
+    there = [each for each in sorted(folder.glob("*")) if each.name != study.settings.images]
+    return {
+        CALLED.get(each.name, each.name): (
+            results.load(study.chapter, each),
+            results.table(study.chapter, each),
+        )
+        for each in there
+        if study.chapter in results.chapters(each)
+    }
 
 
 def beside(study: Study, found: Findings) -> None:
-    """Show the main measure's means in this run beside those of the published one."""
-    measure = found.measure
-    table = beside_published(study, found.outcome, measure.name, measure.condition)
-    say(f"**{measure.label}, beside a larger run.**\n\n{table}")
+    """Show what published runs on other images found, and where they say something else."""
+    runs = published(study)
+    if not runs:
+        say("No run of this chapter on other images is published with this version of the book.")
+    for name, (run, table) in runs.items():
+        say(f"### On {name}\n\n{_beside(found, run, table)}")
 
 
-def beside_published(
-    study: Study, outcome: Outcome, measure: str, condition: str = "", preset: str = "published"
-) -> Text:
-    """A measure's mean per arm in this run and in the published one, as Markdown.
-
-    Where no such run is published, or this is one of that preset, a sentence that says so.
-    """
+def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
+    answers, made, measure = run.answers, run.parameters, found.measure
+    about = (answers["measure"], answers["condition"])
+    lines = [answers["sentence"]]
+    if about == (measure.name, measure.condition):
+        here = found.answers()["methods"]
+        there = answers["methods"]
+        unlike = [arm for arm in here if arm in there and _differ(here[arm], there[arm])]
+        lines += [
+            f"**This is not what the images of this page say of {looks.of(arm).short}**: "
+            f"{here[arm]['word']}, {here[arm]['amount']} here; "
+            f"{there[arm]['word']}, {there[arm]['amount']} there."
+            for arm in unlike
+        ]
+    columns = {}
+    for head, rows in (("here", found.outcome.table), ("there", table)):
+        rows = rows[(rows["measure"] == about[0]) & (rows["condition"] == about[1])]
+        columns[head] = rows.groupby("arm", sort=False)["value"].mean()
     import pandas as pd
 
-    from kdnotes.figures import tables
-
-    if study.settings.preset == preset:
-        said = f"This is a run of the preset `{preset}`: there is no larger one to set beside it."
-        return Text(said)
-    other = published(study.chapter, preset)
-    if other is None:
-        return Text(f"No run of the preset `{preset}` is published with this version of the book.")
-    here = f"this run ({study.settings.preset})"
-    columns = {}
-    for name, table in ((here, outcome.table), (f"published ({preset})", other)):
-        rows = table[(table["measure"] == measure) & (table["condition"] == condition)]
-        columns[name] = rows.groupby("arm", sort=False)["value"].mean()
     place = {arm: number for number, arm in enumerate(looks.order())}
-    beside = pd.DataFrame(columns).sort_index(key=lambda arms: arms.map(place), kind="stable")
-    beside = beside.rename_axis("arm").reset_index()
-    larger = results.load(study.chapter, paths.root() / "results" / preset)
-    made, spent = larger.parameters, larger.training_seconds
-    trained = "" if spent is None else f", where training took {spent / 60:.0f} minutes of one core"
-    return Text(
-        f"{tables.markdown_table(beside)}\n\nMean over seeds. The published run used "
-        f"{made['train_count'] or 'all'} training images of `{made['dataset']}`, the teacher "
-        f"`{made['teacher']}` and the student `{made['student']}`, {made['seeds']} seeds, on "
-        f"{larger.hardware}{trained}."
+    means = pd.DataFrame(columns).dropna(subset=["there"]).rename_axis("arm")
+    means = means.sort_index(key=lambda arms: arms.map(place), kind="stable").reset_index()
+    lines += [f"{measure.label}, means over seeds:", tables.markdown_table(means)]
+    lines.append(
+        f"{made['train_count'] or 'All'} training images, the teacher `{made['teacher']}`, the "
+        f"student `{made['student']}`, {made['seeds']} seeds, {made.get('teachers', 1)} "
+        f"teacher(s), {made['student_epochs']} epochs, on {run.hardware}. To run it again: "
+        f"`{run.command}`."
     )
+    return "\n\n".join(lines)
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two answers about a method cannot both be: intervals on two sides, or none and some.
+
+    Intervals of shares, or of differences in the direction of the measure.
+    """
+    if None in (one["low"], one["high"], other["low"], other["high"]):
+        return False
+    sides = [int(each["low"] > 0) - int(each["high"] < 0) for each in (one, other)]
+    words = {one["word"], other["word"]}
+    some_and_none = "none to speak of" in words and len(words) > 1 and any(sides)
+    return sides[0] * sides[1] < 0 or some_and_none

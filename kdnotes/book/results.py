@@ -63,6 +63,8 @@ class Saved(BaseModel):
     # Not in results of earlier versions.
     hardware: str = "hardware that was not noted"
     training_seconds: float | None = None
+    answers: dict[str, Any] = {}  # `Findings.answers`
+    command: str = ""
     primaries: str = ""  # `claims.digest` of the claims that it was judged by
 
     @field_validator("claims")
@@ -111,10 +113,12 @@ def save(
     seconds: float,
     where: Path | None = None,
     training_seconds: float | None = None,
+    **about: Any,
 ) -> None:
     """Write a chapter's table, items and claims into a folder (default: `folder`).
 
-    ``outcome`` None stands for a chapter that measures nothing itself. ``seconds`` as in `Saved`.
+    ``outcome`` None stands for a chapter that measures nothing itself. ``seconds``, and what else
+    is told ``about`` the run, as in `Saved`.
     Raises ValueError when a claim is not whole, and KeyError when a column is missing.
     """
     import pandas as pd
@@ -128,6 +132,7 @@ def save(
         hardware=hardware(parameters.get("device") or "cpu"),
         training_seconds=None if training_seconds is None else round(training_seconds, 2),
         primaries=judged_by.digest(),
+        **about,
     )
     table, items = pd.DataFrame(columns=list(COLUMNS)), pd.DataFrame(columns=list(ITEM_COLUMNS))
     if outcome is not None:

@@ -33,7 +33,8 @@ class Findings:
     """The tables of a run with the measure that it is about, under its main condition.
 
     methods: the arms whose inheritance is asked for; reference: the arm at 0 of a share; claims:
-    entries of `kdnotes.claims.evaluate`; photographs: tables of a data set's run, by its name.
+    entries of `kdnotes.claims.evaluate`; elsewhere: what runs on
+    other images answered (see `answers`), by the name of the images.
     """
 
     outcome: Outcome
@@ -41,7 +42,7 @@ class Findings:
     methods: Sequence[str] = ()
     reference: str = "independent"
     claims: Sequence[Mapping[str, Any]] = ()
-    photographs: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    elsewhere: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def end(self) -> str:
@@ -233,11 +234,13 @@ class Findings:
     def first_screen(self) -> FirstScreen:
         """The answer with a row per method, a picture of every network, how sure."""
         shares = {arm: self.share(arm) for arm in self.methods}
-        heads = "method", "how much", "amount", "on photographs", "as in the paper?"
+        others = [f"on {name}" for name in self.elsewhere]
+        heads = "method", "how much", "amount", *others, "as in the paper?"
         rows = [heads, (":--",) * len(heads)]
         for arm, share in shares.items():
             found = wording.word(share), wording.amount(share, self.measure.unit)
-            rows.append((wording.short(arm), *found, self._photographs(arm), self._verdict(arm)))
+            there = [self._elsewhere(name, arm) for name in self.elsewhere]
+            rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
         answer = Text("\n\n".join([self._sentence(shares), table, gap]))
@@ -251,16 +254,32 @@ class Findings:
         said = " minus ".join(self.means([arm]) for arm in ends)
         return f"{said}: {gap.format()}" if gap.n else said
 
-    def _photographs(self, arm: str) -> str:
-        cells = []
-        for name, table in self.photographs.items():
-            share = replace(
-                self, outcome=replace(self.outcome, table=table, items=table[:0])
-            ).share(arm)
-            cells.append(
-                f"{name}: {wording.word(share)}, {wording.amount(share, self.measure.unit)}"
-            )
-        return "; ".join(cells) or DASH
+    def answers(self) -> dict[str, Any]:
+        """The first screen as data: the sentence, and for each method a word and an interval.
+
+        ``share`` says whether that is of a share of the gap, or else of the plain difference.
+        """
+        shares = {arm: self.share(arm) for arm in self.methods}
+        about = {"measure": self.measure.name, "condition": self.measure.condition}
+        about |= {"unit": self.measure.unit, "sentence": self._sentence(shares)}
+        methods = {}
+        for arm, share in shares.items():
+            interval = share.ratio or share.difference
+            methods[arm] = {
+                "word": wording.word(share),
+                "amount": wording.amount(share, self.measure.unit),
+                "share": share.ratio is not None,
+                "seeds": interval.n,
+                **{name: getattr(interval, name) for name in ("estimate", "low", "high")},
+            }
+        return about | {"methods": methods}
+
+    def _elsewhere(self, name: str, arm: str) -> str:
+        there = self.elsewhere[name]
+        if (there["measure"], there["condition"]) != self._where():
+            return DASH
+        found = there["methods"].get(arm)
+        return f"{found['word']}, {found['amount']}" if found else NOT_MEASURED
 
     def _verdict(self, arm: str) -> str:
         """The verdict on the first claim that an arm has more or less than the reference."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "agreement": "agreement_on_wrong_items cohen_kappa error_consistency null_spread",
     "families": "PRIMARIES SEEDS_FOR_A_VERDICT Verdict claim_p_values holm p_value primaries"
-    " scorecard_verdicts simulate_error_rate verdict",
+    " scorecard_verdicts simulate_error_rate verdict with_arms_swapped",
     "intervals": "Interval NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_difference"
     " t_interval",
     "shares": "NO_GAP UNCERTAIN_GAP GapClosed gap_closed",

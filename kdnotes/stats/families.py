@@ -282,3 +282,25 @@ def simulate_error_rate(
         any_agrees=float((rejected & above).any(axis=1).mean()),
         any_disagrees=float((rejected & ~above).any(axis=1).mean()),
     )
+
+
+def with_arms_swapped(
+    table: pd.DataFrame,
+    items: pd.DataFrame,
+    arms: tuple[str, str],
+    rng: np.random.Generator,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables in which two arms have exchanged their outcomes on half of the sources of images.
+
+    ``table`` and ``items``: rows of one measure and condition, of these arms. Which sources are
+    exchanged is drawn once for each seed, so that the arms differ by chance alone: whatever the
+    procedure then says is wrong. The values of the table are the new means over the items.
+    """
+    keys = items[["source", "seed"]].drop_duplicates()
+    keys = keys.assign(swapped=rng.random(len(keys)) < 0.5)
+    marked = items.astype({"arm": str}).merge(keys, on=["source", "seed"])
+    other = marked["arm"].map({arms[0]: arms[1], arms[1]: arms[0]})
+    exchanged = marked.assign(arm=marked["arm"].where(~marked["swapped"], other))
+    means = exchanged.groupby(["arm", "seed"])["value"].mean()
+    places = pd.MultiIndex.from_frame(table[["arm", "seed"]])
+    return table.assign(value=means.reindex(places).to_numpy()), exchanged

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from kdnotes.figures.looks import Look, declare
 from kdnotes.methods import Method
 
-# Logits are not normalised as maps are: at 10 their squared differences make training diverge; .3
-# is the largest of .03, .1, .3 tried.
-HINT_LOGITS_WEIGHT = 0.3
+# At each depth, of several weights, the one with which students were right most often on
+# development seeds (results/hint-weights.csv, by `benchmarks/hint_weights.py`).
+DEPTH_WEIGHTS = {"1/3": 1.0, "2/3": 3.0, "3/3": 3.0, "logits": 0.1}
 _MARKERS = "vp<>hdX8H"  # of arms that are variants of others, by a checksum of what they vary
 _OTHER_TEACHER = "#C85F6E"  # what the second of two mixed teachers adds to the colour
 
@@ -120,18 +120,22 @@ def plain(arm: Arm) -> Arm:
 
 
 def depths(hint: Arm) -> dict[str, Arm]:
-    """Hint at rising depth, by place: after each third of the stages, then at the logits."""
+    """Hint at rising depth, by place: after each third of the stages, then at the logits.
+
+    Each has the weight that suits its depth.
+    """
     found = {}
-    for number, (place, tint) in enumerate((("1/3", 0.5), ("2/3", -0.1), ("3/3", -0.35)), start=1):
-        names, layers = (f"{number}", f"layer {number}", f"{number}"), _layers(place)
-        found[place] = hint.variant(*names, layers, tint=tint, marker=f"{number}", hollow=False)
-    settings = _layers("logits") | {"weight": HINT_LOGITS_WEIGHT}
-    last = hint.variant("logits", "logits", "", settings, tint=-0.65, marker="4", hollow=False)
-    return found | {"logits": last}
-
-
-def _layers(place: str) -> dict[str, Any]:
-    return {"student_layer": place, "teacher_layer": place}
+    for number, (place, tint) in enumerate(
+        zip(DEPTH_WEIGHTS, (0.5, -0.1, -0.35, -0.65), strict=True), start=1
+    ):
+        names = ("logits",) * 2 if place == "logits" else (f"{number}", f"layer {number}")
+        layers = {"student_layer": place, "teacher_layer": place}
+        settings = layers | {"weight": DEPTH_WEIGHTS[place]}
+        short = "" if place == "logits" else f"{number}"
+        found[place] = hint.variant(
+            *names, short, settings, tint=tint, marker=f"{number}", hollow=False
+        )
+    return found
 
 
 def weighted(soft: Arm, weight: float) -> Arm:

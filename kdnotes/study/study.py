@@ -41,6 +41,7 @@ class Study:
         self._given = {name: value for name, value in given.items() if name != "data_dir"}
         self._own = dict(own or {})
         self._planning = planning
+        self.command = ""  # that makes this run
         self.asked: dict[str, Any] = {}  # all parameters, as the notebook has them
         self.started: float | None = None  # when measuring began, by time.perf_counter
         self._preferred: dict[str, Any] = {}
