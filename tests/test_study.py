@@ -66,7 +66,7 @@ def test_controls_are_taught_by_whom_they_say() -> None:
 
 
 def test_with_two_teachers_the_second_takes_the_place_of_the_first() -> None:
-    study = study_of("fidelity", preset="smoke", teachers=2)
+    study = study_of("fidelity", preset="smoke", teacher_count=2)
     assert study.other is not None
     one, other = main_plan(study), main_plan(study.other)
 

@@ -48,7 +48,7 @@ def planned(
         return study
 
     study = declare(exchanged=False)
-    if study.settings.teachers == 2:
+    if study.settings.teacher_count == 2:
         study.other = declare(exchanged=True)
     return study
 

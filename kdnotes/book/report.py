@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _IMAGES_AND_NETWORKS = ("preset", "dataset", "teacher", "student", "train_count")
 # What data sets are called where their folder's name is not what readers know them by.
 CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
-_SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "teachers", "first_seed")
+_SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "teacher_count", "first_seed")
 
 
 def say(text: str) -> None:
@@ -91,7 +91,7 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     left = [plan.not_trained_out() for plan in study.plans.values()]
     short = {arm: share for each in left for arm, share in each.items()}
     own = [outcome]
-    if study.settings.teachers == 2:
+    if study.settings.teacher_count == 2:
         own.append(planning.with_teachers_exchanged(study))
         outcome = type(outcome).averaged(*own)
     asked = claims.load(study.chapter)
@@ -152,7 +152,7 @@ def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:
 
 
 def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
-    """Save a chapter's table, items, claims and provenance; returns the stamp to show.
+    """Show what published runs on other images say, save all that was found; returns the stamp.
 
     ``found``: of a page that measures nothing itself, the claims that it judged.
     """
@@ -161,6 +161,8 @@ def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
     training = sum(cache.seconds(item.spec) for item in cache.with_teachers(study.networks))
     judged_here = found.claims if isinstance(found, Findings) else found
     outcome = found.outcome if isinstance(found, Findings) else None
+    if isinstance(found, Findings):
+        beside(study, found)
     results.save(
         study.chapter,
         outcome,
@@ -235,7 +237,7 @@ def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
     lines += [f"{measure.label}, means over seeds:", tables.markdown_table(means)]
     lines.append(
         f"{made['train_count'] or 'All'} training images, the teacher `{made['teacher']}`, the "
-        f"student `{made['student']}`, {made['seeds']} seeds, {made.get('teachers', 1)} "
+        f"student `{made['student']}`, {made['seeds']} seeds, {made.get('teacher_count', 1)} "
         f"teacher(s), {made['student_epochs']} epochs, on {run.hardware}. To run it again: "
         f"`{run.command}`."
     )

@@ -15,7 +15,7 @@ class Preset(BaseModel):
 
     Counts are images, None meaning all there are; batches and epochs are those of the recipe, None
     meaning as many as a world takes (`worlds.LENGTHS`). ``students`` and ``controls``: networks of
-    each kind; ``teachers``: with 2, values are averaged over the students of both teachers;
+    each kind; ``teacher_count``: with 2, values are averaged over the students of both teachers;
     ``first_seed``: of the students. ``all_arms``: whether arms are trained that no
     primary claim needs and that take long.
     """
@@ -26,7 +26,7 @@ class Preset(BaseModel):
     student: str = "vgg-small"
     students: int = Field(default=5, ge=1)
     controls: int = Field(default=3, ge=1)
-    teachers: int = Field(default=1, ge=1, le=2)
+    teacher_count: int = Field(default=1, ge=1, le=2)
     train_count: int | None = Field(default=4000, ge=1)
     test_count: int | None = Field(default=2000, ge=1)
     first_seed: int = Field(default=PUBLISHED.first, ge=0)
@@ -54,7 +54,7 @@ PRESETS: dict[str, Preset] = {
         student_epochs=2,
     ),
     "laptop": Preset(controls=2, all_arms=False),
-    "published": Preset(students=10, controls=2, teachers=2),
+    "published": Preset(students=10, controls=2, teacher_count=2),
 }
 
 
