@@ -42,7 +42,7 @@ def table(done: Sequence[Done]) -> str:
     for (name, networks), spent in zip(parts, [*measuring, sum(measuring)], strict=True):
         minutes = sum(cache.seconds(item.spec) for item in networks) / 60
         rows.append((name, len(networks), f"{minutes:.1f} min of one core", f"{spent:.0f} s"))
-    return _markdown(("chapter", "networks", "training", "the chapter itself"), ":---", rows)
+    return columns_table(("chapter", "networks", "training", "the chapter itself"), ":---", rows)
 
 
 def profile(done: Sequence[Done]) -> str:
@@ -70,7 +70,7 @@ def profile(done: Sequence[Done]) -> str:
         for name, values in sorted(seconds.items(), key=lambda part: -sum(part[1]))
     ]
     rows.append(("**all**", "", f"{total:.0f}", "100%"))
-    return _markdown(("what", "how many", "seconds of one core", "share"), ":---", rows)
+    return columns_table(("what", "how many", "seconds of one core", "share"), ":---", rows)
 
 
 def benchmarks(folder: Path) -> str:
@@ -81,7 +81,7 @@ def benchmarks(folder: Path) -> str:
             with (folder / name).open(newline="", encoding="utf-8") as file:
                 rows = list(csv.reader(file))[1:]
             columns = ("work", "contender", "least seconds", "median", "speed-up")
-            found.append(f"{heading}\n\n{_markdown(columns, '::---', rows)}")
+            found.append(f"{heading}\n\n{columns_table(columns, '::---', rows)}")
     return "\n\n".join(found) or NOT_TIMED
 
 
@@ -119,7 +119,7 @@ def trained_out(path: Path) -> str:
         own = f"{left:.0%}" if math.isfinite(left) else ""
         rows.append((world, looks.of(who).short, network, epochs, *said, own))
     columns = ("images", "who", "network", "epochs", "right", "doubling adds", "own loss left")
-    return _markdown(columns, ":::----", rows)
+    return columns_table(columns, ":::----", rows)
 
 
 def changed(first_edition: Path, runs: Path) -> str:
@@ -140,11 +140,11 @@ def changed(first_edition: Path, runs: Path) -> str:
             (f"`{old.claim}`", old.verdict, claims.said(claim) if claim else "no longer asked")
         )
     rows += [(f"`{name}`", "not asked", claims.said(claim)) for name, claim in now.items()]
-    return _markdown(("claim", "first edition", "now"), ":::", rows)
+    return columns_table(("claim", "first edition", "now"), ":::", rows)
 
 
-def _markdown(columns: Sequence[str], sides: str, rows: Iterable[Sequence[object]]) -> str:
-    """A table; ``sides``: ":" for a column of words, "-" for one of numbers."""
+def columns_table(columns: Sequence[str], sides: str, rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; ``sides``: ":" for a column of words, "-" for one of numbers."""
     head, *lines = (f"| {' | '.join(map(str, row))} |" for row in (columns, *rows))
     rule = "|".join(":--" if side == ":" else "--:" for side in sides)
     return "\n".join([head, f"|{rule}|", *lines])

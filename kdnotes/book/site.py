@@ -6,18 +6,19 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from kdnotes import paths
-from kdnotes.book import costs, execution, kernels, results, running
+from kdnotes import data, paths, store
+from kdnotes.book import costs, execution, kernels, paper_tables, parameters, results, running
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError, RunFailedError
 
@@ -115,6 +116,9 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         "profile.md": costs.profile(done),
         "benchmarks.md": costs.benchmarks(root / "results" / "benchmarks"),
         "trained-out.md": costs.trained_out(root / "results" / "trained-out.csv"),
+        "beside-the-paper.md": paper_tables.beside_the_paper(
+            root / "book" / "paper-tables.yml", root / "results"
+        ),
         "changed.md": costs.changed(
             root / "results" / "first-edition.csv", root / "results" / "laptop"
         ),
@@ -347,6 +351,48 @@ def publish_results(preset: str) -> list[Path]:
     return [*(Path(shutil.copy(file, target)) for file in files), target / f"{name}.png"]
 
 
+def publish_run(folder: Path) -> list[Path]:
+    """Copy a run on one set of images to results/published/IMAGES; returns what was written.
+
+    With ``images.csv``, the image files that it used (split, file) in the order that it had them.
+    Raises RequestError where the folder holds no run of the preset `published`, or several sets.
+    """
+    runs = {name: results.load(name, folder) for name in results.chapters(folder)}
+    made = {(run.parameters["preset"], run.parameters["dataset"]) for run in runs.values()}
+    if len(made) != 1 or (about := next(iter(made)))[0] != "published":
+        raise RequestError(
+            f"{folder} must hold runs of the preset published on one set of images, "
+            f"as 'kdnotes run CHAPTER --preset published --out DIR' leaves them; it holds: "
+            f"{', '.join(sorted(' on '.join(each) for each in made)) or 'none'}"
+        )
+    dataset = about[1]
+    target = paths.root() / "results" / "published" / Path(dataset.rpartition(":")[2]).name
+    target.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}{suffix}" for name in runs for suffix in (".csv", ".json")]
+    written = [Path(shutil.copy(file, target)) for file in files]
+    if dataset.startswith(data.FOLDER_PREFIX):
+        used = dict.fromkeys(each for run in runs.values() for each in _image_files(run))
+        lines = ["split,file", *(f"{split},{name}" for split, name in used)]
+        with store.appearing(target / "images.csv") as path:
+            path.write_text("\n".join(lines) + "\n")
+        written.append(target / "images.csv")
+    return written
+
+
+def _image_files(run: results.Saved) -> Iterator[tuple[str, str]]:
+    """Split and name of each file that a run's networks were trained and tested on."""
+    asked = shlex.split(run.command)[2:]
+    given = parameters.assignments([each for each in asked if "=" in each], "-p")
+    request = running.request(running.chapter(run.chapter), given | {"preset": "published"})
+    specs = [item.spec.data for item in request.study.networks if not item.spec.parts]
+    specs += [plan.test_spec() for plan in request.study.plans.values()]
+    for spec in {each.model_dump_json(): each for each in specs}.values():
+        photos = data.folders.survey(spec.name, data.folders.FolderOptions(**spec.options))
+        names = [photo.name for photo in photos.split(spec.split)]
+        for number in data.load(spec).sources.tolist():
+            yield spec.split, names[number % data.image_data.TEST_SOURCE_OFFSET]
+
+
 def _first_figure(notebook: Path) -> bytes | None:
     for cell in _read(notebook)["cells"]:
         for output in cell.get("outputs", ()):
@@ -357,7 +403,9 @@ def _first_figure(notebook: Path) -> bytes | None:
 
 if __name__ == "__main__":
     try:
-        for written_path in publish_results(sys.argv[1] if len(sys.argv) > 1 else PUBLISHED_PRESET):
+        asked = sys.argv[1] if len(sys.argv) > 1 else PUBLISHED_PRESET
+        folder = Path(asked)
+        for written_path in publish_run(folder) if folder.is_dir() else publish_results(asked):
             print(written_path)
     except RequestError as error:
         sys.exit(f"kdnotes: {error}")

@@ -271,6 +271,10 @@ class Plan:
     def test_images(self, **options: Any) -> ImageData:
         """Test images like the students' training images; ``options`` change how they are made."""
         self.study.check_not_planning()
+        return _loaded(self.test_spec(**options).model_dump_json(), self.study.data_dir)
+
+    def test_spec(self, **options: Any) -> DataSpec:
+        """What the test images are; ``options`` as in `test_images`."""
         settings, spec = self.study.settings, self.study.data(self.world, "student")
         if settings.is_imagenet:
             options = {"size": paper.settings().imagenet.image_size} | options
@@ -282,8 +286,7 @@ class Plan:
                 "options": spec.options | options,
             }
         )
-        found = with_fingerprint(asked, self.study.data_dir)
-        return _loaded(found.model_dump_json(), self.study.data_dir)
+        return with_fingerprint(asked, self.study.data_dir)
 
     def show(self) -> Figure:
         """A picture of who teaches whom, on which images; nothing is trained for it."""

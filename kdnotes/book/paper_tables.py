@@ -1,0 +1,73 @@
+"""The paper's own tables, and what was measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdnotes import methods, stats
+from kdnotes.book import results
+from kdnotes.book.costs import columns_table
+from kdnotes.figures import looks
+from kdnotes.stats.words import format_number
+from kdnotes.study import arms
+
+
+def beside_the_paper(numbers: Path, published: Path) -> str:
+    """Tables of the paper's numbers beside the published runs' means, with their intervals.
+
+    ``numbers``: a YAML file of the paper's tables; ``published``: the folder of published runs.
+    Differences are from students trained alone, with an interval over paired seeds alone.
+    """
+    for name in methods.known():  # no cast is planned, which would say how they are called
+        arms.taught_by(methods.get(name)())
+    parts = []
+    for table in yaml.safe_load(numbers.read_text(encoding="utf-8")):
+        names = [name if name == "laptop" else f"published/{name}" for name in table["images"]]
+        folders = [published / name for name in names]
+        there = [each for each in folders if table["chapter"] in results.chapters(each)]
+        parts.append(f"## {table['title']}")
+        if not there:
+            parts.append("Not run here yet: no run on these images is published.")
+            continue
+        parts += [_paper_table(table, there[0]), _setting(table["chapter"], there[0])]
+    return "\n\n".join(parts)
+
+
+def _paper_table(table: Mapping[str, Any], folder: Path) -> str:
+    found, rows = results.table(table["chapter"], folder), []
+    found, scale = found[found["measure"] == table["measure"]], 100 if table["percent"] else 1
+    for row in table["rows"]:
+        measured = found[found["condition"] == row["condition"]]
+        for arm in (each for each in row if each not in ("what", "condition")):
+            here = measured[measured["arm"] == arm]["value"]
+            mean = format_number(here.mean()) if len(here) else "not measured"
+            paper = format_number(row[arm] / scale, 3)
+            cells = ("", "", "")
+            if arm not in ("independent", "teacher") and len(here):
+                where = table["measure"], row["condition"], arm, "independent"
+                adds = (row[arm] - row["independent"]) / scale
+                difference = stats.contrast(measured, None, *where)
+                cells = (format_number(adds, 3), difference.format(), _same_sign(adds, difference))
+            rows.append((row["what"], looks.of(arm).short, paper, mean, *cells))
+    heads = ("images", "who", "paper", "here", "paper adds", "here adds", "sign")
+    return columns_table(heads, "::-----:", rows)
+
+
+def _same_sign(paper: float, here: stats.Interval) -> str:
+    if not (here.low > 0 or here.high < 0):
+        return "open"
+    return "agrees" if (here.estimate > 0) == (paper > 0) else "disagrees"
+
+
+def _setting(chapter: str, folder: Path) -> str:
+    run = results.load(chapter, folder)
+    made = run.parameters
+    return (
+        f"Here: `{made['dataset']}`, at most {made['train_count'] or 'all'} training images, "
+        f"teacher `{made['teacher']}`, student `{made['student']}`, {made['seeds']} seeds, "
+        f"{run.hardware}. `{run.command or f'kdnotes run {chapter}'}`"
+    )

@@ -1,0 +1,54 @@
+"""The paper's tables beside measured ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from kdnotes import probes
+from kdnotes.book import paper_tables, results
+from kdnotes.probes.base import Outcome
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMBERS = ROOT / "book" / "paper-tables.yml"
+
+
+def test_each_number_stands_beside_the_mean_and_the_difference_from_students_alone(
+    tmp_path: Path,
+) -> None:
+    values = {"independent": (0.70, 0.72, 0.74), "kl": (0.9, 0.91, 0.92), "crd": (0.5, 0.51, 0.53)}
+    rows = [
+        (arm, seed, "domain=color", "accuracy", value)
+        for arm, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    outcome = Outcome.of_rows(rows)
+    about = {"dataset": "mnist", "train_count": 10, "teacher": "a", "student": "b", "seeds": 3}
+    where = tmp_path / "published" / "mnist"
+    results.save("domain-adaptation", outcome, [], about, 1.0, where, command="kdnotes run this")
+    text = paper_tables.beside_the_paper(NUMBERS, tmp_path)
+    table = text.split("## Table 1:")[0]
+    # The paper: .918 - .729 = .189. Here: .91 - .72 = .19, the same for every seed but one.
+    assert "| on colours | KL | .918 | .91 | .189 | .19 [.17, .21] | agrees |" in table
+    assert "| on colours | CRD | .840 | .51 | .111 | -.21 [-.22, -.19] | disagrees |" in table
+    assert "| on colours | Independent | .729 | .72 |  |  |  |" in table
+    assert "| as they are | KL | .989 | not measured |" in table
+    assert "`kdnotes run this`" in table
+    assert "Not run here yet" in text.split("## Table 4:")[1]
+
+
+def test_the_tables_name_declared_measures_and_chapters() -> None:
+    for table in yaml.safe_load(NUMBERS.read_text(encoding="utf-8")):
+        assert list((ROOT / "book").glob(f"[0-9][0-9]-{table['chapter']}.ipynb"))
+        for row in table["rows"]:
+            probes.check_measure(table["measure"], row["condition"])
+            assert all(
+                isinstance(row[arm], int | float) for arm in row.keys() - {"what", "condition"}
+            )
+
+
+def test_the_page_is_made_of_what_is_published() -> None:
+    text = paper_tables.beside_the_paper(NUMBERS, ROOT / "results")
+    assert text.count("## ") == 4
+    assert sum(line.startswith("| on colours | KL |") for line in text.splitlines()) == 2
