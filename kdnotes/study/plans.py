@@ -213,7 +213,8 @@ class Plan:
 
         Those of the second teacher have all seeds; ``smoothed`` and ``permuted``: the seeds of the
         other two kinds, all where a claim rests on them (on photographs, where no primary claim
-        does, few).
+        does, few). Without all arms, permuted labels are left out
+        where they would have few.
         """
         kl = self.method("kl")
         if self._must_be_short:
@@ -221,7 +222,8 @@ class Plan:
         if second is not None:
             self.students(arms.control("second-teacher", kl), second)
         self.students(arms.control("smoothed", kl), teacher, seeds=smoothed)
-        self.students(arms.control("permuted", kl), teacher, seeds=permuted)
+        if permuted == "all" or self.study.settings.all_arms:
+            self.students(arms.control("permuted", kl), teacher, seeds=permuted)
 
     def foreign(self) -> None:
         """An independent network of a seed that nobody else has."""
