@@ -122,6 +122,16 @@ def trained_out(path: Path) -> str:
     return columns_table(columns, ":::----", rows)
 
 
+def error_rates(path: Path) -> str:
+    """A Markdown table of the file that `benchmarks/error_rates.py` writes."""
+    if not path.is_file():
+        return "The error rates were not measured for this edition of the book."
+    with path.open(encoding="utf-8") as lines:
+        heads, *rows = csv.reader(lines)
+    shares = [(how, count, *(f"{float(each):.1%}" for each in its)) for how, count, *its in rows]
+    return columns_table(heads, ":---", shares)
+
+
 def changed(first_edition: Path, runs: Path) -> str:
     """A Markdown table of the first edition's verdicts beside those of the published laptop run."""
     import pandas as pd
