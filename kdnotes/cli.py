@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the request is wrong (one message on stderr, nothing run,
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -38,6 +39,10 @@ class Commands(TyperGroup):
             _leave(str(error), 2)
         except RunFailedError as error:
             _leave(str(error), 1)
+        except OSError as error:  # such as a folder that is gone
+            if error.errno == errno.EPIPE:  # nobody reads on
+                raise
+            _leave(f"{error.filename or 'failed'}: {error.strerror or error}", 1)
         except KeyboardInterrupt:
             _leave(
                 "stopped; what was finished is kept, the same command goes on from there", STOPPED
@@ -330,7 +335,7 @@ def list_cached() -> None:
 
 @cached.command("verify")
 def verify_cached() -> None:
-    """Check every network against its checksum; exit status 1 if one is damaged.
+    """Check every network and every row of a teacher's table; exit status 1 if one is damaged.
 
     \b
     kdnotes cache verify
@@ -340,7 +345,8 @@ def verify_cached() -> None:
     if problems := cache.verify():
         listed = "\n".join(problems)
         raise RunFailedError(f"{listed}\nthe next run that needs them trains them again")
-    typer.echo(f"{len(cache.entries())} networks are sound")
+    tables = f" and {count} teacher tables" if (count := len(cache.tables())) else ""
+    typer.echo(f"{len(cache.entries())} networks{tables} are sound")
 
 
 @cached.command("clear")
@@ -366,10 +372,7 @@ def export_cached(
     """
     from kdnotes.training import cache
 
-    try:
-        typer.echo(f"{cache.export(file)} networks in {file}")
-    except OSError as error:
-        raise RequestError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
+    typer.echo(f"{cache.export(file)} networks in {file}")
 
 
 @cached.command("import")

@@ -8,56 +8,141 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from kdnotes.errors import RequestError, RunFailedError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 UNFINISHED = ".writing-"  # how names begin that nobody may read
+UNSEALED = '"seal": ""'  # in JSON that `sealed` completes; inside a text, its quotes are escaped
+
+
+@contextmanager
+def naming(path: Path, verb: str = "write") -> Iterator[None]:
+    """Name the file that the system refuses, on a full disk say: OSError becomes RunFailedError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailedError(f"cannot {verb} {path}: {error.strerror or error}") from error
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the name ``path`` when the block ends without an error."""
+    """A file to write to that takes the name ``path`` when the block ends without an error.
+
+    Raises RunFailedError, naming the file, when it cannot be written.
+    """
     scratch = _scratch(path)
-    scratch.touch(exist_ok=False)
     try:
-        yield scratch
-        scratch.replace(path)
+        with naming(path):
+            scratch.touch(exist_ok=False)
+            yield scratch
+            scratch.replace(path)
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 @contextmanager
 def appearing_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that takes the name ``path``, in place of an old one, as `appearing`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch(path)
-    scratch.mkdir()
     try:
-        yield scratch
-        if path.exists():  # a damaged one that is being replaced
-            shutil.rmtree(path)
-        scratch.rename(path)
+        with naming(path):
+            scratch.mkdir(parents=True)
+            yield scratch
+            remove(path)  # a damaged one that is being replaced
+            scratch.rename(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
-    """Write JSON in one step. Raises ValueError for a number that is not finite."""
-    text = json.dumps(content, indent=1, allow_nan=False)
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there. Raises RunFailedError, naming it."""
+    with naming(path, "delete"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, what: str, advice: str) -> Path:
+    """A folder that can be written to, made if need be. Raises RequestError with the ``advice``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"cannot write to {what} {str(folder)!r}: {error.strerror or error}; {advice}"
+        ) from error
+    return folder
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `sealed_json` in one step. Raises ValueError for a number that is not finite."""
+    text = sealed_json(content)
     with appearing(path) as scratch:
-        scratch.write_text(text + "\n", encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8")
 
 
-def checksum(content: bytes | Path) -> str:
-    """SHA-256 of bytes or of a file, in hex. Raises OSError where a file cannot be read."""
+def write_at(path: Path, parts: Iterable[tuple[int, bytes]]) -> None:
+    """Write bytes at their places in a file that is there, in place: memory maps see them.
+
+    Raises RunFailedError where there is no room, which writing through a map would be killed for.
+    """
+    with naming(path), path.open("r+b") as file:
+        for place, content in parts:
+            file.seek(place)
+            file.write(content)
+
+
+def checksum(content: bytes | Path, of: str = "") -> str:
+    """SHA-256 of bytes or of a file, in hex. Raises OSError where a file cannot be read.
+
+    ``of``: whose content it is, so that it proves nothing under another name.
+    """
+    state = hashlib.sha256(of.encode())
     if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
+        state.update(content)
+        return state.hexdigest()
     with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: state).hexdigest()
+
+
+def sealed(text: str) -> str:
+    """JSON with the checksum of all the rest in place of its one empty ``"seal"``."""
+    before, after = text.split(UNSEALED)
+    return f'{before}{UNSEALED[:-1]}{checksum(text.encode())}"{after}'
+
+
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """A mapping as JSON with a seal. Raises ValueError for a number that is not finite."""
+    return sealed(json.dumps({**content, "seal": ""}, indent=1, allow_nan=False) + "\n")
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether JSON is, to the byte, what `sealed` made."""
+    start = UNSEALED[:-1].encode()
+    before, _, rest = content.partition(start)
+    return re.match(rb'[0-9a-f]{64}"', rest) is not None and rest[:64].decode() == checksum(
+        before + start + rest[64:]
+    )
+
+
+def first_problem(error: ValidationError) -> str:
+    """What pydantic found first, and where."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".lstrip(": ")
 
 
 def _scratch(path: Path) -> Path:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdnotes import paths
+from kdnotes import paths, store
 from kdnotes.book import kernels, running
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError, RunFailedError
@@ -63,19 +64,21 @@ def execute(
     done: list[Done] = []
     failures: list[Exception] = []
     before = {path: _changed(path) for run in runs for path in run.results}
+    stopped = list(runs)
     try:
         with nullcontext(submit) if submit else _threads(len(runs), jobs) as submitted:
             futures = {submitted(_order(run, forked)): run for run in runs}
             for future in as_completed(futures):
+                stopped.remove(run := futures[future])
                 try:
-                    done.append(_conclude(futures[future], future, before))
+                    done.append(_conclude(run, future, before))
                     report(done[-1])
                 except (RunFailedError, RequestError) as error:
                     failures.append(error)
     finally:
-        for run in runs:  # what failed or was stopped
-            with suppress(FileNotFoundError):
-                run.working.replace(run.partial)
+        for run in stopped:
+            if run.working.exists():  # it had begun
+                _clear(run, before)
     if failures:
         wrong_request = all(isinstance(error, RequestError) for error in failures)
         raise (RequestError if wrong_request else RunFailedError)("\n".join(map(str, failures)))
@@ -103,22 +106,41 @@ def _conclude(run: Run, future: Future[float], before: dict[Path, int]) -> Done:
     """What came of an execution."""
     try:
         seconds = future.result()
-        unsaved = [path.name for path in run.results if _changed(path) == before[path]]
+        unsaved = [path.name for path in run.results if _changed(path) in (0, before[path])]
         if unsaved:
             raise RunFailedError(
                 f"ran to its end without saving {', '.join(unsaved)}: it must call "
                 f"kdnotes.book.results.save({run.request.chapter.name!r}, ...)"
             )
+        running.finish(run)
     except RequestError:
         run.working.unlink(missing_ok=True)
+        _clear(run, before)
         raise
     except Exception as error:  # of the notebook, or of the one who should have executed it
         what = error if isinstance(error, RunFailedError) else f"failed: {error!r}"
-        kept = f"what it did until then is in {run.partial}"
+        if not run.folder.is_dir():
+            what = f"failed: its output folder {run.folder} is not there any more"
+        kept = _clear(run, before, failed=True)
         raise RunFailedError(f"{run.title} {what}\n{kept}") from error
-    run.working.replace(run.notebook)
-    run.partial.unlink(missing_ok=True)
     return Done(run, seconds, reused=False)
+
+
+def _clear(run: Run, before: Mapping[Path, int], failed: bool = False) -> str:
+    """Delete what could pass for the result of a run that did not finish; says what is kept.
+
+    Where it ``failed`` this is everything, and else, if it saved anything, the mixture.
+    """
+    if failed or any(_changed(path) != before[path] for path in run.results):
+        for path in (run.notebook, *run.results):
+            path.unlink(missing_ok=True)
+    try:
+        json.loads(run.working.read_bytes())
+        run.working.replace(run.partial)
+    except (OSError, ValueError):  # never begun, or cut off by a full disk
+        run.working.unlink(missing_ok=True)
+        return "nothing of what it did until then could be kept"
+    return f"what it did until then is in {run.partial}"
 
 
 @contextmanager
@@ -196,6 +218,9 @@ def execute_notebook(
             first = next(filter(str.strip, error.source.splitlines()), "")[:LONGEST_SOURCE_LINE]
             where = f"cell {error.cell_index + 1} ({first})"
             raise RunFailedError(f"failed in {where}: {message}") from error
+        except OSError as error:  # such as a full disk
+            what = f"failed: {error.filename or order.output}: {error.strerror or error}"
+            raise RunFailedError(what) from error
         except Exception as error:  # the kernel died, or there is none
             said.seek(0)
             message = f"failed: {error!r}\n" + "".join(said.readlines()[-LAST_WORDS:])
@@ -204,5 +229,6 @@ def execute_notebook(
     for name in ("input_path", "output_path"):
         notebook.metadata["papermill"].pop(name, None)
     notebook.metadata["kdnotes"] = {"key": order.key, "seconds": seconds}
-    nbformat.write(notebook, order.output)
+    with store.naming(order.output):
+        nbformat.write(notebook, order.output)
     return seconds

@@ -1,7 +1,8 @@
 """What a chapter found, as files: a tidy table, per-item outcomes, claims and provenance.
 
 A chapter writes NAME.csv, NAME.items.parquet and NAME.json into one folder. Each file appears
-complete or not at all, and none of them holds an absolute path.
+complete or not at all, and none of them holds an absolute path. The JSON comes last and holds the
+checksums of the others and a seal; what does not match is refused where it is read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,7 @@ class Saved(BaseModel):
     ``seconds`` of measuring, ``training_seconds`` of one core behind it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     chapter: str
     claims: list[dict[str, Any]]
@@ -66,6 +68,8 @@ class Saved(BaseModel):
     answers: dict[str, Any] = {}  # `Findings.answers`
     command: str = ""
     primaries: str = ""  # `claims.digest` of the claims that it was judged by
+    files: dict[str, str] = {}  # checksums of the other files, by ending
+    seal: str = ""
 
     @field_validator("claims")
     @classmethod
@@ -73,13 +77,24 @@ class Saved(BaseModel):
         for claim in claims:
             if lacking := [key for key in CLAIM_KEYS if key not in claim]:
                 raise ValueError(f"claim {claim.get('id', claim)!r} lacks {', '.join(lacking)}")
+            numbers = [claim[key] for key in ("estimate", "low", "high")]
+            words = [claim[key] for key in ("id", "measure", "criterion", "verdict")]
+            if not all(isinstance(each, Real | None) for each in numbers):
+                raise ValueError(f"claim {claim['id']!r} has {numbers} for numbers")
+            if not all(isinstance(each, str) for each in words):
+                raise ValueError(f"claim {claim['id']!r} has {words} for texts")
         return claims
 
     def write(self, folder: Path) -> None:
-        """Write the file into a folder, without absolute paths; not finite numbers become null."""
+        """Write the file beside the others, whose checksums it gets.
+
+        Without absolute paths; not finite numbers become null.
+        """
         text = to_json(self, inf_nan_mode="null", fallback=lambda value: value.tolist())
         content = paths.without_absolute_paths(json.loads(text))
-        store.write_json(folder / f"{self.chapter}.json", content)
+        others = {end: folder / f"{self.chapter}{end}" for end in SUFFIXES if end != ".json"}
+        files = {end: store.checksum(path) for end, path in others.items() if path.is_file()}
+        store.write_json(folder / f"{self.chapter}.json", content | {"files": files})
 
 
 def folder() -> Path:
@@ -156,30 +171,56 @@ def chapters(where: Path | None = None) -> list[str]:
 def load(chapter: str, where: Path | None = None) -> Saved:
     """Claims, parameters and provenance of a chapter.
 
-    Raises RequestError when there are none or they cannot be read.
+    Raises RequestError when there are none, or they are not what was saved.
     """
     path = _existing(chapter, ".json", where)
+    content = path.read_bytes()
     try:
-        return Saved.model_validate_json(path.read_bytes())
+        saved = Saved.model_validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        what = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".lstrip(": ")
-        raise RequestError(f"{path} is not the result of a chapter: {what}") from error
+        problem = store.first_problem(error)
+        raise RequestError(f"{path} is not the result of a chapter: {problem}") from error
+    if saved.chapter != chapter:
+        raise RequestError(f"{path} is the result of another chapter, {saved.chapter!r}")
+    if "seal" in saved.model_fields_set and not store.is_sealed(content):
+        raise damaged(path)
+    return saved
 
 
 def table(chapter: str, where: Path | None = None) -> pd.DataFrame:
-    """Tidy table of a chapter, columns COLUMNS. Raises RequestError when it is not there."""
+    """Tidy table of a chapter, columns COLUMNS and those of a sweep. Raises as `load` does."""
     import pandas as pd
 
-    path = _existing(chapter, ".csv", where)
-    return pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+    path = _proved(chapter, ".csv", where)
+    try:
+        read = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+        return read.astype({"value": float})
+    except (ValueError, KeyError) as error:  # what pandas raises of anything that is no such table
+        raise damaged(path) from error
 
 
 def items(chapter: str, where: Path | None = None) -> pd.DataFrame:
-    """Per-item outcomes of a chapter, columns ITEM_COLUMNS. Raises RequestError if not there."""
+    """Per-item outcomes of a chapter, columns ITEM_COLUMNS. Raises as `load` does."""
     import pandas as pd
 
-    return pd.read_parquet(_existing(chapter, ".items.parquet", where))
+    path = _proved(chapter, ".items.parquet", where)
+    try:
+        return pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise damaged(path) from error
+
+
+def _proved(chapter: str, suffix: str, where: Path | None) -> Path:
+    """A file of a chapter's results that is what its JSON says it is."""
+    files, path = load(chapter, where).files, _existing(chapter, suffix, where)
+    if files and files.get(suffix) != store.checksum(path):
+        raise damaged(path)
+    return path
+
+
+def damaged(path: Path) -> RequestError:
+    """What to say of a file of results that is not what was saved."""
+    return RequestError(f"{path} is damaged: it is not what was saved; run the chapter again")
 
 
 def outcome(chapter: str, where: Path | None = None) -> Outcome:

@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths
+from kdnotes import paths, store
 from kdnotes.book import parameters, planning, results
 from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError, RunFailedError
@@ -214,16 +213,7 @@ def training_failed(error: Exception) -> RunFailedError:
 
 def make_folder(folder: Path) -> Path:
     """The output folder, made if need be. Raises RequestError when it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RequestError(
-            f"cannot write to output folder {str(folder)!r}: {error.strerror or error}; "
-            "name one with --out"
-        ) from error
-    return folder.absolute()
+    return store.make_folder(folder, "output folder", "name one with --out").absolute()
 
 
 def key(run: Run) -> str:
@@ -263,12 +253,40 @@ def split(runs: Iterable[Run]) -> tuple[list[Done], list[Run]]:
     finished, pending = [], []
     for run in runs:
         try:
-            about = json.loads(run.notebook.read_text(encoding="utf-8"))["metadata"]["kdnotes"]
-        except (OSError, ValueError, KeyError):
+            about = stamp(run.notebook)
+        except RequestError:
             about = {"key": ""}
-        whole = all(path.is_file() for path in run.results)
-        if about["key"] and whole and about["key"] == key(run):
+        if about["key"] and about["key"] == key(run):
             finished.append(Done(run, about["seconds"], reused=True))
         else:
             pending.append(run)
     return finished, pending
+
+
+def stamp(notebook: Path) -> dict[str, Any]:
+    """What an executed notebook says of its run: key, seconds and checksums of all files.
+
+    Raises RequestError, naming the file, where the notebook or one of them is not what it was.
+    """
+    try:
+        content = notebook.read_bytes()
+        about = json.loads(content)["metadata"]["kdnotes"] if store.is_sealed(content) else {}
+        files = {notebook.with_name(name): known for name, known in about["files"].items()}
+    except (OSError, KeyError) as error:
+        raise results.damaged(notebook) from error
+    for path, known in files.items():
+        if not path.is_file() or store.checksum(path) != known:
+            raise results.damaged(path)
+    return about
+
+
+def finish(run: Run) -> None:
+    """Put a run's executed notebook into its place, with the checksums of the other files."""
+    notebook = json.loads(run.working.read_text(encoding="utf-8"))
+    files = {path.name: store.checksum(path) for path in run.results}
+    notebook["metadata"]["kdnotes"] |= {"files": files, "seal": ""}
+    with store.appearing(run.notebook) as scratch:
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        scratch.write_text(store.sealed(text), encoding="utf-8")
+    run.working.unlink()
+    run.partial.unlink(missing_ok=True)

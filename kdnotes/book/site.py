@@ -50,9 +50,9 @@ def build(
 
     ``given``: texts for parameters, those of every chapter.
     Chapters whose every input is unchanged are reused. Chapters left out keep their last run if it
-    is still valid, else they appear without outputs. A site that fails its checks does not replace
-    the last good one. Raises RequestError before anything is run, and RunFailedError with what was
-    wrong.
+    is still valid, else they appear without outputs; a damaged one is refused. A site that fails
+    its checks does not replace the last good one. Raises RequestError before anything is run, and
+    RunFailedError with what was wrong.
     """
     require_jupyter_book()
     every = running.chapters()
@@ -61,6 +61,9 @@ def build(
     requests = [running.request(each, given) for each in every]
     out = running.make_folder(out or paths.build_folder())
     folder = running.make_folder(out / "runs" / preset)
+    for run in (Run(each, folder) for each in requests):
+        if run.title not in chosen and run.notebook.exists():
+            running.stamp(run.notebook)
     done: list[Done] = []
     forked = False
     # What reads the results of other chapters comes after them.
@@ -332,7 +335,7 @@ class _Page(HTMLParser):
 def publish_results(preset: str) -> list[Path]:
     """Copy a run's small files and cover figure to results/PRESET; returns what was written.
 
-    Raises RequestError when a chapter has not been run with that preset.
+    Raises RequestError when a chapter has not been run with that preset, or its files are damaged.
     """
     source = paths.build_folder() / "runs" / preset
     target = paths.root() / "results" / preset
@@ -342,6 +345,8 @@ def publish_results(preset: str) -> list[Path]:
             f"no results of {', '.join(missing)} in {source}; first run: "
             f"kdnotes build --preset {preset}"
         )
+    for each in names:
+        running.stamp(source / f"{each}.ipynb")
     name = cover_chapter()
     cover = _first_figure(source / f"{name}.ipynb") if name else None
     if not cover:
@@ -409,4 +414,5 @@ if __name__ == "__main__":
         for written_path in publish_run(folder) if folder.is_dir() else publish_results(asked):
             print(written_path)
     except RequestError as error:
-        sys.exit(f"kdnotes: {error}")
+        print(f"kdnotes: {error}", file=sys.stderr)
+        sys.exit(2)

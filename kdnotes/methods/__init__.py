@@ -74,7 +74,7 @@ def get(name: str) -> type[Method]:
 def from_settings(settings: Mapping[str, Any]) -> Method:
     """A method from what it was written down as: its name and its settings."""
     values = dict(settings)
-    return get(values.pop("name")).model_validate(values)
+    return get(str(values.pop("name", ""))).model_validate(values)
 
 
 @lru_cache

@@ -6,30 +6,45 @@ and the weights' checksum), which appears in one step when it is complete.
 
 from __future__ import annotations
 
-import json
-import shutil
+import io
+import re
 import sys
 import tarfile
-import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdnotes.errors import RequestError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdnotes.errors import RequestError, RunFailedError
 from kdnotes.paths import cache_folder
-from kdnotes.store import appearing, appearing_folder, checksum, write_json
+from kdnotes.progress import in_notebook
+from kdnotes.store import (
+    appearing,
+    appearing_folder,
+    checksum,
+    first_problem,
+    is_sealed,
+    make_folder,
+    remove,
+    sealed_json,
+)
 from kdnotes.training.specification import NetworkSpec, Planned
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdnotes.data import ImageData
     from kdnotes.networks import Composite, Normalized
     from kdnotes.training.loop import EpochReport
     from kdnotes.training.teachers import Teacher
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+MOST_OF_A_MANIFEST = 10_000_000  # bytes, in an archive
+BYTES_OF_A_NAME = 1000  # in the header of weights, at most
 
 
 class Entry(NamedTuple):
@@ -44,7 +59,21 @@ class Entry(NamedTuple):
 
 
 class DamagedError(RuntimeError):
-    """A cached file is truncated, altered or missing."""
+    """A cached file is truncated, altered, missing or another network's."""
+
+
+class Manifest(BaseModel):
+    """Everything that went into a network, and what proves its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    arm: str
+    spec: NetworkSpec
+    sha256: str
+    versions: dict[str, str]
+    seconds: float = Field(ge=0)
+    history: list[dict[str, float]]
+    seal: str = ""  # networks of earlier versions have none
 
 
 def networks_folder() -> Path:
@@ -87,18 +116,22 @@ def with_teachers(planned: Iterable[Planned]) -> list[Planned]:
 def load(spec: NetworkSpec) -> Normalized | Composite:
     """The network in evaluation mode.
 
-    Raises FileNotFoundError when it was never trained, and DamagedError when the weights are not
-    those of the manifest.
+    Raises DamagedError when what lies under its name is not this network, whole.
     """
-    from safetensors.torch import load as load_bytes
-
     from kdnotes import networks
 
     if spec.parts:
         parts: list[Any] = [load(part) for part in spec.parts]
         return networks.Composite(parts, spec.shares, spec.mirrored)
+    folder = folder_of(spec)
+    manifest = _manifest(_read(folder, MANIFEST), folder.name)
+    state = _tensors(manifest, _read(folder, WEIGHTS), folder.name)
+    return _filled(spec, state)
+
+
+def _filled(spec: NetworkSpec, state: dict[str, Tensor]) -> Normalized:
     network = _built(spec, seed=0)
-    network.load_state_dict(load_bytes(_checked_weights(folder_of(spec))))
+    network.load_state_dict(state)
     return network.eval()
 
 
@@ -110,40 +143,89 @@ def _built(spec: NetworkSpec, seed: int) -> Normalized:
 
 
 def history(spec: NetworkSpec) -> list[dict[str, float]]:
-    """Loss terms and seconds of each epoch of a trained network."""
-    return _manifest(folder_of(spec))["history"]
+    """Loss terms and seconds of each epoch of a trained network. Raises DamagedError."""
+    return _manifest(_read(folder_of(spec), MANIFEST), spec.key).history
 
 
 def seconds(spec: NetworkSpec) -> float:
-    """Seconds that the training of a network took."""
-    return float(_manifest(folder_of(spec))["seconds"])
+    """Seconds that the training of a network took. Raises DamagedError."""
+    return _manifest(_read(folder_of(spec), MANIFEST), spec.key).seconds
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+# --- what proves a network -------------------------------------------------------------------
+
+
+def _read(folder: Path, name: str) -> bytes:
     try:
-        return json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"cached network {folder.name}: unreadable manifest") from error
-
-
-def _checked_weights(folder: Path) -> bytes:
-    expected = _manifest(folder).get("sha256")
-    try:
-        content = (folder / WEIGHTS).read_bytes()
+        return (folder / name).read_bytes()
     except OSError as error:
-        raise DamagedError(f"cached network {folder.name}: weights are missing") from error
-    if checksum(content) != expected:
-        raise DamagedError(f"cached network {folder.name}: weights are truncated or altered")
-    return content
+        problem = f"{name} cannot be read: {error.strerror}"
+        raise DamagedError(f"cached network {folder.name}: {problem}") from error
 
 
-def _damage(folder: Path) -> str:
-    """What is wrong with a cached network, empty if nothing is."""
+def _manifest(content: bytes, key: str) -> Manifest:
+    """A manifest that proves to be that of the network of this name."""
     try:
-        _checked_weights(folder)
-    except (DamagedError, FileNotFoundError) as error:
+        manifest = Manifest.model_validate_json(content)
+        made = manifest.spec.key
+    except ValidationError as error:
+        problem = f"{MANIFEST} does not describe a network ({first_problem(error)})"
+        raise DamagedError(f"cached network {key}: {problem}") from error
+    if "seal" in manifest.model_fields_set and not is_sealed(content):
+        raise DamagedError(f"cached network {key}: {MANIFEST} is altered")
+    if made != key:
+        raise DamagedError(
+            f"cached network {key}: is not what its name says, but another network ({made}), or "
+            "was made by another version of kdnotes"
+        )
+    return manifest
+
+
+def _check_weights(manifest: Manifest, content: bytes, key: str) -> None:
+    if checksum(content) != manifest.sha256:
+        raise DamagedError(f"cached network {key}: weights are truncated or altered")
+
+
+def _tensors(manifest: Manifest, content: bytes, key: str) -> dict[str, Tensor]:
+    """The weights of a network, which have proved to be its own and to fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_bytes
+
+    _check_weights(manifest, content, key)
+    try:
+        wanted = _layout(manifest.spec.model, manifest.spec.num_classes, manifest.spec.large_images)
+        state = load_bytes(content)
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(f"cached network {key}: {error}") from error
+    if {name: (each.shape, each.dtype) for name, each in state.items()} != wanted:
+        raise DamagedError(f"cached network {key}: weights do not fit {manifest.spec.model}")
+    return state
+
+
+@lru_cache(maxsize=64)
+def _layout(model: str, num_classes: int, large_images: bool) -> dict[str, tuple[Any, Any]]:
+    """Shape and type of each of a network's weights. Raises ValueError if there is no such one."""
+    import torch
+
+    from kdnotes import networks
+
+    try:
+        with torch.device("meta"):  # takes no memory, however large it claims to be
+            network = networks.build(model, num_classes, 0, small_images=not large_images)
+    except Exception as error:  # whatever a strange number makes torch and timm raise
+        raise ValueError(f"there is no network {model} of {num_classes} classes") from error
+    return {name: (each.shape, each.dtype) for name, each in network.state_dict().items()}
+
+
+def _damage(folder: Path, quickly: bool = False) -> str:
+    """What is wrong with a cached network, empty if nothing is.
+
+    ``quickly``: without torch, so that weights may be whole and yet not fit.
+    """
+    try:
+        manifest, content = _manifest(_read(folder, MANIFEST), folder.name), _read(folder, WEIGHTS)
+        (_check_weights if quickly else _tensors)(manifest, content, folder.name)
+    except DamagedError as error:
         return str(error)
     return ""
 
@@ -159,14 +241,18 @@ def ensure(
     On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work. Finished
     networks are kept if the run is stopped.
     """
-    wanted = with_teachers(planned)
+    wanted, to_train = with_teachers(planned), []
     for item in wanted:
-        if is_complete(item.spec) and (damage := _damage(folder_of(item.spec))):
-            print(f"{damage}: training it again", file=sys.stderr)
-            shutil.rmtree(folder_of(item.spec))
-    if to_train := missing(wanted):
+        folder = folder_of(item.spec)
+        if damage := _damage(folder, quickly="torch" not in sys.modules):
+            to_train.append(item)
+            if folder.exists():  # in a notebook's output, stderr would be an error
+                said = sys.stdout if in_notebook() else sys.stderr
+                print(f"{damage}: training it again", file=said)
+    if to_train:
         from kdnotes.training import pool
 
+        make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
         pool.train_all(to_train, train_one, jobs, device, data_dir)
     return len(to_train)
 
@@ -174,22 +260,18 @@ def ensure(
 def train_one(
     item: Planned, device: str, data_dir: Path | None, report: EpochReport | None = None
 ) -> None:
-    """Train one network, its teacher first, and save it; a no-op if it is there.
+    """Train one network, its teacher first, and save it; a no-op if it is there and sound.
 
     A lock per network keeps two runs on one cache from doing the same work; of a group of processes
     (`distributed`), which all call this, the first one holds it and writes.
     """
-    from filelock import FileLock
-
     from kdnotes.training import checkpoints, distributed
 
     spec, fabric = item.spec, distributed.joined(device)
     for behind in spec.trained_before:
         train_one(Planned("teacher", behind), device, data_dir)
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / spec.key) if fabric.is_global_zero else nullcontext():
-        if fabric.broadcast(is_complete(spec)):
+    with _lock(spec.key) if fabric.is_global_zero else nullcontext():
+        if fabric.broadcast(not _damage(folder_of(spec))):
             return
         started = time.perf_counter()
         kept = checkpoints.Checkpoints(cache_folder() / "checkpoints" / spec.key)
@@ -200,6 +282,14 @@ def train_one(
             save(item, network, past, max(spent, time.perf_counter() - started))
             kept.remove()
         fabric.barrier()
+
+
+def _lock(key: str) -> Any:
+    from filelock import FileLock
+
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / key)
 
 
 def _made(
@@ -260,26 +350,36 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
         "seconds": round(seconds, 2),
         "history": history,
     }
-    with appearing_folder(folder_of(item.spec)) as scratch:
-        (scratch / WEIGHTS).write_bytes(content)
-        write_json(scratch / MANIFEST, manifest)
+    _write(item.spec.key, sealed_json(manifest).encode(), content)
+
+
+def _write(key: str, manifest: bytes, weights: bytes) -> None:
+    with appearing_folder(networks_folder() / key) as scratch:
+        (scratch / WEIGHTS).write_bytes(weights)
+        (scratch / MANIFEST).write_bytes(manifest)
 
 
 def entries() -> list[Entry]:
     """What the cache holds, in order of names; damaged manifests are left out (see `verify`)."""
     found = []
-    for folder in _folders():
+    for folder in _folders("networks"):
         try:
-            manifest = _manifest(folder)
-        except (DamagedError, FileNotFoundError):
+            made = _manifest(_read(folder, MANIFEST), folder.name)
+        except DamagedError:
             continue
-        arm, spec, seconds = manifest["arm"], manifest["spec"], manifest["seconds"]
-        found.append(Entry(folder.name, arm, spec["model"], spec["seed"], _size(folder), seconds))
+        spec, size = made.spec, _size(folder)
+        found.append(Entry(folder.name, made.arm, spec.model, spec.seed, size, made.seconds))
     return found
 
 
-def _folders() -> list[Path]:
-    return sorted(path for path in networks_folder().glob("*") if not path.name.startswith("."))
+def tables() -> list[Path]:
+    """The folders of the teachers' tables."""
+    return _folders("tables")
+
+
+def _folders(name: str) -> list[Path]:
+    folder = cache_folder() / name
+    return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
 def _size(folder: Path) -> int:
@@ -288,53 +388,119 @@ def _size(folder: Path) -> int:
 
 
 def verify() -> list[str]:
-    """Names of the damaged networks, with what is wrong with each."""
-    return [damage for folder in _folders() if (damage := _damage(folder))]
+    """Names of the damaged networks and tables, with what is wrong with each."""
+    from kdnotes.training import teachers
+
+    found = [_damage(folder) for folder in _folders("networks")]
+    return [damage for damage in (*found, *map(teachers.damage, tables())) if damage]
 
 
 def clear() -> int:
-    """Delete all networks, tables and decoded images; returns the bytes freed."""
-    freed = 0
+    """Delete all networks, tables and decoded images; returns the bytes freed.
+
+    Raises RunFailedError, naming what could not be deleted.
+    """
+    before = _size(cache_folder())
+    refused = []
     for name in ("networks", "tables", "data", "locks", "checkpoints"):
-        freed += _size(cache_folder() / name)
-        shutil.rmtree(cache_folder() / name, ignore_errors=True)
+        try:
+            remove(cache_folder() / name)
+        except RunFailedError as error:
+            refused.append(str(error))
+    freed = before - _size(cache_folder())
+    if refused:
+        raise RunFailedError("\n".join([*refused, f"freed {freed / 1e6:.1f} MB"]))
     return freed
 
 
+# --- archives ---------------------------------------------------------------------------------
+
+
 def export(path: Path) -> int:
-    """Write all sound networks into one archive, for a class of laptops; returns their number."""
-    sound = [folder for folder in _folders() if not _damage(folder)]
+    """Write all sound networks into one archive, for a class of laptops; returns their number.
+
+    Others are named on stderr. Raises RequestError when there is none or no such folder can be.
+    """
+    folders = {folder: _damage(folder) for folder in _folders("networks")}
+    for damage in filter(None, folders.values()):
+        print(f"{damage}: left out", file=sys.stderr)
+    sound = [folder for folder, damage in folders.items() if not damage]
     if not sound:
         raise RequestError(f"nothing to export: no trained networks in {cache_folder()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.absolute().parent, "folder", "name another file")
     with appearing(path) as scratch, tarfile.open(scratch, "w") as archive:
         for folder in sound:
             for name in (MANIFEST, WEIGHTS):
-                archive.add(folder / name, f"networks/{folder.name}/{name}")
+                content = _read(folder, name)
+                member = tarfile.TarInfo(f"networks/{folder.name}/{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
     return len(sound)
 
 
 def import_(path: Path) -> int:
     """Add the networks of an archive, each checked first; returns how many were new.
 
-    An archive cannot run code: manifests are JSON, weights safetensors. Raises RequestError when it
-    cannot be read or holds a damaged network.
+    A damaged one of the same name is replaced. An archive cannot run code: manifests are JSON,
+    weights safetensors. Raises RequestError when it cannot be read or holds anything but sound
+    networks, before one of them counts.
     """
-    networks_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".importing-", dir=networks_folder()) as scratch:
-        try:
-            with tarfile.open(path) as archive:
-                archive.extractall(scratch, filter="data")
-            folders = sorted(Path(scratch).glob("networks/*"))
-            if not folders:
-                raise ValueError("it holds none")
-            for folder in folders:
-                _checked_weights(folder)
-                if NetworkSpec.model_validate(_manifest(folder)["spec"]).key != folder.name:
-                    raise ValueError(f"{folder.name} was made by another version of kdnotes")
-        except (tarfile.TarError, OSError, DamagedError, ValueError) as error:
-            raise RequestError(f"{path} is no archive of sound networks: {error}") from error
-        new = [folder for folder in folders if not (networks_folder() / folder.name).exists()]
-        for folder in new:
-            folder.rename(networks_folder() / folder.name)
-        return len(new)
+    try:
+        if not sum(1 for _ in _archived(path, built=True)):
+            raise ValueError("it holds none")
+    except (tarfile.TarError, OSError, DamagedError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is no archive of sound networks: {error}") from error
+    make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
+    new = 0
+    for key, manifest, weights in _archived(path):
+        with _lock(key):
+            if _damage(networks_folder() / key):
+                _write(key, manifest, weights)
+                new += 1
+    return new
+
+
+def _archived(path: Path, built: bool = False) -> Iterator[tuple[str, bytes, bytes]]:
+    """Key, manifest and weights of each network in an archive, which have proved themselves.
+
+    ``built``: once as a network, too. Nothing is unpacked, and nothing read that is larger than
+    such a network can be. Raises as tarfile does, DamagedError, and ValueError for what else there
+    is.
+    """
+    with path.open("rb") as file:
+        if file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+            raise ValueError("it is compressed; unpack it first, with gunzip or the like")
+    seen: set[str] = set()
+    with tarfile.open(path, "r:") as archive:
+        while (member := archive.next()) is not None:
+            key = member.name.removeprefix("networks/").removesuffix(f"/{MANIFEST}")
+            if not re.fullmatch("[0-9a-f]{20}", key) or key in seen:
+                raise ValueError(f"it holds {member.name!r}, which is no manifest or one too many")
+            seen.add(key)
+            first = _taken(archive, member, f"networks/{key}/{MANIFEST}", MOST_OF_A_MANIFEST)
+            manifest = _manifest(first, key)
+            spec = manifest.spec
+            layout = _layout(spec.model, spec.num_classes, spec.large_images).values()
+            most = sum(shape.numel() * kind.itemsize + BYTES_OF_A_NAME for shape, kind in layout)
+            second = _taken(archive, archive.next(), f"networks/{key}/{WEIGHTS}", most)
+            state = _tensors(manifest, second, key)
+            if built:
+                _filled(spec, state)
+            yield key, first, second
+        # tarfile takes a damaged header, or the end of the file, for the end of the archive.
+        with path.open("rb") as file:
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(f"it is damaged or cut off after {len(seen)} networks")
+
+
+def _taken(archive: tarfile.TarFile, member: tarfile.TarInfo | None, name: str, most: int) -> bytes:
+    """The content of a member, if it is the plain file that comes next, and no larger."""
+    if member is None or member.name != name or not member.isreg() or member.issparse():
+        found = "its end" if member is None else repr(member.name)
+        raise ValueError(f"{found} stands where the file {name} should")
+    if not 0 <= member.size <= most:
+        raise ValueError(f"{name} has {member.size} bytes, more than the {most} that it can need")
+    file = archive.extractfile(member)
+    assert file is not None
+    return file.read()

@@ -19,7 +19,10 @@ SECONDS_BETWEEN = 60.0
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one network, at most one of which is kept: epoch-NUMBER-CHECKSUM."""
+    """The checkpoints of one network, at most one of which is kept: epoch-NUMBER-CHECKSUM.
+
+    The checksum is of the network's name, too: what lies in another one's folder is damaged.
+    """
 
     folder: Path
     _written: float = field(default_factory=time.monotonic)
@@ -33,7 +36,7 @@ class Checkpoints:
         content = io.BytesIO()
         torch.save(state, content)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"epoch-{epoch:05}-{checksum(content.getvalue())}"
+        path = self.folder / f"epoch-{epoch:05}-{checksum(content.getvalue(), of=self.folder.name)}"
         with appearing(path) as scratch:
             scratch.write_bytes(content.getvalue())
         for other in set(self.folder.iterdir()) - {path}:
@@ -43,7 +46,7 @@ class Checkpoints:
     def last(self) -> Path | None:
         """The last sound checkpoint: a damaged one is passed over, never used."""
         for path in sorted(self.folder.glob("epoch-*"), reverse=True):
-            if path.name.endswith(checksum(path)):
+            if path.is_file() and path.name.endswith(checksum(path, of=self.folder.name)):
                 return path
         return None
 

@@ -1,13 +1,15 @@
 """A frozen teacher and its answers: from a table that all its students share, or asked live.
 
-A table's rows lie in memory-mapped files, so that several processes read one copy. A row is written
-before its flag: what a killed writer leaves without one is computed again.
+A table's rows lie in memory-mapped files, so that several processes read one copy. Each has a mark,
+which says that it is there and is its checksum: it is written after the row, and what does not
+match its mark is computed again.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +23,13 @@ from kdnotes.data import ImageData
 from kdnotes.data.views import Views, to_float
 from kdnotes.methods import Outputs
 from kdnotes.networks import Composite, Normalized
-from kdnotes.store import appearing
+from kdnotes.store import naming, write_at
 from kdnotes.training.specification import NetworkSpec, Recipe
 
 CHECKED_ROWS = 64  # of a table that is opened
 CHUNK = 256  # every pass that fills a table has this size: a row does not depend on its company
 CONFIDENCE_IMAGES = 10_000  # enough for one mean; a live teacher would take hours for all
+ROWS, MARKS = "rows", "marks"  # files: float32 (images x views, width), uint32 (images x views,)
 MOST_BYTES = 50_000_000_000  # of a table of logits
 MOST_BYTES_OF_MAPS = 300_000_000
 
@@ -71,46 +74,64 @@ class TeacherTable:
         layer: str | None = None,
     ) -> None:
         self.teacher, self.data, self.views = teacher, data, views
-        self.device, self.layer = device, layer
+        self.device, self.layer, self.folder = device, layer, folder
         first = live(teacher, to_float(data.batch(torch.tensor([0]))).to(device), layer)
         self._shapes = [values.shape[1:] for values in _to_keep(first)]
         self._widths = [shape.numel() for shape in self._shapes]
+        count = len(data) * len(views)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / "lock")
         with self._lock:
-            self._open(folder)
+            _lengthen(folder / MARKS, 4 * count, sparse=False)
+            _lengthen(folder / ROWS, 4 * count * sum(self._widths), sparse=True)
+            self._marks, self._rows = _opened(folder, count)
             if not self._is_sound():
                 print(f"teacher table {folder.name} is wrong: making it anew", file=sys.stderr)
-                for file in folder.glob("*.npy"):
-                    file.unlink()
-                self._open(folder)
+                write_at(folder / MARKS, [(0, bytes(4 * count))])
 
     def _is_sound(self) -> bool:
-        filled = torch.from_numpy(np.flatnonzero(self._filled))
+        """Whether rows that match their marks are what the teacher says today."""
+        filled = np.flatnonzero(self._marks)
         some = filled[:: math.ceil(len(filled) / CHECKED_ROWS) or 1]
+        some = torch.from_numpy(np.setdiff1d(some, self._lacking(some)))
         return not len(some) or self.agrees(some // len(self.views), some % len(self.views))
 
-    def _open(self, folder: Path) -> None:
-        rows = (len(self.data), len(self.views))
-        self._filled = _opened(folder / "filled.npy", np.uint8, rows)
-        self._rows = _opened(folder / "rows.npy", np.float32, (*rows, sum(self._widths)))
-
     def fill(self, indices: Tensor, views: Tensor) -> int:
-        """Compute the rows (n,) that are missing; returns how many were."""
-        if self._missing(indices, views).size == 0:
+        """Compute the rows (n,) that are missing or damaged; returns how many were.
+
+        Raises RunFailedError when there is no room for them.
+        """
+        wanted = np.unique(self._places(indices, views))
+        if not len(self._lacking(wanted)):
             return 0
         with self._lock:  # a second student waits here, and then finds the rows made
-            missing = self._missing(indices, views)
-            for start in range(0, len(missing), CHUNK):
-                items, of_view = np.divmod(missing[start : start + CHUNK], len(self.views))
-                answer = self._answer(torch.from_numpy(items), torch.from_numpy(of_view), CHUNK)
-                self._rows[items, of_view] = answer.numpy()
-                self._filled[items, of_view] = 1
-            return len(missing)
+            lacking = self._lacking(wanted)
+            if damaged := np.count_nonzero(self._marks[lacking]):
+                said = f"{damaged} damaged rows of teacher table {self.folder.name}"
+                print(f"{said}: computing them again", file=sys.stderr)
+            for start in range(0, len(lacking), CHUNK):
+                self._write(lacking[start : start + CHUNK])
+            return len(lacking)
+
+    def _write(self, places: np.ndarray) -> None:
+        items, of_view = map(torch.from_numpy, np.divmod(places, len(self.views)))
+        rows = self._answer(items, of_view, CHUNK).numpy()
+        marks, width = _marks_of(rows, places, self.folder), 4 * rows.shape[1]
+        for name, size, values in ((ROWS, width, rows), (MARKS, 4, marks)):
+            parts = zip(places.tolist(), values, strict=True)
+            write_at(self.folder / name, ((size * place, part.tobytes()) for place, part in parts))
+
+    def _lacking(self, places: np.ndarray) -> np.ndarray:
+        """Those of the places (n,) whose row is not there or does not match its mark."""
+        marks = self._marks[places]
+        there = marks != 0  # others may have no room on disk yet
+        rows = self._rows[places[there]]
+        there[there] = _marks_of(rows, places[there], self.folder) == marks[there]
+        return places[~there]
 
     def rows(self, indices: Tensor, views: Tensor) -> Outputs:
         """The answers in filled rows (n,), on the table's device."""
-        rows = torch.from_numpy(self._rows[indices.numpy(), views.numpy()]).to(self.device)
+        rows = torch.from_numpy(self._rows[self._places(indices, views)]).to(self.device)
         kept = [
             part.unflatten(1, shape)
             for part, shape in zip(rows.split(self._widths, dim=1), self._shapes, strict=True)
@@ -121,15 +142,14 @@ class TeacherTable:
 
     def agrees(self, indices: Tensor, views: Tensor) -> bool:
         """Whether filled rows (n,) are what the live teacher answers, to 1e-4."""
-        stored = torch.from_numpy(self._rows[indices.numpy(), views.numpy()])
+        stored = torch.from_numpy(self._rows[self._places(indices, views)])
         # On a CPU a few rows come out the same to the last digits, and cost a fraction of a chunk.
         chunk = len(indices) if self.device.type == "cpu" else CHUNK
         answer = self._answer(indices, views, chunk)
         return bool(((stored - answer).abs() <= 1e-4).all())
 
-    def _missing(self, indices: Tensor, views: Tensor) -> np.ndarray:
-        flat = np.unique((indices * len(self.views) + views).numpy())
-        return flat[self._filled.reshape(-1)[flat] == 0]
+    def _places(self, indices: Tensor, views: Tensor) -> np.ndarray:
+        return (indices * len(self.views) + views).numpy()
 
     def _answer(self, indices: Tensor, views: Tensor, chunk: int) -> Tensor:
         padding = chunk - len(indices)
@@ -147,11 +167,45 @@ def _to_keep(answer: Outputs) -> list[Tensor]:
     return [answer.layer.permute(0, 2, 3, 1) if answer.layer.ndim == 4 else answer.layer]
 
 
-def _opened(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    if not path.exists():
-        with appearing(path) as scratch:  # sparse: views never asked for take no room on disk
-            np.lib.format.open_memmap(scratch, mode="w+", dtype=dtype, shape=shape)
-    return np.lib.format.open_memmap(path, mode="r+")
+def _lengthen(path: Path, size: int, sparse: bool) -> None:
+    """Give a file its size; what is new is zero, and takes no room on disk where it is sparse."""
+    with naming(path), path.open("ab") as file:
+        file.truncate(min(file.tell(), size))
+        while not sparse and (lacking := size - file.seek(0, 2)) > 0:
+            file.write(bytes(min(lacking, 1_000_000)))
+        file.truncate(size)
+
+
+def _opened(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Marks and rows of a table of so many rows; where those are cut off, the last part is."""
+    marks = np.memmap(folder / MARKS, np.uint32, "r", shape=(count,))
+    rows = np.memmap(folder / ROWS, np.float32, "r")
+    return marks, rows[: len(rows) // count * count].reshape(count, -1)
+
+
+def _marks_of(rows: np.ndarray, places: np.ndarray, folder: Path) -> np.ndarray:
+    """Checksums (n,) of rows at these places of this very table; none is 0."""
+    start = zlib.crc32(folder.name.encode())
+    parts = zip(rows, places.tolist(), strict=True)
+    sums = (zlib.crc32(row, (start + place) % 2**32) or 1 for row, place in parts)
+    return np.fromiter(sums, np.uint32, len(rows))
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with the table in a folder, empty if nothing is."""
+    try:
+        count = (folder / MARKS).stat().st_size // 4
+        marks, rows = _opened(folder, count)
+    except FileNotFoundError:
+        return ""  # nothing in it is used
+    except (OSError, ValueError) as error:  # what numpy says of empty files
+        return f"teacher table {folder.name}: {error}"
+    filled = np.flatnonzero(marks)
+    wrong = 0
+    for places in np.array_split(filled, len(filled) // 10_000 + 1):
+        wrong += np.count_nonzero(_marks_of(rows[places], places, folder) != marks[places])
+    said = f"teacher table {folder.name}: {wrong} of {len(filled)} rows are damaged"
+    return said if wrong else ""
 
 
 @torch.no_grad()
