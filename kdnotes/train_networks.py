@@ -37,7 +37,7 @@ def main(chapter: ChapterName, p: Given = None, preset: Preset = None) -> None:
     folder = cache.networks_folder()
     fabric = distributed.joined(device)
     first = fabric.is_global_zero  # it speaks for all
-    to_train = fabric.broadcast(cache.missing(networks) if first else [])
+    to_train = fabric.broadcast(cache.unusable(networks) if first else [])
     pool.in_turn(to_train, cache.train_one, device, study.data_dir, quiet=not first)
     if first:
         typer.echo(f"{len(to_train)} networks trained, {len(networks)} in {folder}")

@@ -162,5 +162,7 @@ def test_no_room_at_any_step_is_the_same_error(
 
 def test_folders_that_cannot_be_written_to_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match=r"^cannot write to folder '.*file/x': Not a directory; "):
+    with pytest.raises(
+        RequestError, match=r"^cannot write to folder '.*file/x': Not a directory; "
+    ):
         store.make_folder(tmp_path / "file" / "x", "folder", "name another one")

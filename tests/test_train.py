@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,16 @@ import torch
 from kdnotes import networks
 from kdnotes.data import DataSpec, ImageData, load
 from kdnotes.data.views import ColorJitter, Views, to_float
+from kdnotes.errors import RunFailedError
 from kdnotes.methods import Method, Outputs
 from kdnotes.methods.crd import CRD
 from kdnotes.methods.dkd import DKD
 from kdnotes.methods.hint import Hint
 from kdnotes.methods.kl import KL
 from kdnotes.methods.sp import SP
-from kdnotes.training import loop, teachers
+from kdnotes.training import cache, checkpoints, loop, teachers
 from kdnotes.training.distributed import Together, joined
-from kdnotes.training.specification import NetworkSpec, Recipe
+from kdnotes.training.specification import NetworkSpec, Planned, Recipe
 from kdnotes.training.stream import Shown
 from kdnotes.training.teachers import CHUNK, TeacherTable
 
@@ -145,22 +147,174 @@ def test_table_is_filled_once_and_shared(
     assert table_for(tmp_path, teacher, data, views).fill(indices, numbers) == 0
 
 
-def test_altered_table_is_made_anew(
+EIGHT = torch.arange(8), torch.zeros(8, dtype=torch.long)
+
+
+def test_a_table_that_is_not_this_teachers_is_made_anew(
     tmp_path: Path,
     data: ImageData,
     teacher: networks.Normalized,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Whole rows can be wrong, too: of other weights, or computed otherwise than today."""
+    views = Views(pad=2, step=2)
+    other = networks.freeze(networks.build("vgg-small", 10, seed=5))
+    wrong = table_for(tmp_path, other, data, views)
+    wrong.fill(*EIGHT)
+    assert teachers.damage(tmp_path) == ""
+    table = table_for(tmp_path, teacher, data, views)
+    assert "is wrong: making it anew" in capsys.readouterr().err
+    assert table.fill(*EIGHT) == 8
+    assert table.agrees(*EIGHT)
+    asked = teachers.live(teacher, to_float(data.batch(EIGHT[0])), None)
+    centre = torch.full_like(EIGHT[0], views.centre)
+    table.fill(EIGHT[0], centre)
+    assert torch.allclose(table.rows(EIGHT[0], centre).logits, asked.logits, atol=1e-5)
+    assert table_for(tmp_path, teacher, data, views).fill(*EIGHT) == 0
+
+
+def changed(path: Path, how: str) -> None:
+    """Damage a file of a table of which the first eight images' first view is filled."""
+    content = bytearray(path.read_bytes())
+    width = len(content) // (256 * 9)  # bytes in a row
+    if how == "altered":
+        content[3 * 9 * width + width // 2] ^= 1
+    elif how == "rows exchanged":
+        first, second = slice(0, width), slice(9 * width, 10 * width)
+        content[first], content[second] = content[second], content[first]
+    elif how == "zeros":
+        content[9 * width : 19 * width] = bytes(10 * width)
+    elif how == "truncated":
+        del content[20 * width + 3 :]
+    elif how == "emptied":
+        content.clear()
+    elif how == "longer":
+        content += b"more"
+    path.unlink() if how == "gone" else path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", [teachers.ROWS, teachers.MARKS])
+@pytest.mark.parametrize(
+    "how", ["altered", "rows exchanged", "zeros", "truncated", "emptied", "longer", "gone"]
+)
+def test_no_damaged_row_of_a_table_is_used(
+    file: str,
+    how: str,
+    tmp_path: Path,
+    data: ImageData,
+    teacher: networks.Normalized,
+) -> None:
     views = Views(pad=2, step=2)
     table = table_for(tmp_path, teacher, data, views)
-    indices, numbers = torch.arange(8), torch.zeros(8, dtype=torch.long)
-    table.fill(indices, numbers)
-    assert table.agrees(indices, numbers)
-    assert table_for(tmp_path, teacher, data, views).fill(indices, numbers) == 0
-    table._rows[3] += 1
-    assert not table.agrees(indices, numbers)
-    assert table_for(tmp_path, teacher, data, views).fill(indices, numbers) == 8
-    assert "is wrong: making it anew" in capsys.readouterr().err
+    assert table.fill(*EIGHT) == 8
+    right = table.rows(*EIGHT)
+    whole = [(tmp_path / name).read_bytes() for name in (teachers.ROWS, teachers.MARKS)]
+    del table
+    changed(tmp_path / file, how)
+    # A mark that is gone takes its row with it: nothing is left that could be used wrongly.
+    unmarked = file == teachers.MARKS and how in ("zeros", "gone")
+    assert bool(teachers.damage(tmp_path)) != unmarked
+    mended = table_for(tmp_path, teacher, data, views)
+    assert mended.fill(*EIGHT) > 0 or how == "longer"
+    for ours, theirs in zip(mended.rows(*EIGHT), right, strict=True):
+        assert torch.equal(ours, theirs)
+    assert teachers.damage(tmp_path) == ""
+    assert [(tmp_path / name).read_bytes() for name in (teachers.ROWS, teachers.MARKS)] == whole
+
+
+def test_rows_are_damaged_under_another_tables_name(
+    tmp_path: Path, data: ImageData, teacher: networks.Normalized
+) -> None:
+    views = Views(pad=2, step=2)
+    table_for(tmp_path / "a", teacher, data, views).fill(*EIGHT)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert "8 of 8 rows are damaged" in teachers.damage(tmp_path / "b")
+    assert table_for(tmp_path / "b", teacher, data, views).fill(*EIGHT) == 8
+
+
+def test_rows_damaged_while_a_table_is_open_are_computed_again(
+    tmp_path: Path,
+    data: ImageData,
+    teacher: networks.Normalized,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = table_for(tmp_path, teacher, data, Views(pad=2, step=2))
+    table.fill(*EIGHT)
+    right = table.rows(*EIGHT).logits
+    with (tmp_path / teachers.ROWS).open("r+b") as file:
+        file.write(b"xyz")
+    assert table.fill(*EIGHT) == 1
+    assert torch.equal(table.rows(*EIGHT).logits, right)
+    assert "1 damaged rows of teacher table" in capsys.readouterr().err
+
+
+def test_a_row_comes_before_its_mark(
+    tmp_path: Path, data: ImageData, teacher: networks.Normalized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops in between leaves rows without marks, never marks without rows."""
+    table = table_for(tmp_path, teacher, data, Views(pad=2, step=2))
+    written: list[str] = []
+    write_at = teachers.write_at
+
+    def full(path: Path, parts: Any) -> None:
+        written.append(path.name)
+        if len(written) == 1:
+            write_at(path, list(parts)[:3])
+        raise RunFailedError("no room")
+
+    monkeypatch.setattr(teachers, "write_at", full)
+    with pytest.raises(RunFailedError, match="no room"):
+        table.fill(*EIGHT)
+    assert written == [teachers.ROWS]
+    assert not any((tmp_path / teachers.MARKS).read_bytes())
+    assert any((tmp_path / teachers.ROWS).read_bytes())
+    monkeypatch.undo()
+    assert table.fill(*EIGHT) == 8
+
+
+def test_every_teacher_and_every_kind_of_views_has_a_table_of_its_own(
+    data: ImageData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = taught()
+    others = {
+        "teacher": {"teacher": specification(role="teacher", seed=1)},
+        # As many views, but others.
+        "views": {"recipe": Recipe(epochs=2, batch=64, views=Views(pad=1, step=1))},
+        "images": {"data": DataSpec(name="scenes", split="train", count=256, seed=3)},
+    }
+    specs = [spec, *(spec.model_copy(update=each) for each in others.values())]
+    assert len({len(each.recipe.views) for each in specs}) == 1
+    for each in specs:
+        network = networks.build("vgg-small", 10, each.teacher.seed)
+        cache.save(Planned("teacher", each.teacher), network, [], 1.0)
+    for number, each in enumerate(specs, start=1):
+        table = cache._teacher_of(each, data, "cpu").table
+        assert table.fill(*EIGHT) == 8
+        assert len(cache.tables()) == number
+    again = specs[0].model_copy(update={"seed": 7, "method": KL(tau=2.0)})
+    assert cache._teacher_of(again, data, "cpu").table.fill(*EIGHT) == 0
+    assert len(cache.tables()) == len(specs)
+    assert cache.verify() == []
+    assert "wrong" not in capsys.readouterr().err
+
+
+def test_verify_reads_tables(data: ImageData) -> None:
+    spec = taught()
+    cache.save(Planned("teacher", spec.teacher), networks.build("vgg-small", 10, 1), [], 1.0)
+    table = cache._teacher_of(spec, data, "cpu").table
+    table.fill(*EIGHT)
+    assert cache.verify() == []
+    changed(table.folder / teachers.ROWS, "altered")
+    (said,) = cache.verify()
+    assert said == f"teacher table {table.folder.name}: 1 of 8 rows are damaged"
+
+
+def test_a_checkpoint_of_another_network_is_passed_over(tmp_path: Path) -> None:
+    kept = checkpoints.Checkpoints(tmp_path / "a")
+    kept.write(3, {"history": []})
+    assert kept.last() is not None
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert checkpoints.Checkpoints(tmp_path / "b").last() is None
 
 
 def test_student_of_a_table_equals_student_of_the_live_teacher(

@@ -194,6 +194,8 @@ def table(chapter: str, where: Path | None = None) -> pd.DataFrame:
     path = _proved(chapter, ".csv", where)
     try:
         read = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+        if not {"arm", "condition", "measure"} < set(read.columns):
+            raise KeyError("columns")
         return read.astype({"value": float})
     except (ValueError, KeyError) as error:  # what pandas raises of anything that is no such table
         raise damaged(path) from error

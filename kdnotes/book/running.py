@@ -271,7 +271,8 @@ def stamp(notebook: Path) -> dict[str, Any]:
     try:
         content = notebook.read_bytes()
         about = json.loads(content)["metadata"]["kdnotes"] if store.is_sealed(content) else {}
-        files = {notebook.with_name(name): known for name, known in about["files"].items()}
+        names = [f"{notebook.stem}{end}" for end in results.SUFFIXES]
+        files = {notebook.with_name(name): about["files"][name] for name in names}
     except (OSError, KeyError) as error:
         raise results.damaged(notebook) from error
     for path, known in files.items():

@@ -241,20 +241,26 @@ def ensure(
     On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work. Finished
     networks are kept if the run is stopped.
     """
-    wanted, to_train = with_teachers(planned), []
-    for item in wanted:
-        folder = folder_of(item.spec)
-        if damage := _damage(folder, quickly="torch" not in sys.modules):
-            to_train.append(item)
-            if folder.exists():  # in a notebook's output, stderr would be an error
-                said = sys.stdout if in_notebook() else sys.stderr
-                print(f"{damage}: training it again", file=said)
+    to_train = unusable(planned)
     if to_train:
         from kdnotes.training import pool
 
         make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
         pool.train_all(to_train, train_one, jobs, device, data_dir)
     return len(to_train)
+
+
+def unusable(planned: Iterable[Planned]) -> list[Planned]:
+    """As `missing`, but those that are damaged too, which are named."""
+    found = []
+    for item in with_teachers(planned):
+        folder = folder_of(item.spec)
+        if damage := _damage(folder, quickly="torch" not in sys.modules):
+            found.append(item)
+            if folder.exists():  # in a notebook, what is said on stderr counts as an error
+                said = sys.stdout if in_notebook() else sys.stderr
+                print(f"{damage}: training it again", file=said)
+    return found
 
 
 def train_one(

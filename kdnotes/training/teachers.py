@@ -93,8 +93,9 @@ class TeacherTable:
         """Whether rows that match their marks are what the teacher says today."""
         filled = np.flatnonzero(self._marks)
         some = filled[:: math.ceil(len(filled) / CHECKED_ROWS) or 1]
-        some = torch.from_numpy(np.setdiff1d(some, self._lacking(some)))
-        return not len(some) or self.agrees(some // len(self.views), some % len(self.views))
+        whole = np.setdiff1d(some, self._lacking(some))
+        items, of_view = map(torch.from_numpy, np.divmod(whole, len(self.views)))
+        return not len(whole) or self.agrees(items, of_view)
 
     def fill(self, indices: Tensor, views: Tensor) -> int:
         """Compute the rows (n,) that are missing or damaged; returns how many were.
@@ -177,10 +178,9 @@ def _lengthen(path: Path, size: int, sparse: bool) -> None:
 
 
 def _opened(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Marks and rows of a table of so many rows; where those are cut off, the last part is."""
+    """Marks and rows of a table of so many rows. Raises ValueError where sizes do not agree."""
     marks = np.memmap(folder / MARKS, np.uint32, "r", shape=(count,))
-    rows = np.memmap(folder / ROWS, np.float32, "r")
-    return marks, rows[: len(rows) // count * count].reshape(count, -1)
+    return marks, np.memmap(folder / ROWS, np.float32, "r").reshape(count, -1)
 
 
 def _marks_of(rows: np.ndarray, places: np.ndarray, folder: Path) -> np.ndarray:
@@ -193,17 +193,16 @@ def _marks_of(rows: np.ndarray, places: np.ndarray, folder: Path) -> np.ndarray:
 
 def damage(folder: Path) -> str:
     """What is wrong with the table in a folder, empty if nothing is."""
-    try:
-        count = (folder / MARKS).stat().st_size // 4
-        marks, rows = _opened(folder, count)
-    except FileNotFoundError:
+    if not (folder / MARKS).exists():
         return ""  # nothing in it is used
-    except (OSError, ValueError) as error:  # what numpy says of empty files
+    try:
+        marks, rows = _opened(folder, (folder / MARKS).stat().st_size // 4)
+    except (OSError, ValueError) as error:  # numpy's words for files of no or of odd size
         return f"teacher table {folder.name}: {error}"
     filled = np.flatnonzero(marks)
     wrong = 0
     for places in np.array_split(filled, len(filled) // 10_000 + 1):
-        wrong += np.count_nonzero(_marks_of(rows[places], places, folder) != marks[places])
+        wrong += int((_marks_of(rows[places], places, folder) != marks[places]).sum())
     said = f"teacher table {folder.name}: {wrong} of {len(filled)} rows are damaged"
     return said if wrong else ""
 
