@@ -395,7 +395,7 @@ def _report(done: Done) -> None:
 
 
 def _as_json(chapter: Chapter) -> dict[str, Any]:
-    names = ("name", "type", "default", "meaning")
+    names = ("name", "type", "default", "meaning", "allowed")
     return {
         "chapter": chapter.name,
         "title": chapter.title,

@@ -59,7 +59,7 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells["scorecard"] = chapter("scorecard")
     for name, source in (
         ("00-a", SHARED),
-        ("02-c", tiny_book.PARAMETERS + 'own: int = 1  # "its"'),
+        ("02-c", tiny_book.PARAMETERS + 'own: int = 1  # "its" (1 to 9)'),
     ):
         cells[name][1]["source"] = source
     monkeypatch.setenv("KDNOTES_BOOK", str(tiny_book.make(tmp_path, cells)))
@@ -72,7 +72,7 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     title, *different, _, own = each[2].splitlines()
     assert title == "c: Does the student c?"
     assert [line.split()[0] for line in different] == ["preset", "methods", "tau", "device"]
-    assert re.fullmatch(r'  own +int +1 +"its"', own)
+    assert re.fullmatch(r'  own +int +1 +"its" \(1 to 9\)', own)
     alone = kdnotes("list", "c").stdout
     assert alone.startswith("c: Does the student c?\n")
     assert len(alone.splitlines()) == 2 + len(tiny_book.PARAMETERS.splitlines())
@@ -89,7 +89,8 @@ def test_list_for_machines(make_book: Any) -> None:
         "name": "tau",
         "type": "float | None",
         "default": 4.0,
-        "meaning": "temperature of the soft labels (above 0)",
+        "meaning": "temperature of the soft labels (0.1 to 1000)",
+        "allowed": "0.1 to 1000",
     }
 
 
@@ -99,14 +100,14 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MPLBACKEND", "agg")  # as scripts set it: no figure would be shown
     (tmp_path / "data").mkdir()
     data = tmp_path / "data"
-    done = kdnotes("run", "scorecard", "-p", "tau=1e-3", "-p", f"data_dir={data}", "--out", "out")
+    done = kdnotes("run", "scorecard", "-p", "tau=1e-1", "-p", f"data_dir={data}", "--out", "out")
     assert done.exit_code == 0, done.output
     assert done.stderr == ""
     out = tmp_path / "out"
     files = ["csv", "ipynb", "items.parquet", "json"]
     assert files_under(out) == [f"scorecard.{suffix}" for suffix in files]
-    assert results.table("scorecard", out)["value"].tolist() == [0.001]
-    assert results.load("scorecard", out).parameters == {"preset": "smoke", "tau": 0.001}
+    assert results.table("scorecard", out)["value"].tolist() == [0.1]
+    assert results.load("scorecard", out).parameters == {"preset": "smoke", "tau": 0.1}
     assert (root / "book" / "scorecard.ipynb").read_text() == template
     for path in out.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
@@ -116,7 +117,7 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
         for cell in notebook["cells"]
         if "injected-parameters" in cell["metadata"].get("tags", ())
     ]
-    assert "".join(injected[0]["source"]) == '# Parameters\ntau = 0.001\ndata_dir = "data"\n'
+    assert "".join(injected[0]["source"]) == '# Parameters\ntau = 0.1\ndata_dir = "data"\n'
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert outputs[-1]["text"] == ["1 False\n"]
@@ -125,9 +126,9 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert shown.exit_code == 0
     for expected in (
         r"scorecard \(2 s\)",
-        r"tau +0\.001",
-        r"warm +tau +\.00 +\[\.00, 9\.00\] +agrees",
-        r"tau +kl +\.00 +1",
+        r"tau +0\.1",
+        r"warm +tau +\.10 +\[\.00, 9\.00\] +agrees",
+        r"tau +kl +\.10 +1",
     ):
         assert re.search(expected, shown.stdout), expected
 
@@ -156,7 +157,7 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("run scorecard -p seeds", "-p 'seeds' must be NAME=VALUE"),
         ("run scorecard -p seeds=abc", "parameter 'seeds' must be a whole number"),
         ("run scorecard -p seeds=0", "parameter 'seeds' must be a whole number (1 to 1000)"),
-        ("run scorecard -p tau=-1", "parameter 'tau' must be a number (above 0)"),
+        ("run scorecard -p tau=-1", "parameter 'tau' must be a number (0.1 to 1000)"),
         ("run scorecard -p size=10", "parameter 'size' must be a whole number (1 to 9)"),
         ("run scorecard -p tua=1", "no parameter 'tua' (did you mean 'tau'?)"),
         ("run scorecard -p methods=kl,hnt", "unknown method 'hnt' (did you mean 'hint'?)"),
@@ -179,7 +180,7 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("sweep scorecard --grid tau --out new", "--grid 'tau' must be NAME=VALUE"),
         ("sweep scorecard --grid tau=, --out new", "--grid tau has no value"),
         ("sweep scorecard --grid tau=1,1 --out new", "names a value twice"),
-        ("sweep scorecard --grid tau=1,-1 --out new", "'tau' must be a number (above 0)"),
+        ("sweep scorecard --grid tau=1,-1 --out new", "'tau' must be a number (0.1 to 1000)"),
         ("sweep scorecard --grid tau=1 -p tau=2 --out new", "'tau' is both in --grid and in -p"),
         ("sweep scorecard --grid tau=1 --out new --scheduler nowhere", "'nowhere'"),
         ("show none", "no folder 'none'"),
