@@ -8,14 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdnotes import paths
+
 UNFINISHED = ".writing-"  # how names begin that nobody may read
+DAY = 24 * 60 * 60  # seconds
 
 
 @contextmanager
@@ -62,4 +69,48 @@ def checksum(content: bytes | Path) -> str:
 
 def _scratch(path: Path) -> Path:
     # Made by open and mkdir, not by tempfile, whose files are for their owner only.
-    return path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{UNFINISHED}{path.name}.{paths.writer()}-{secrets.token_hex(4)}")
+
+
+# --- what a process leaves that was killed ------------------------------------------------------
+
+
+def clear_unfinished(folder: Path, pattern: str = f"**/{UNFINISHED}*") -> None:
+    """Delete unfinished files and folders, whose names say who wrote them, of dead processes."""
+    for path in folder.glob(pattern):
+        if _is_abandoned(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Have all temporary files, those of kernels and workers too, in a folder that is deleted.
+
+    So are those of processes that were killed.
+    """
+    before, own = tempfile.gettempdir(), f"kdnotes-{paths.writer()}-"
+    clear_unfinished(Path(before), "kdnotes-*")
+    with tempfile.TemporaryDirectory(prefix=own, ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = os.environ["TMPDIR"] = before
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process in a name is one of this machine that has ended.
+
+    Of unfinished files alone, also of another machine, after a day.
+    """
+    found = re.search(rf"[.-]{re.escape(platform.node())}-(\d+)[.-]", path.name)
+    try:
+        if found is None:
+            old = time.time() - path.stat().st_mtime > DAY
+            return old and path.name.startswith(UNFINISHED)
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's, or gone already
+        pass
+    return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths
+from kdnotes import paths, store
 from kdnotes.book import parameters, planning, results
 from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError, RunFailedError
@@ -71,7 +70,7 @@ class Run:
     @property
     def working(self) -> Path:
         """Where the notebook is while it is executed."""
-        return self.folder / f".{self.request.chapter.name}.{os.getpid()}.ipynb"
+        return self.folder / f".{self.request.chapter.name}.{paths.writer()}.ipynb"
 
     @property
     def partial(self) -> Path:
@@ -223,6 +222,8 @@ def make_folder(folder: Path) -> Path:
             f"cannot write to output folder {str(folder)!r}: {error.strerror or error}; "
             "name one with --out"
         ) from error
+    for left in (".*.ipynb", f"{store.UNFINISHED}*"):
+        store.clear_unfinished(folder, left)
     return folder.absolute()
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdnotes.errors import RequestError
 from kdnotes.paths import cache_folder
-from kdnotes.store import appearing, appearing_folder, checksum, write_json
+from kdnotes.store import appearing, appearing_folder, checksum, clear_unfinished, write_json
 from kdnotes.training.specification import NetworkSpec, Planned
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def ensure(
     if to_train := missing(wanted):
         from kdnotes.training import pool
 
+        clear_unfinished(cache_folder())
         pool.train_all(to_train, train_one, jobs, device, data_dir)
     return len(to_train)
 
