@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import tiny_book
 from asked import study_of
 from tiny_book import SAVE_TAU, chapter, code, files_under, kdnotes
 
+from kdnotes import paths
 from kdnotes.book import results, running
 from kdnotes.book.parameters import SHARED
 
@@ -294,17 +296,14 @@ def test_a_chapter_can_say_that_the_request_is_wrong(make_book: Any, tmp_path: P
     assert files_under(tmp_path / "out") == []
 
 
-def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
-    make_book: Any, tmp_path: Path
-) -> None:
-    make_book(code("print('done', 'before')"), code(SLEEPING))
-    out = tmp_path / "out"
+def started(out: Path, stopped_by: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A run that waits in its second cell, and the processes that it started."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kdnotes.cli", "run", "scorecard", "--out", str(out)],
         stderr=subprocess.PIPE,
         text=True,
         # A job in the background of a script ignores Ctrl-C, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(stopped_by, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not any("done before" in path.read_text() for path in out.glob(".*.ipynb")):
@@ -313,14 +312,63 @@ def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
         time.sleep(0.2)
     family = psutil.Process(process.pid).children(recursive=True)
     assert family  # the kernel
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    return process, family
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_every_process_and_keeps_the_partial_notebook(
+    make_book: Any, tmp_path: Path, number: int
+) -> None:
+    make_book(code("print('done', 'before')"), code(SLEEPING))
+    out = tmp_path / "out"
+    process, family = started(out, number)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
     assert said.startswith("kdnotes: stopped; ")
     assert len(said.splitlines()) == 1
     assert files_under(out) == ["scorecard.partial.ipynb"]
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+
+
+def test_what_a_killed_run_leaves_goes_with_the_next(
+    make_book: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_book(code("print('done', 'before')"), code(SLEEPING))
+    temporary, out = tmp_path / "temporary", tmp_path / "out"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    process, family = started(out, signal.SIGINT)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []  # the kernel misses its parent
+    assert len(files_under(out)) == 1
+    assert any(name.endswith(".json") for name in files_under(temporary))  # the kernel's file
+    own, others = f".writing-a.{paths.writer()}-0", ".writing-b.elsewhere-1-0"
+    (out / f".writing-c.{platform.node()}-{process.pid}-0").mkdir()
+    for name in (own, others, ".mine.ipynb"):
+        (out / name).touch()
+    os.utime(out / ".mine.ipynb", (0, 0))
+    tiny_book.write(root / "book" / "scorecard.ipynb", chapter("scorecard", save=SAVE_TAU))
+    command = [sys.executable, "-m", "kdnotes.cli", "run", "scorecard", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    kept = [name for name in files_under(out) if name.startswith(".")]
+    assert kept == sorted([own, others, ".mine.ipynb"])  # who wrote these may still be there
+    assert files_under(temporary) == []
+
+
+def test_a_run_that_shall_outlive_its_terminal_does() -> None:
+    source = (
+        "import signal\n"
+        "from kdnotes import cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does\n"
+        "cli.app = lambda: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout == "True\n"
 
 
 # --- keys -----------------------------------------------------------------------------------
