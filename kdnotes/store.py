@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,9 @@ def _scratch(path: Path) -> Path:
 
 def clear_unfinished(folder: Path, pattern: str = f"**/{UNFINISHED}*") -> None:
     """Delete unfinished files and folders, whose names say who wrote them, of dead processes."""
-    for path in folder.glob(pattern):
-        if _is_abandoned(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(OSError):  # another process clears up, too
+        for path in [each for each in folder.glob(pattern) if _is_abandoned(each)]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 @contextmanager
