@@ -1,13 +1,15 @@
 """The command line: list, run, build, sweep, audit, show and cache.
 
 Exit status: 0 done; 2 the request is wrong (one message on stderr, nothing run, nothing written);
-1 the run itself failed (what it made is kept and named); 130 stopped by Ctrl-C.
+1 the run itself failed (what it made is kept and named); 128 + n stopped by signal n, such as 130
+by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 import time
@@ -25,7 +27,9 @@ from kdnotes.errors import RequestError, RunFailedError
 if TYPE_CHECKING:
     from kdnotes.book.running import Chapter, Done, Request
 
-STOPPED = 130
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 MAIN_NUMBERS = 40  # rows of means that `show` prints for each chapter
 
 
@@ -43,9 +47,11 @@ class Commands(TyperGroup):
             if error.errno == errno.EPIPE:  # nobody reads on
                 raise
             _leave(f"{error.filename or 'failed'}: {error.strerror or error}", 1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            number = error.args[0] if error.args else signal.SIGINT
             _leave(
-                "stopped; what was finished is kept, the same command goes on from there", STOPPED
+                "stopped; what was finished is kept, the same command goes on from there",
+                128 + number,
             )
 
 
@@ -76,8 +82,23 @@ Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at a time (defa
 
 def main() -> None:
     """Run the command line; leaves with its exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    app()
+    from kdnotes import store
+
+    terminal = sys.stderr.isatty()
+
+    def stop(number: int, frame: object) -> None:
+        for each in STOPPING[1:]:  # who closes a terminal sends it more than once
+            signal.signal(each, signal.SIG_IGN)
+        if terminal and not os.isatty(2):  # it is gone: what is still said would fail
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        raise KeyboardInterrupt(number)
+
+    for each in STOPPING:
+        if signal.getsignal(each) != signal.SIG_IGN:  # nohup, or a job in the background
+            signal.signal(each, stop)
+    with store.temporary_files():
+        app()
 
 
 def given_texts(p: Sequence[str] | None, preset: str | None) -> dict[str, str]:
@@ -398,7 +419,7 @@ def _report(done: Done) -> None:
 
 
 def _as_json(chapter: Chapter) -> dict[str, Any]:
-    names = ("name", "type", "default", "meaning")
+    names = ("name", "type", "default", "meaning", "allowed")
     return {
         "chapter": chapter.name,
         "title": chapter.title,

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +24,10 @@ from kdnotes.errors import RequestError, RunFailedError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+from kdnotes import paths
+
 UNFINISHED = ".writing-"  # how names begin that nobody may read
+DAY = 24 * 60 * 60  # seconds
 UNSEALED = '"seal": ""'  # in JSON that `sealed` completes; inside a text, its quotes are escaped
 
 
@@ -147,4 +152,48 @@ def first_problem(error: ValidationError) -> str:
 
 def _scratch(path: Path) -> Path:
     # Made by open and mkdir, not by tempfile, whose files are for their owner only.
-    return path.with_name(f"{UNFINISHED}{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{UNFINISHED}{path.name}.{paths.writer()}-{secrets.token_hex(4)}")
+
+
+# --- what a process leaves that was killed ------------------------------------------------------
+
+
+def clear_unfinished(folder: Path, pattern: str = f"**/{UNFINISHED}*") -> None:
+    """Delete unfinished files and folders, whose names say who wrote them, of dead processes."""
+    with suppress(OSError):  # another process clears up, too
+        for path in [each for each in folder.glob(pattern) if _is_abandoned(each)]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Have all temporary files, those of kernels and workers too, in a folder that is deleted.
+
+    So are those of processes that were killed.
+    """
+    before, own = tempfile.gettempdir(), f"kdnotes-{paths.writer()}-"
+    clear_unfinished(Path(before), "kdnotes-*")
+    with tempfile.TemporaryDirectory(prefix=own, ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = os.environ["TMPDIR"] = before
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process in a name is one of this machine that has ended.
+
+    Of unfinished files alone, also of another machine, after a day.
+    """
+    found = re.search(rf"[.-]{re.escape(platform.node())}-(\d+)[.-]", path.name)
+    try:
+        if found is None:
+            old = time.time() - path.stat().st_mtime > DAY
+            return old and path.name.startswith(UNFINISHED)
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's, or gone already
+        pass
+    return False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from kdnotes.book import parameters, planning
+from kdnotes.book.parameters import Parameter
 from kdnotes.study import Plan, Study
 from kdnotes.training.cache import Planned
 from kdnotes.training.specification import NetworkSpec
@@ -28,3 +30,18 @@ def main_plan(study: Study) -> Plan:
 def by_arm(planned: list[Planned]) -> dict[str, NetworkSpec]:
     """The first network of each arm."""
     return {item.arm: item.spec for item in reversed(planned)}
+
+
+def wrong_values(parameter: Parameter) -> list[str]:
+    """Texts that a parameter must refuse: below, above, of another type, outside the choices."""
+    limits = re.search(r"(?P<low>-?[\d.]+) to (?P<high>-?[\d.]+)$", parameter.allowed)
+    if parameter.kind == "bool":
+        return ["perhaps", "2"]
+    if limits is None:
+        return ["no such thing", "../no/such thing"]
+    low, high = float(limits["low"]), float(limits["high"])
+    below, above = f"{low - 1:g}", f"{high + 1:.0f}"
+    wrong = [below, above, f"-{above}", "abc", "nan", "inf", "1e200", str(2**64 + 1)]
+    if parameter.kind == "str":
+        return [*wrong, "", f"{high:.0f},{above}", f"{high:.0f},{high:.0f}", f"{high:.0f};", ","]
+    return [*wrong, f"{high:.0f},{high:.0f}"] + (["2.5"] if parameter.kind == "int" else [])

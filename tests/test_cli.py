@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import tiny_book
 from asked import study_of
 from tiny_book import SAVE_TAU, chapter, code, files_under, kdnotes
 
+from kdnotes import paths
 from kdnotes.book import results, running
 from kdnotes.book.parameters import SHARED
 
@@ -59,7 +61,7 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells["scorecard"] = chapter("scorecard")
     for name, source in (
         ("00-a", SHARED),
-        ("02-c", tiny_book.PARAMETERS + 'own: int = 1  # "its"'),
+        ("02-c", tiny_book.PARAMETERS + 'own: int = 1  # "its" (1 to 9)'),
     ):
         cells[name][1]["source"] = source
     monkeypatch.setenv("KDNOTES_BOOK", str(tiny_book.make(tmp_path, cells)))
@@ -72,7 +74,7 @@ def test_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     title, *different, _, own = each[2].splitlines()
     assert title == "c: Does the student c?"
     assert [line.split()[0] for line in different] == ["preset", "methods", "tau", "device"]
-    assert re.fullmatch(r'  own +int +1 +"its"', own)
+    assert re.fullmatch(r'  own +int +1 +"its" \(1 to 9\)', own)
     alone = kdnotes("list", "c").stdout
     assert alone.startswith("c: Does the student c?\n")
     assert len(alone.splitlines()) == 2 + len(tiny_book.PARAMETERS.splitlines())
@@ -89,7 +91,8 @@ def test_list_for_machines(make_book: Any) -> None:
         "name": "tau",
         "type": "float | None",
         "default": 4.0,
-        "meaning": "temperature of the soft labels (above 0)",
+        "meaning": "temperature of the soft labels (0.1 to 1000)",
+        "allowed": "0.1 to 1000",
     }
 
 
@@ -99,14 +102,14 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MPLBACKEND", "agg")  # as scripts set it: no figure would be shown
     (tmp_path / "data").mkdir()
     data = tmp_path / "data"
-    done = kdnotes("run", "scorecard", "-p", "tau=1e-3", "-p", f"data_dir={data}", "--out", "out")
+    done = kdnotes("run", "scorecard", "-p", "tau=1e-1", "-p", f"data_dir={data}", "--out", "out")
     assert done.exit_code == 0, done.output
     assert done.stderr == ""
     out = tmp_path / "out"
     files = ["csv", "ipynb", "items.parquet", "json"]
     assert files_under(out) == [f"scorecard.{suffix}" for suffix in files]
-    assert results.table("scorecard", out)["value"].tolist() == [0.001]
-    assert results.load("scorecard", out).parameters == {"preset": "smoke", "tau": 0.001}
+    assert results.table("scorecard", out)["value"].tolist() == [0.1]
+    assert results.load("scorecard", out).parameters == {"preset": "smoke", "tau": 0.1}
     assert (root / "book" / "scorecard.ipynb").read_text() == template
     for path in out.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
@@ -116,7 +119,7 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
         for cell in notebook["cells"]
         if "injected-parameters" in cell["metadata"].get("tags", ())
     ]
-    assert "".join(injected[0]["source"]) == '# Parameters\ntau = 0.001\ndata_dir = "data"\n'
+    assert "".join(injected[0]["source"]) == '# Parameters\ntau = 0.1\ndata_dir = "data"\n'
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert outputs[-1]["text"] == ["1 False\n"]
@@ -125,9 +128,9 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert shown.exit_code == 0
     for expected in (
         r"scorecard \(2 s\)",
-        r"tau +0\.001",
-        r"warm +tau +\.00 +\[\.00, 9\.00\] +agrees",
-        r"tau +kl +\.00 +1",
+        r"tau +0\.1",
+        r"warm +tau +\.10 +\[\.00, 9\.00\] +agrees",
+        r"tau +kl +\.10 +1",
     ):
         assert re.search(expected, shown.stdout), expected
 
@@ -156,7 +159,7 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("run scorecard -p seeds", "-p 'seeds' must be NAME=VALUE"),
         ("run scorecard -p seeds=abc", "parameter 'seeds' must be a whole number"),
         ("run scorecard -p seeds=0", "parameter 'seeds' must be a whole number (1 to 1000)"),
-        ("run scorecard -p tau=-1", "parameter 'tau' must be a number (above 0)"),
+        ("run scorecard -p tau=-1", "parameter 'tau' must be a number (0.1 to 1000)"),
         ("run scorecard -p size=10", "parameter 'size' must be a whole number (1 to 9)"),
         ("run scorecard -p tua=1", "no parameter 'tua' (did you mean 'tau'?)"),
         ("run scorecard -p methods=kl,hnt", "unknown method 'hnt' (did you mean 'hint'?)"),
@@ -179,7 +182,7 @@ def test_dry_run_names_networks_by_arm_and_writes_nothing(tmp_path: Path, monkey
         ("sweep scorecard --grid tau --out new", "--grid 'tau' must be NAME=VALUE"),
         ("sweep scorecard --grid tau=, --out new", "--grid tau has no value"),
         ("sweep scorecard --grid tau=1,1 --out new", "names a value twice"),
-        ("sweep scorecard --grid tau=1,-1 --out new", "'tau' must be a number (above 0)"),
+        ("sweep scorecard --grid tau=1,-1 --out new", "'tau' must be a number (0.1 to 1000)"),
         ("sweep scorecard --grid tau=1 -p tau=2 --out new", "'tau' is both in --grid and in -p"),
         ("sweep scorecard --grid tau=1 --out new --scheduler nowhere", "'nowhere'"),
         ("show none", "no folder 'none'"),
@@ -293,17 +296,14 @@ def test_a_chapter_can_say_that_the_request_is_wrong(make_book: Any, tmp_path: P
     assert files_under(tmp_path / "out") == []
 
 
-def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
-    make_book: Any, tmp_path: Path
-) -> None:
-    make_book(code("print('done', 'before')"), code(SLEEPING))
-    out = tmp_path / "out"
+def started(out: Path, stopped_by: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A run that waits in its second cell, and the processes that it started."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kdnotes.cli", "run", "scorecard", "--out", str(out)],
         stderr=subprocess.PIPE,
         text=True,
         # A job in the background of a script ignores Ctrl-C, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(stopped_by, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not any("done before" in path.read_text() for path in out.glob(".*.ipynb")):
@@ -312,14 +312,63 @@ def test_ctrl_c_ends_every_process_and_keeps_the_partial_notebook(
         time.sleep(0.2)
     family = psutil.Process(process.pid).children(recursive=True)
     assert family  # the kernel
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    return process, family
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_every_process_and_keeps_the_partial_notebook(
+    make_book: Any, tmp_path: Path, number: int
+) -> None:
+    make_book(code("print('done', 'before')"), code(SLEEPING))
+    out = tmp_path / "out"
+    process, family = started(out, number)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
     assert said.startswith("kdnotes: stopped; ")
     assert len(said.splitlines()) == 1
     assert files_under(out) == ["scorecard.partial.ipynb"]
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+
+
+def test_what_a_killed_run_leaves_goes_with_the_next(
+    make_book: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_book(code("print('done', 'before')"), code(SLEEPING))
+    temporary, out = tmp_path / "temporary", tmp_path / "out"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    process, family = started(out, signal.SIGINT)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []  # the kernel misses its parent
+    assert len(files_under(out)) == 1
+    assert any(name.endswith(".json") for name in files_under(temporary))  # the kernel's file
+    own, others = f".writing-a.{paths.writer()}-0", ".writing-b.elsewhere-1-0"
+    (out / f".writing-c.{platform.node()}-{process.pid}-0").mkdir()
+    for name in (own, others, ".mine.ipynb"):
+        (out / name).touch()
+    os.utime(out / ".mine.ipynb", (0, 0))
+    tiny_book.write(root / "book" / "scorecard.ipynb", chapter("scorecard", save=SAVE_TAU))
+    command = [sys.executable, "-m", "kdnotes.cli", "run", "scorecard", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    kept = [name for name in files_under(out) if name.startswith(".")]
+    assert kept == sorted([own, others, ".mine.ipynb"])  # who wrote these may still be there
+    assert files_under(temporary) == []
+
+
+def test_a_run_that_shall_outlive_its_terminal_does() -> None:
+    source = (
+        "import signal\n"
+        "from kdnotes import cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does\n"
+        "cli.app = lambda: print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout == "True\n"
 
 
 # --- keys -----------------------------------------------------------------------------------

@@ -291,3 +291,23 @@ def test_every_channel_is_normalised_by_its_own_numbers(
         for channel in range(3):
             expected = (images[:, channel] - mean[channel]) / std[channel]
             torch.testing.assert_close(seen[:, channel], expected, rtol=0, atol=0)
+
+
+def test_names_and_maps_are_told_without_building() -> None:
+    import timm
+
+    from kdnotes.networks import building
+
+    assert building.timm_names() == set(timm.list_models())
+    for name in (*networks.PRESET_NETS, "resnet18", "efficientnet_b0"):
+        for size in (28, 32) if name in networks.PRESET_NETS else (32,):
+            network = networks.build(name, 10, seed=0).eval()
+            with torch.no_grad(), networks.tapped(network, networks.taps(network)) as outputs:
+                network(torch.zeros(1, 3, size, size))
+            maps = [networks.as_map(network, output) for output in outputs.values()]
+            assert networks.map_sides(name, size) == tuple(each.shape[-1] for each in maps)
+    with pytest.raises(RequestError, match="vit-tiny takes images of 32 pixels, not of 64"):
+        networks.map_sides("vit-tiny", 64)
+    with pytest.raises(RequestError, match="takes no images of 32 pixels"):
+        networks.map_sides("vit_tiny_patch16_224", 32)
+    assert set(networks.map_sides("vit_tiny_patch16_224", 224)) == {0}  # a class token has the say

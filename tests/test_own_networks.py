@@ -119,8 +119,12 @@ def test_the_numbers_are_those_of_the_probe_itself(pixels: Tensor, labels: Tenso
     ("make", "said"),
     [
         (lambda: kd.cast(network(0), network(1, classes=9)), "numbers of classes"),
-        (lambda: kd.cast(network(0), nn.Conv2d(3, 10, 3)), "no logits"),
+        (lambda: kd.cast(network(0), nn.Conv2d(3, 10, 3)), "not with logits"),
         (lambda: kd.cast(network(0), _damaged()), "not finite"),
+        (
+            lambda: kd.cast(network(0), _overflowing()),
+            "logits of student, seed 0 are not all finite",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_refused(
@@ -133,6 +137,13 @@ def test_what_cannot_be_right_is_refused(
 def _damaged() -> nn.Module:
     module = network(1)
     nn.init.constant_(module[-1].weight, float("nan"))  # type: ignore[index]
+    return module
+
+
+def _overflowing() -> nn.Module:
+    """Finite weights, whose sums are beyond the numbers there are for bright images."""
+    module = network(1)
+    nn.init.constant_(module[-1].weight, 3e38)  # type: ignore[index]
     return module
 
 

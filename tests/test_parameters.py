@@ -16,11 +16,11 @@ from kdnotes.errors import RequestError
 
 CELL = """\
 # A line of its own is no parameter.
-preset: str = "laptop"  # how large: smoke, laptop
-seeds: int | None = None  # how many = students
-tau: float = 4.0  # temperature # of the labels
+preset: str = "laptop"  # how large (smoke or laptop)
+seeds: int | None = None  # how many = students (1 to 9)
+tau: float = 4.0  # temperature # of the labels (0.5 to 20)
 flip: bool = False  # mirror the images
-count: int = None  # papermill reads this form too
+count: int = None  # papermill reads this form too (1 to 9)
 """
 
 
@@ -35,19 +35,19 @@ def one(kind: str, optional: bool = False, default: Any = None, meaning: str = "
 def test_reads_names_types_defaults_and_meanings(tmp_path: Path) -> None:
     read = parameters.read(notebook(tmp_path, CELL))
     assert [(each.name, each.type, each.default, each.meaning) for each in read.values()] == [
-        ("preset", "str", "laptop", "how large: smoke, laptop"),
+        ("preset", "str", "laptop", "how large (smoke or laptop)"),
         # papermill's own inspection overlooks this line, twice: for the | and for the second =.
-        ("seeds", "int | None", None, "how many = students"),
-        ("tau", "float", 4.0, "temperature # of the labels"),
+        ("seeds", "int | None", None, "how many = students (1 to 9)"),
+        ("tau", "float", 4.0, "temperature # of the labels (0.5 to 20)"),
         ("flip", "bool", False, "mirror the images"),
-        ("count", "int | None", None, "papermill reads this form too"),
+        ("count", "int | None", None, "papermill reads this form too (1 to 9)"),
     ]
 
 
 def test_agrees_with_papermill_where_papermill_can_read(tmp_path: Path) -> None:
     from papermill import inspect_notebook
 
-    source = 'a: str = "x"  # one\nb: int = 3  # two\nc: float = 1e-3  # three\n'
+    source = 'a: str = "x"  # (a name)\nb: int = 3  # (1 to 9)\nc: float = 1e-3  # (0 to 1)\n'
     path = notebook(tmp_path, source)
     theirs = inspect_notebook(path)
     ours = parameters.read(path)
@@ -63,22 +63,25 @@ def test_agrees_with_papermill_where_papermill_can_read(tmp_path: Path) -> None:
     [
         ("a: int = 1", "line 1 is not of the form 'name: type = default  # meaning'"),
         ("a = 1  # what", "line 1 is not of the form"),
-        ("a: int = 1  # ok\n\nb: int = a + 1  # derived", "line 3 is not of the form"),
+        ("a: int = 1  # (0 to 9)\n\nb: int = a + 1  # (0 to 9)", "line 3 is not of the form"),
         ("a: list = []  # many", "the type str, int, float, bool, with or without '| None'"),
         ("a: int  # what", "line 1 is not of the form"),
         ("a: int = = 1  # what", "line 1 is not of the form"),
+        ("a: int = 1  # what", "line 1 does not end in what is allowed, such as (1 to 255)"),
+        ("a: float = 1  # what (1 or more)", "line 1 does not end in what is allowed"),
+        ("a: str | None = None  # what", "line 1 does not end in what is allowed"),
     ],
 )
 def test_refuses_a_cell_that_is_not_in_the_agreed_form(
     tmp_path: Path, source: str, message: str
 ) -> None:
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(RequestError, match=re.escape(message)):
         parameters.read(notebook(tmp_path, source))
 
 
 def test_needs_exactly_one_parameters_cell(tmp_path: Path) -> None:
     for count in (0, 2):
-        cells = [code("a: int = 1  # what", tags=["parameters"]) for _ in range(count)]
+        cells = [code("a: int = 1  # (0 to 9)", tags=["parameters"]) for _ in range(count)]
         path = write(tmp_path / "02-b.ipynb", cells)
         with pytest.raises(RequestError, match=f"one cell tagged 'parameters'; it has {count}"):
             parameters.read(path)
@@ -147,15 +150,27 @@ def test_the_example_in_a_message_is_itself_accepted() -> None:
     ("kind", "meaning", "right", "wrong", "message"),
     [
         ("int", "size (1 to 255)", ["1", "255"], ["0", "256"], "a whole number (1 to 255)"),
-        ("int", "many (1 or more)", ["1", "1e6"], ["0", "-1"], "a whole number (1 or more)"),
+        (
+            "int",
+            "many (1 to 1000)",
+            ["1", "1e3"],
+            ["0", "-1", "1e200"],
+            "a whole number (1 to 1000)",
+        ),
         ("float", "share (-0.5 to 1)", ["-0.5", "0.2"], ["-0.6", "1.1"], "a number (-0.5 to 1)"),
-        ("float", "heat (above 0)", ["0.1", "9"], ["0", "-1"], "a number (above 0)"),
         (
             "str",
             "sizes (each 1 to 9)",
+            ["1", "2, 4,9", "1.5"],
+            ["0,4", "4,x", "", "4,", "nan", "inf", "2,2.0"],
+            "different numbers with commas between them (each 1 to 9)",
+        ),
+        (
+            "str",
+            "sizes (each whole, 1 to 9)",
             ["1", "2, 4,9"],
-            ["0,4", "4,x", "", "4,"],
-            "numbers separated by commas (each 1 to 9)",
+            ["1.5", "4.0", "10", "3,3"],
+            "different numbers with commas between them (each whole, 1 to 9)",
         ),
         ("str", "way (a-b, c or d:e)", ["a-b", "c", "d:e"], ["", "x", "a-b, c"], "a-b, c or d:e"),
     ],
@@ -173,7 +188,7 @@ def test_what_a_meaning_allows_is_enforced(
 
 
 def test_values_of_a_notebook_are_checked_as_texts_are() -> None:
-    assert one("float", meaning="heat (above 0)").accept(4) == 4.0
+    assert one("float", meaning="heat (0.5 to 9)").accept(4) == 4.0
     assert one("int", optional=True).accept("") is None
     for kind, wrong in (("int", 2.5), ("int", True), ("float", "4"), ("str", 3), ("bool", 1)):
         with pytest.raises(RequestError, match="parameter 'it' must be"):
@@ -202,7 +217,7 @@ def test_an_empty_shared_parameter_is_what_the_preset_says(text: str) -> None:
 
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     read = parameters.read(notebook(tmp_path, CELL))
-    assert parameters.check("a", read, {"tau": "1e-3"}) == {"tau": 0.001}
+    assert parameters.check("a", read, {"tau": "2e0"}) == {"tau": 2.0}
     with pytest.raises(RequestError) as caught:
         parameters.check("a", read, {"tua": "4"})
     expected = (

@@ -9,11 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from probe_nets import member, net, numbered_data, small_cast, some_data, value_of, values_of
+from probe_nets import (
+    SmallNet,
+    frozen,
+    member,
+    net,
+    numbered_data,
+    small_cast,
+    some_data,
+    value_of,
+    values_of,
+)
+from torch import Tensor, nn
 
+from kdnotes import probes
 from kdnotes.data.image_data import ImageData
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
+from kdnotes.probes import representations
 from kdnotes.probes.base import (
     ITEM_COLUMNS,
     TABLE_COLUMNS,
@@ -217,3 +230,53 @@ def test_probabilities_are_those_of_the_true_class_and_of_the_teachers_answer() 
     values = recorder.outcome().items.pivot(index="item", columns="measure", values="value")
     assert values["probability_true"].tolist() == pytest.approx([0.55, 0.05])
     assert values["probability_teacher"].tolist() == pytest.approx([0.05, 0.55])
+
+
+# --- networks of no numbers -----------------------------------------------------------------
+
+
+def spoilt(seed: int) -> nn.Module:
+    """A network with one weight of its head NaN, as by a flipped bit."""
+    network = SmallNet(seed)
+    network.head.weight.data[2, 0] = math.nan
+    return frozen(network)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "fidelity", "localization", "adversarial"])
+def test_logits_that_are_no_numbers_are_an_error_that_names_the_network(name: str) -> None:
+    """NaN is equal to nothing and above nothing: unchecked it passes for an answer."""
+    cast, measure = small_cast(), getattr(probes, name).measure
+    student = replace(cast, members=(*cast.members, member("hint", 4, spoilt(1))))
+    with pytest.raises(FloatingPointError, match="the logits of hint, seed 4 are not all finite"):
+        measure(student, some_data())
+    teacher = replace(cast, teacher=member("teacher", 0, spoilt(2)))
+    with pytest.raises(FloatingPointError, match="the logits of teacher, seed 0 are not all"):
+        measure(teacher, some_data())
+
+
+def test_every_probe_of_layers_checks_logits_and_features() -> None:
+    cast = small_cast()
+    with pytest.raises(FloatingPointError, match="the logits of teacher, seed 0"):
+        representations.measure(replace(cast, teacher=member("teacher", 0, spoilt(2))), some_data())
+
+    class Deaf(SmallNet):
+        """Answers as if nothing were wrong with what its second stage makes."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.body((images - 0.5) / 0.25).nan_to_num(0).mean((2, 3)))
+
+    network = Deaf(3)
+    network.body[1][0].weight.data[0] = math.inf
+    members = (*cast.members, member("kl", 8, frozen(network)))
+    assert bool(all_logits(members[-1:], some_data())[0].isfinite().all())
+    with pytest.raises(FloatingPointError, match="the features of layer 2 of kl, seed 8"):
+        representations.measure(replace(cast, members=members), some_data())
+
+
+def test_a_network_keeps_the_name_it_was_first_given() -> None:
+    """An arm may be called otherwise in another table; its network is the same."""
+    first = member("kl", 4, spoilt(1))
+    again = replace(first, arm="mixture")
+    with pytest.raises(FloatingPointError, match="kl, seed 4"):
+        all_logits([again], some_data())
+    assert len(first.network._forward_hooks) == 1

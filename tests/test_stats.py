@@ -219,6 +219,15 @@ def test_renderings_of_one_glyph_count_once() -> None:
     assert once == pytest.approx(scipy.stats.sem(glyphs[:, 0]), rel=0.03)
 
 
+@pytest.mark.usefixtures("many_resamples")
+def test_few_sources_are_corrected_for_being_few() -> None:
+    """Resampling 5 sources alone would give 4/5 of their variance, and too narrow intervals."""
+    few = np.array([[0.1], [0.9], [0.4], [0.5], [0.0]])
+    assert item_standard_error(few, np.arange(5)) == pytest.approx(
+        scipy.stats.sem(few[:, 0]), rel=0.02
+    )
+
+
 def test_one_source_gives_no_standard_error() -> None:
     assert np.isnan(item_standard_error(np.array([[0.0], [1.0]]), np.array([4, 4])))
 
@@ -256,6 +265,17 @@ def test_contrast_with_a_constant_equals_scipy() -> None:
     theirs = scipy.stats.ttest_1samp(values, 0.5).confidence_interval(0.95)
     shifted = (result.low + 0.5, result.high + 0.5)
     assert shifted == pytest.approx((theirs.low, theirs.high))
+
+
+def test_seeds_are_paired_by_number_where_an_arm_lacks_the_first() -> None:
+    """Students that are the same at each seed differ in nothing, on no image."""
+    values = np.random.default_rng(5).random((40, 4))
+    table, items = item_tables({"kl": values, "independent": values}, np.arange(40))
+    late = table["arm"].eq("kl") & table["seed"].lt(2)
+    late_items = items["arm"].eq("kl") & items["seed"].lt(2)
+    result = stats.contrast(table[~late], items[~late_items], "m", "", "kl", "independent")
+    assert (result.n, result.estimate, result.seed_sd) == (2, 0.0, 0.0)
+    assert result.item_standard_error < 1e-9
 
 
 @pytest.mark.usefixtures("many_resamples")

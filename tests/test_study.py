@@ -180,14 +180,14 @@ def test_any_method_can_be_planned_in_any_chapter(chapter: str) -> None:
         ({"data_dir": "/none/here"}, r"no folder '/none/here' \(data_dir\)"),
         ({"teacher": "resnett"}, r"unknown model 'resnett'"),
         ({"methods": "kl,hnt"}, r"unknown method 'hnt' \(did you mean 'hint'\?\); known: kl, hint"),
-        ({"tau": -1.0}, r"'tau' must be a number \(above 0\), or nothing, not -1"),
+        ({"tau": -1.0}, r"'tau' must be a number \(0.1 to 1000\), or nothing, not -1"),
         ({"seeds": 0}, r"'seeds' must be a whole number \(1 to 1000\), or nothing, not 0"),
         (
             {"first_seed": -1},
-            r"'first_seed' must be a whole number \(0 or more\), or nothing, not -1",
+            r"'first_seed' must be a whole number \(0 to 999999\), or nothing, not -1",
         ),
         ({"device": "tpu"}, r"'device' must be cpu, cuda or cuda:all, or nothing, not 'tpu'"),
-        ({"train_count": 0}, r"'train_count' must be a whole number \(1 or more\)"),
+        ({"train_count": 0}, r"'train_count' must be a whole number \(10 to 2000000\)"),
         ({"skip_damaged": True}, r"skip_damaged is for folders of images .* not 'scenes'"),
     ],
 )
@@ -226,7 +226,7 @@ def notebook(path: Path, source: str) -> Path:
     cells = [
         {"cell_type": "code", "metadata": {"tags": [tag]}, "source": text}
         for tag, text in (
-            ("parameters", parameters.SHARED + 'word: str = "a"  # own\n'),
+            ("parameters", parameters.SHARED + 'word: str = "a"  # own (a or b)\n'),
             ("cast", source),
         )
     ]

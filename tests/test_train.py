@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from kdnotes import networks
 from kdnotes.data import DataSpec, ImageData, load
-from kdnotes.data.views import ColorJitter, Views, to_float
+from kdnotes.data.views import ColorJitter, Crops, Views, to_float
 from kdnotes.errors import RunFailedError
 from kdnotes.methods import Method, Outputs
 from kdnotes.methods.crd import CRD
@@ -22,7 +23,7 @@ from kdnotes.methods.dkd import DKD
 from kdnotes.methods.hint import Hint
 from kdnotes.methods.kl import KL
 from kdnotes.methods.sp import SP
-from kdnotes.training import cache, checkpoints, loop, teachers
+from kdnotes.training import cache, checkpoints, loop, stream, teachers
 from kdnotes.training.distributed import Together, joined
 from kdnotes.training.specification import NetworkSpec, Planned, Recipe
 from kdnotes.training.stream import Shown
@@ -334,6 +335,106 @@ def test_students_of_one_seed_share_start_and_views(data: ImageData) -> None:
     spec = taught(KL(gamma=1, weight=1e-12))
     student, _ = trained(spec, data, loop.Teacher(teacher_net, None))
     assert torch.allclose(weights(alone), weights(student), atol=1e-5)
+
+
+def stream_of(
+    spec: NetworkSpec, data: ImageData, teacher: loop.Teacher | None = None
+) -> stream.Stream:
+    return stream.Stream(spec, data, teacher, Together(joined("cpu")), torch.device("cpu"))
+
+
+def test_each_seed_has_its_own_order_of_images_and_views(data: ImageData) -> None:
+    def shown(spec: NetworkSpec) -> tuple[list[int], torch.Tensor]:
+        batches = list(stream_of(spec, data).epoch())
+        return torch.cat([each.indices for each in batches]).tolist(), batches[0].images
+
+    first, again, other = (shown(specification(seed=seed)) for seed in (1, 1, 2))
+    assert first[0] == again[0]
+    assert torch.equal(first[1], again[1])
+    assert sorted(first[0]) == sorted(other[0])
+    assert first[0] != other[0] != sorted(other[0])
+    two_epochs = stream_of(specification(seed=1), data)
+    orders = [[each.indices.tolist() for each in two_epochs.epoch()] for _ in range(2)]
+    assert orders[0] != orders[1]
+
+
+def test_each_seed_draws_negatives_of_its_own(
+    data: ImageData, teacher: networks.Normalized
+) -> None:
+    """From one student, one teacher and one bank, CRD's term differs by its negatives alone."""
+
+    def term(seed: int) -> float:
+        spec = taught(CRD(negatives=8), seed=seed)
+        learner = loop.Learner(teacher, spec, Together(joined("cpu")))
+        fixed = taught(CRD(negatives=8), seed=0, start_seed=5)
+        beginning = loop.Learner(teacher, fixed, Together(joined("cpu")))
+        beginning.prepare(loop.Teacher(teacher), data)
+        learner.beside = beginning.beside
+        images, numbers = to_float(data.batch(torch.arange(16))), torch.arange(16)
+        answers = teachers.live(teacher, images, None)
+        with torch.no_grad():
+            return learner(Shown(images, data.labels[:16], numbers, answers))["crd"].item()
+
+    assert term(1) == term(1)
+    assert term(1) != term(2)
+
+
+@pytest.mark.parametrize("tabled", [True, False], ids=["table", "live"])
+def test_smoothed_labels_are_as_sure_as_the_teacher_at_the_temperature_of_the_method(
+    tabled: bool, tmp_path: Path, data: ImageData, teacher: networks.Normalized
+) -> None:
+    teacher = copy.deepcopy(teacher)
+    teacher.get_parameter("body.head.weight").mul_(100)  # hardly trained, it is not sure of much
+    with torch.no_grad():
+        logits = teacher(to_float(data.images)).double()
+    sure = {tau: (logits / tau).softmax(1).amax(1).mean().item() for tau in (1.0, 4.0, 9.0)}
+    assert max(sure.values()) - min(sure.values()) > 0.1
+    for tau, expected in sure.items():
+        spec = taught(KL(tau=tau), labels="smoothed")
+        table = table_for(tmp_path, teacher, data, spec.recipe.views) if tabled else None
+        learner = loop.Learner(networks.build("vgg-small", 10, 1), spec, Together(joined("cpu")))
+        learner.prepare(loop.Teacher(teacher, table), data)
+        assert learner.confidence == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adadelta", "adamw"])
+def test_weight_decay_makes_weights_smaller(optimizer: str, data: ImageData) -> None:
+    def norm(decay: float) -> float:
+        how = {"epochs": 1, "batch": 64, "optimizer": optimizer, "weight_decay": decay}
+        recipe = Recipe(**how, learning_rate=1.0 if optimizer == "adadelta" else 0.01)
+        network = trained(specification(recipe=recipe), data)[0]
+        return float(network.get_parameter("body.head.weight").detach().norm())
+
+    assert norm(3.0) < 0.98 * norm(0.0)
+
+
+@pytest.mark.parametrize("labels", ["teacher", "permuted"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"jitter": ColorJitter()}, {"crops": Crops()}],
+    ids=["views alone", "jitter", "crops"],
+)
+def test_a_live_teacher_is_asked_what_a_table_holds(
+    changes: dict[str, Any],
+    labels: str,
+    tmp_path: Path,
+    data: ImageData,
+    teacher: networks.Normalized,
+) -> None:
+    """About the image that the labels come from, in the student's view of it, without the changes
+    of colour and the crops that are the student's own."""
+    spec = taught(labels=labels, recipe=Recipe(epochs=1, batch=64, **changes))
+    table = table_for(tmp_path, teacher, data, spec.recipe.views)
+    tabled, live = (
+        list(stream_of(spec, data, loop.Teacher(teacher, each)).epoch()) for each in (table, None)
+    )
+    for one, other in zip(tabled, live, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.allclose(one.answers.logits, other.answers.logits, atol=1e-4)
+    own = torch.cat([teachers.live(teacher, each.images, None).logits for each in live])
+    given = torch.cat([each.answers.logits for each in live])
+    alike = torch.isclose(own, given, atol=1e-3).all(1).float().mean().item()
+    assert alike == 1 if not changes and labels == "teacher" else alike < 0.2
 
 
 def test_teacher_and_student_of_one_architecture_start_apart() -> None:

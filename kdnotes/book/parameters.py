@@ -3,8 +3,9 @@
 papermill hands unknown names on with a warning, types arrive as text (`1e-3` from YAML is a
 string), and its own inspection overlooks annotations such as ``int | None``. So the cell is read
 here: every parameter is one line ``name: type = default  # meaning``, where a default of None makes
-the parameter optional. A meaning may end in what is allowed: ``(1 to 255)``, ``(1 or more)`` or
-``(above 0)``, of comma-separated numbers ``(each 1 to 255)``, of texts ``(light, dark or both)``.
+the parameter optional. A meaning ends in what is allowed: of numbers ``(1 to 255)``, of texts that
+are numbers with commas between them ``(each 0 to 1)`` or ``(each whole, 1 to 255)``, of other texts
+``(light, dark or both)`` or in words ``(a folder)``, which the study then checks.
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ TAG = "parameters"
 # What every chapter takes, in the form of its cell. None: what the chapter and the preset say.
 SHARED = """\
 preset: str = "laptop"  # how large and how long (smoke, laptop, published or paper)
-dataset: str | None = None  # which images, such as scenes, digits, cifar10 or imagefolder:PATH
-data_dir: str | None = None  # folder in which downloaded data sets lie
-teacher: str | None = None  # network of the teachers
-student: str | None = None  # network of the students
-methods: str | None = None  # ways of teaching, such as "kl,hint"
-tau: float | None = None  # temperature of the soft labels (above 0)
+dataset: str | None = None  # images, such as scenes or imagefolder:PATH (name of a data set)
+data_dir: str | None = None  # where downloaded data sets lie (a folder)
+teacher: str | None = None  # architecture of the teachers (name of a network)
+student: str | None = None  # architecture of the students (name of a network)
+methods: str | None = None  # ways of teaching, such as "kl,hint" (names of methods)
+tau: float | None = None  # temperature of the soft labels (0.1 to 1000)
 seeds: int | None = None  # students of each kind (1 to 1000)
 teacher_count: int | None = None  # teachers over whose students values are averaged (1 to 2)
-first_seed: int | None = None  # seeds count from here; 100 to 999 are for trials (0 or more)
+first_seed: int | None = None  # seeds count from here; 100 to 999 are for trials (0 to 999999)
 device: str | None = None  # where to train and measure (cpu, cuda or cuda:all)
-train_count: int | None = None  # training images (1 or more)
-epochs: int | None = None  # passes over the training images (1 or more)
+train_count: int | None = None  # training images (10 to 2000000)
+epochs: int | None = None  # passes over the training images (1 to 10000)
 skip_damaged: bool = False  # leave damaged files of an image folder out, counted and named
 """
 _LINE = re.compile(r"(\w+): (str|int|float|bool)( \| None)? = (.+?)\s+#\s*(\S.*)")
 _NUMBER = r"(-?[\d.]+)"
-_LIMITS = re.compile(rf"\((each )?(?:above {_NUMBER}|{_NUMBER} (?:to {_NUMBER}|or more))\)$")
+_LIMITS = re.compile(rf"\((?:each (whole, )?)?{_NUMBER} to {_NUMBER}\)$")
+_ALLOWED = re.compile(r"\(([^()]+)\)$")
 _CHOICES = re.compile(r"\(([\w:-]+(?:, [\w:-]+)*) or ([\w:-]+)\)$")
 _KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 _EXAMPLES = {"str": "text", "int": "5", "float": "0.5", "bool": "true"}
@@ -62,6 +64,11 @@ class Parameter:
     def type(self) -> str:
         """The annotation as written in a notebook."""
         return f"{self.kind} | None" if self.optional else self.kind
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, in words; empty where the kind says it all."""
+        return found[1] if (found := _ALLOWED.search(self.meaning)) else ""
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -97,21 +104,22 @@ class Parameter:
             return value in self.choices
         if not (limits := _LIMITS.search(self.meaning)):
             return True
-        each, above, low, high = limits.groups()
+        whole, low, high = limits.groups()
         try:
-            numbers = [float(part) for part in value.split(",")] if each else [value]
+            kind = int if whole else float
+            numbers = [*map(kind, value.split(","))] if self.kind == "str" else [value]
         except ValueError:
             return False
-        if above:
-            return all(number > float(above) for number in numbers)
-        return all(float(low) <= number <= float(high or "inf") for number in numbers)
+        within = all(float(low) <= number <= float(high) for number in numbers)
+        return within and len(set(numbers)) == len(numbers)
 
     def _wrong(self, value: Any) -> RequestError:
         what, example = _KINDS[self.kind], self.default or _EXAMPLES[self.kind]
         if self.choices:
             what, example = f"{', '.join(self.choices[:-1])} or {self.choices[-1]}", self.choices[0]
         elif limits := _LIMITS.search(self.meaning):
-            what = f"{'numbers separated by commas' if limits[1] else what} {limits[0]}"
+            listed = "different numbers with commas between them"
+            what = f"{listed if self.kind == 'str' else what} {limits[0]}"
         near = did_you_mean(str(value), self.choices)
         return RequestError(
             f"parameter {self.name!r} must be {what}{', or nothing' if self.optional else ''}, not "
@@ -219,7 +227,14 @@ def _cell_parameters(source: str) -> Iterable[Parameter]:
                 f"line {number} is not of the form 'name: type = default  # meaning', the type "
                 f"{', '.join(_KINDS)}, with or without '| None'"
             )
-        yield Parameter(name, kind, bool(optional) or default is None, default, meaning)
+        each = Parameter(name, kind, bool(optional) or default is None, default, meaning)
+        stated = _LIMITS.search(meaning) if kind in ("int", "float") else each.allowed
+        if kind != "bool" and not stated:
+            raise ValueError(
+                f"line {number} does not end in what is allowed, such as (1 to 255), "
+                "(each 0 to 1), (light or dark) or (a folder)"
+            )
+        yield each
 
 
 def _parse(kind: str, text: str) -> Any:

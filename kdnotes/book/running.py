@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class Run:
     @property
     def working(self) -> Path:
         """Where the notebook is while it is executed."""
-        return self.folder / f".{self.request.chapter.name}.{os.getpid()}.ipynb"
+        return self.folder / f".{self.request.chapter.name}.{paths.writer()}.ipynb"
 
     @property
     def partial(self) -> Path:
@@ -213,7 +212,10 @@ def training_failed(error: Exception) -> RunFailedError:
 
 def make_folder(folder: Path) -> Path:
     """The output folder, made if need be. Raises RequestError when it cannot be written to."""
-    return store.make_folder(folder, "output folder", "name one with --out").absolute()
+    made = store.make_folder(folder, "output folder", "name one with --out")
+    for left in (".*.ipynb", f"{store.UNFINISHED}*"):
+        store.clear_unfinished(made, left)
+    return made.absolute()
 
 
 def key(run: Run) -> str:

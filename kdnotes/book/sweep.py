@@ -101,8 +101,10 @@ def execute(
     RunFailedError.
     """
     with _client(scheduler) if scheduler else nullcontext() as client:
-        for run in wanted:
-            running.make_folder(run.folder)
+        for folder in dict.fromkeys(
+            each for run in wanted for each in (run.folder.parent, run.folder)
+        ):
+            running.make_folder(folder)
         submit = None
         if client is None:
             running.train([run.request for run in wanted], jobs)

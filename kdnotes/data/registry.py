@@ -34,8 +34,9 @@ class Source:
     of the content behind them, for cache keys. options: the model that checks them. classes: their
     names, None where only the files tell. mirrored: whether training images may be mirrored. drawn:
     made on request, as many as asked for, with every factor known; of other data sets that have
-    more images, a part is taken. about: how many training images there are where no number is asked
-    for, roughly, for estimates of time. Declaring one must not import torch: load does.
+    more images, a part is taken. size: side of its images in pixels, unless an option of that name
+    says it. about: how many training images there are where no number is asked for, roughly, for
+    estimates of time. Declaring one must not import torch: load does.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     mirrored: bool = False
     drawn: bool = False
     takes_path: bool = False
+    size: int = 32
     about: int = 50_000
 
     def checked(self, options: dict[str, Any]) -> Any:

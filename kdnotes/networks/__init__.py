@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from kdnotes.networks.building import PRESET_NETS, TRAINED_HERE, build, check_name, multiply_adds
+from kdnotes.networks.building import (
+    PRESET_NETS,
+    TRAINED_HERE,
+    build,
+    check_name,
+    map_sides,
+    multiply_adds,
+)
 
 if TYPE_CHECKING:
     from kdnotes.networks.features import *  # noqa: F403
@@ -19,7 +26,15 @@ _HOMES = {
     "wrapping": "Composite Normalized freeze",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-__all__ = ["PRESET_NETS", "TRAINED_HERE", "build", "check_name", "multiply_adds", *_HOME_OF]
+__all__ = [
+    "PRESET_NETS",
+    "TRAINED_HERE",
+    "build",
+    "check_name",
+    "map_sides",
+    "multiply_adds",
+    *_HOME_OF,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
+import math
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdnotes.errors import RequestError
@@ -42,16 +47,23 @@ PRESET_NETS: dict[str, PresetNet] = {
 
 def check_name(name: str) -> None:
     """Raise RequestError unless the name is a preset net or one of timm's models."""
-    if name in PRESET_NETS:
-        return
-    import timm
-
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        hint = f"; timm has {', '.join(near)}" if near else ""
+    if name not in PRESET_NETS and name.partition(".")[0] not in (known := timm_names()):
+        near = difflib.get_close_matches(name, [*PRESET_NETS, *known])
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise RequestError(
             f"unknown model {name!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
         )
+
+
+@lru_cache(maxsize=1)
+def timm_names() -> frozenset[str]:
+    """The names of timm's models, read in its sources: to import it takes seconds."""
+    found: Any = importlib.util.find_spec("timm")
+    sources = Path(found.origin).with_name("models").glob("*.py")
+    registered = re.compile(r"^@register_model\ndef (\w+)\(", re.MULTILINE)
+    return frozenset(
+        name for path in sources for name in registered.findall(path.read_text(encoding="utf-8"))
+    )
 
 
 def build(
@@ -122,3 +134,41 @@ def multiply_adds(name: str, size: int, small_images: bool = True) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, size, size, device="meta"))
     return counter.get_total_flops() // 2
+
+
+@lru_cache(maxsize=64)
+def map_sides(name: str, size: int) -> tuple[int, ...]:
+    """Cells on a side of the maps of a network's stages for images of a size, shallow ones first.
+
+    0 for a stage without a map from which Grad-CAM could be made. Raises RequestError for a network
+    that takes no images of this size, or whose stages cannot be found.
+    """
+    net = PRESET_NETS.get(name)
+    if net is None:
+        return _timm_map_sides(name, size)
+    if net.family == "vit":
+        if not 24 < size <= 32:
+            raise RequestError(f"{name} takes images of 32 pixels, not of {size}: name another one")
+        return (4,) * net.depths[0]
+    if net.family == "paper-mnist":
+        return (size - 2, size - 4)
+    halved = [math.ceil(size / 2**times) for times in range(1, 4)]
+    return (*halved, halved[-1]) if net.family == "resnet" else tuple(halved)
+
+
+def _timm_map_sides(name: str, size: int) -> tuple[int, ...]:
+    import torch
+
+    from kdnotes.networks.features import as_map, tapped, taps
+
+    network = build(name, 2, seed=0).to("meta").eval()
+    with torch.no_grad(), tapped(network, taps(network)) as outputs:
+        try:
+            network(torch.zeros(1, 3, size, size, device="meta"))
+        except Exception as error:  # timm's networks say in many ways that a size does not fit
+            raise RequestError(
+                f"{name} takes no images of {size} pixels ({error}): name another network"
+            ) from error
+    tokens = getattr(network.body, "num_prefix_tokens", 0)
+    maps = [output if tokens else as_map(network, output) for output in outputs.values()]
+    return tuple(min(each.shape[2:]) if each.ndim == 4 else 0 for each in maps)

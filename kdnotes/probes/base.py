@@ -50,6 +50,12 @@ class Member:
     network: nn.Module
     taps: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Have every answer of the network checked, whichever probe asks for it."""
+        if not hasattr(self.network, "answers_as"):
+            self.network.answers_as = f"{self.arm}, seed {self.seed}"  # type: ignore[assignment]
+            self.network.register_forward_hook(_check_finite)
+
 
 @dataclass(frozen=True)
 class Cast:
@@ -75,6 +81,22 @@ class Cast:
         if self.second_teacher is not None:
             yield self.second_teacher
         yield from self.members
+
+
+def _check_finite(network: nn.Module, images: object, logits: Tensor) -> None:
+    refuse_not_finite(network, "logits", logits)
+
+
+def refuse_not_finite(network: nn.Module, what: str, values: Tensor) -> None:
+    """Raise FloatingPointError, naming a member's network, unless all values are finite.
+
+    NaN is below everything and equal to nothing: a network of them would be given a verdict.
+    """
+    if not bool(values.isfinite().all()):
+        raise FloatingPointError(
+            f"the {what} of {network.answers_as} are not all finite numbers (NaN or infinite): its "
+            "weights are damaged or its training diverged, and nothing can be said of it"
+        )
 
 
 # --- what is declared -----------------------------------------------------------------------

@@ -103,11 +103,34 @@ def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> tu
     ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2; folders above do not matter. classes:
     the networks', by name in upper or lower case. size: side of the images in pixels. ``labels``
     are the shapes', factors ``shape`` and ``texture``; a source is the photograph that gave the
-    shape. Raises RequestError when there is no such folder or no photograph of two known classes.
+    shape. Raises RequestError as `conflicts_in` does.
     """
     from kdnotes.data import ImageData
-    from kdnotes.data.folders import EXTENSIONS
     from kdnotes.data.photos import StreamingImages
+
+    known, left_out = conflicts_in(folder, classes)
+    shapes, textures, origins = zip(*known.values(), strict=True)
+    numbers = {origin: number for number, origin in enumerate(dict.fromkeys(origins))}
+    shape = torch.tensor(shapes)
+    data = ImageData(
+        images=StreamingImages(base_folder() / Path(folder).expanduser(), list(known), size),
+        labels=shape,
+        classes=tuple(classes),
+        sources=torch.tensor([numbers[origin] for origin in origins]),
+        factors={"shape": shape, "texture": torch.tensor(textures)},
+    )
+    return data, left_out
+
+
+def conflicts_in(
+    folder: str | Path, classes: Sequence[str]
+) -> tuple[dict[str, tuple[int, int, str]], int]:
+    """Shape, texture and the shape's photograph by name, and how many images are left out.
+
+    Nothing is read but names. Raises RequestError when there is no such folder or no photograph of
+    two known classes.
+    """
+    from kdnotes.data.folders import EXTENSIONS
 
     folder = base_folder() / Path(folder).expanduser()
     if not folder.is_dir():
@@ -125,17 +148,7 @@ def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> tu
             f"none of {len(names)} images in {folder} is named like cat/cat1-dog2.png after two of "
             f"the networks' classes ({', '.join(classes[:10])}){example}"
         )
-    shapes, textures, origins = zip(*known.values(), strict=True)
-    numbers = {origin: number for number, origin in enumerate(dict.fromkeys(origins))}
-    shape = torch.tensor(shapes)
-    data = ImageData(
-        images=StreamingImages(folder, list(known), size),
-        labels=shape,
-        classes=tuple(classes),
-        sources=torch.tensor([numbers[origin] for origin in origins]),
-        factors={"shape": shape, "texture": torch.tensor(textures)},
-    )
-    return data, len(names) - len(known)
+    return known, len(names) - len(known)
 
 
 def _cues_of(name: str, classes: Sequence[str]) -> tuple[int, int, str] | None:

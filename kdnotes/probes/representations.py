@@ -187,7 +187,10 @@ def layers_of(member: Member, images: Tensor) -> list[Tensor]:
     keep = _head(network).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     with keep, torch.inference_mode(), tapped(network, member.taps) as outputs:
         logits = network(images)
-        return [*(outputs[tap] for tap in member.taps), found[-1], logits.float()]
+    layers = [*(outputs[tap] for tap in member.taps), found[-1]]
+    for name, layer in zip(layer_names(member), layers, strict=False):
+        base.refuse_not_finite(network, f"features of layer {name}", layer)
+    return [*layers, logits.float()]
 
 
 def gram(layer: Tensor) -> Tensor:

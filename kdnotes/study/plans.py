@@ -187,6 +187,27 @@ class Plan:
                 same = arm.variant("same-start", "the teacher's start", "same start")
                 self.students(same, of, seeds="few", start_seed=first.initialisation_seed)
 
+    def needs_maps(self, stages: int, cells: int) -> None:
+        """Refuse networks without maps of so many cells on a side in each of the last stages.
+
+        Raises RequestError before anything is trained. Not for the paper's pairs, which have them.
+        """
+        if self.pair is not None:
+            return
+        for model in (self.teacher_model, self.student_model):
+            last = networks.map_sides(model, self.image_side)[-stages:]
+            self.study.needs(
+                len(last) == stages and min(last) >= cells,
+                f"this chapter needs maps of {cells} x {cells} cells in a network's last {stages} "
+                f"stages; those of {model} have {' and '.join(map(str, last))} on a side where "
+                f"images have {self.image_side} pixels: name another network",
+            )
+
+    @property
+    def image_side(self) -> int:
+        """Side in pixels of the images that the networks are shown."""
+        return self.study.image_side(self.world)
+
     def stopped_early(self, arm: Arm, of: NetworkSpec | None = None, share: float = 0.5) -> None:
         """Students of an arm that have only this share of the epochs."""
         stopped = arm.variant("matched", "stopped early", "early", marker=arm.marker)
@@ -366,6 +387,8 @@ class Plan:
         data: Role | None = None,
         **how: Any,
     ) -> NetworkSpec:
+        if self.pair is None and model != "composite":
+            networks.map_sides(model, self.image_side)  # or it is refused
         return NetworkSpec(
             role=role,
             model=model,

@@ -116,8 +116,10 @@ def _check_data(dataset: str, skip_damaged: bool) -> None:
 
 def parse_methods(text: str | None) -> tuple[str, ...]:
     """Method names from a comma-separated list; without one the usual. Raises RequestError."""
-    named = [part.strip().lower() for part in (text or "").split(",") if part.strip()]
-    return tuple(methods.get(name).name for name in dict.fromkeys(named)) or methods.by_default()
+    if not text:
+        return methods.by_default()
+    named = [part.strip().lower() for part in text.split(",")]
+    return tuple(methods.get(name).name for name in dict.fromkeys(named))
 
 
 def resolve_device(device: str) -> str:

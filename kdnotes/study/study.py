@@ -8,7 +8,7 @@ from typing import Any
 
 from kdnotes.data import DataSpec, folders, source, with_fingerprint
 from kdnotes.errors import RequestError
-from kdnotes.study import presets, worlds
+from kdnotes.study import paper, presets, worlds
 from kdnotes.study.plans import Plan
 from kdnotes.study.resolving import Settings, resolve, resolve_data_dir, resolve_device
 from kdnotes.study.seeds import Range, range_of
@@ -100,6 +100,9 @@ class Study:
 
         ``teacher`` and ``student``: architectures other than those that were asked for.
         """
+        if self.settings.is_folder:  # test images are asked for when all is trained
+            for role in ("teacher", "student"):
+                self._survey(world, role).split("test")
         self.plans[name] = Plan(self, name, world, teacher, student)
         return self.plans[name]
 
@@ -164,7 +167,15 @@ class Study:
         return (two, one) if self.is_exchanged else (one, two)
 
     def data(self, world: World, role: str, count: int | None = None) -> DataSpec:
-        """The images that teachers or students are trained on. Raises RequestError."""
+        """The images that teachers or students are trained on.
+
+        Raises RequestError, also where there would be fewer than classes.
+        """
+        asked, classes = count or world.count, len(self.classes(world))
+        self.needs(
+            asked is None or asked >= classes,
+            f"{asked} training images cannot show {classes} classes: train_count must be larger",
+        )
         spec = DataSpec(
             name=world.dataset,
             split="train",
@@ -180,9 +191,22 @@ class Study:
         """Names of the classes of a world, as its students know them. Raises RequestError."""
         if (known := source(world.dataset).classes) is not None:
             return known
-        options = folders.FolderOptions(**world.options("student"))
+        return self._survey(world, "student").classes
+
+    def image_side(self, world: World) -> int:
+        """Side in pixels of the images that networks are shown. Raises RequestError."""
+        if self.settings.is_imagenet:
+            return paper.settings().imagenet.image_size
+        return (
+            self._survey(world, "student").size
+            if self.settings.is_folder
+            else source(world.dataset).size
+        )
+
+    def _survey(self, world: World, role: str) -> folders.Folder:
+        options = folders.FolderOptions(**world.options(role))
         make = partial(folders.survey, world.dataset, options)
-        return self._once(options.model_dump_json(), make).classes
+        return self._once(options.model_dump_json(), make)
 
     def _once(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self._made:

@@ -26,6 +26,7 @@ from kdnotes.store import (
     appearing,
     appearing_folder,
     checksum,
+    clear_unfinished,
     first_problem,
     is_sealed,
     make_folder,
@@ -246,6 +247,7 @@ def ensure(
         from kdnotes.training import pool
 
         make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
+        clear_unfinished(cache_folder())
         pool.train_all(to_train, train_one, jobs, device, data_dir)
     return len(to_train)
 

@@ -125,7 +125,9 @@ def _in_workers(
 def _start_worker(events: Any) -> None:
     global _events
     _events = events
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    for name in ("SIGINT", "SIGHUP"):  # the parent answers Ctrl-C and a terminal that is closed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch

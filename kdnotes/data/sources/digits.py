@@ -42,7 +42,14 @@ def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageD
 
 SOURCES = (
     Source(
-        "digits", load, glyphs.fingerprint, DigitOptions, glyphs.CLASSES, drawn=True, about=2000
+        "digits",
+        load,
+        glyphs.fingerprint,
+        DigitOptions,
+        glyphs.CLASSES,
+        drawn=True,
+        size=28,
+        about=2000,
     ),
 )
 

@@ -22,6 +22,7 @@ class _Set(NamedTuple):
     """A set as torchvision has it: its class, and its files in the folder that holds the set.
 
     content: made from the MD5s of the published files. classes: their names, between commas.
+    size: side of the images.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class _Set(NamedTuple):
     content: str
     classes: str
     mirrored: bool = True
+    size: int = 32
 
     @property
     def paths(self) -> list[str]:
@@ -61,8 +63,10 @@ _HUNDRED = (
     "tiger,tractor,train,trout,tulip,turtle,wardrobe,whale,willow_tree,wolf,woman,worm"
 )
 _SETS = {
-    "mnist": _Set("MNIST", "MNIST/raw", _IDX, "852e0846f9523dd1", _DIGITS, mirrored=False),
-    "fashion-mnist": _Set("FashionMNIST", "FashionMNIST/raw", _IDX, "1979fd13f59b08e4", _CLOTHES),
+    "mnist": _Set("MNIST", "MNIST/raw", _IDX, "852e0846f9523dd1", _DIGITS, False, 28),
+    "fashion-mnist": _Set(
+        "FashionMNIST", "FashionMNIST/raw", _IDX, "1979fd13f59b08e4", _CLOTHES, size=28
+    ),
     "cifar10": _Set("CIFAR10", "cifar-10-batches-py", _BATCHES, "6566d4819a2ce932", _TEN),
     "cifar100": _Set(
         "CIFAR100", "cifar-100-python", "train test meta", "fcfd48fd293e8f83", _HUNDRED
@@ -159,6 +163,6 @@ def _download(name: str, root: Path) -> None:
 
 
 SOURCES = tuple(
-    Source(name, load, fingerprint, classes=_classes(name), mirrored=each.mirrored)
+    Source(name, load, fingerprint, classes=_classes(name), mirrored=each.mirrored, size=each.size)
     for name, each in _SETS.items()
 )
