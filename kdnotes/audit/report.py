@@ -1,0 +1,566 @@
+"""An audit as one page that needs nothing else: the answer, then what is behind every number."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdnotes.audit import answers, judging, measuring
+from kdnotes.book import results
+from kdnotes.figures import looks
+from kdnotes.probes import localization
+from kdnotes.stats import Interval, format_number
+from kdnotes.stats.words import CANNOT_TELL, how_much
+
+if TYPE_CHECKING:
+    from kdnotes.audit.running import Audit
+    from kdnotes.probes.base import Measure, Outcome
+
+ENDS = 110.0, 300.0  # of the way from trained alone to like the teacher, on a strip of 400
+SIDE = 152  # pixels of a picture
+EACH = 3  # images at either end
+LISTED = 20  # rows of a table of classes
+NAMES = {"teacher": "teacher", "student": "student", "independent": "trained alone"}
+SETTLES = (
+    "No student trained alone was given, so nothing here tells what was inherited from what any two "
+    "networks share that saw such images. To settle it, train the student's architecture once more "
+    "on the same images by the same recipe without the teacher, and name it with --independent; "
+    "three or more seeds of both tell luck from teaching."
+)
+
+
+def page(
+    audit: Audit,
+    found: measuring.Measured,
+    compared: Sequence[Mapping[str, Any]],
+    judged: Sequence[str],
+    command: str,
+    seconds: float,
+) -> str:
+    """The page as HTML; all names from outside are escaped by the template."""
+    outcome = found.outcome
+    main = _main(compared)
+    has_answers = "confidence" in set(outcome.table["measure"])
+    warnings = [*audit.notes, *(_chance(audit, outcome) if has_answers else ())]
+    content = {
+        "answer": answer(main),
+        "about": _about(audit),
+        "warnings": warnings,
+        "ends": ENDS,
+        "cover": [_row(claim) for claim in main],
+        "reading": _reading(audit),
+        "networks": _networks(audit, outcome),
+        "limits": _limits(audit),
+        "sections": _sections(audit, found, compared),
+        "flips": _flips(audit, outcome) if has_answers else None,
+        "calibration": _calibration(outcome) if has_answers else None,
+        "skipped": [*found.skipped.items(), *_not_asked(audit)],
+        "damaged": audit.damaged,
+        "judged": judged,
+        "command": command,
+        "made_with": _made_with(audit, seconds),
+    }
+    return _template().render(content)
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    from jinja2 import Environment
+
+    text = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, trim_blocks=True).from_string(text)
+
+
+# --- the answer ------------------------------------------------------------------------------------
+
+
+def answer(main: Sequence[Mapping[str, Any]]) -> str:
+    """How much was inherited in how many of the properties, in one sentence."""
+    told = Counter(claim["word"] for claim in main if _is_told(claim))
+    rest = len(main) - sum(told.values())
+    if not told:
+        return f"What was inherited cannot be told for any of the {len(main)} properties measured."
+    parts = [
+        f"{word} of it in {count}" if word in ("most", "part") else f"{word} in {count}"
+        for word, count in told.most_common()
+    ]
+    some = f"; {rest} cannot be told" if rest else ""
+    return f"Of what the teacher has beyond a student trained alone, the student took: {', '.join(parts)} of {len(main)} properties{some}."
+
+
+def answers_as_text(compared: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cover for a terminal: a line for each property."""
+    main = _main(compared)
+    width = max(len(_sentence(claim)) for claim in main)
+    lines = [
+        f"  {_sentence(claim):<{width}}  {_row(claim)['word']}  {_row(claim)['number']}"
+        for claim in main
+    ]
+    return [answer(main), "A student ...", *lines]
+
+
+def _main(compared: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each property what compares with the teacher, or else what there is."""
+    with_teacher = {claim["property"] for claim in compared if _measure(claim).of == "pair"}
+    return [
+        claim
+        for claim in compared
+        if claim["property"] not in with_teacher or _measure(claim).of == "pair"
+    ]
+
+
+def _measure(claim: Mapping[str, Any]) -> Measure:
+    from kdnotes import probes
+
+    return next(
+        each
+        for each in probes.measures()
+        if each.reported and (each.name, each.condition) == (claim["measure"], claim["condition"])
+    )
+
+
+def _sentence(claim: Mapping[str, Any]) -> str:
+    return _measure(claim).sentence
+
+
+def _is_told(claim: Mapping[str, Any]) -> bool:
+    return math.isfinite(claim["share"]["low"]) and claim["word"] != CANNOT_TELL
+
+
+def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the cover: where the student stands between its twin and the teacher."""
+    share = claim["share"]
+    number = _text(share) if math.isfinite(share["estimate"]) else ""
+    if not number and math.isfinite(claim["estimate"]):
+        number = f"by {_text(claim)}"
+    if not number:
+        number = f"value {_text(claim['student'])}"
+    return {
+        "anchor": claim["property"],
+        "sentence": _sentence(claim),
+        "axis": _axis(share, f"{_sentence(claim)}: {claim['word']} {number}"),
+        "word": claim["word"],
+        "plain": not _is_told(claim),
+        "number": number,
+    }
+
+
+def _axis(share: Mapping[str, float], says: str) -> dict[str, Any]:
+    def place(value: float) -> float:
+        at = ENDS[0] + value * (ENDS[1] - ENDS[0])
+        return round(min(396.0, max(4.0, at)), 1)
+
+    known = math.isfinite(share["estimate"])
+    bar = [place(share[end]) for end in ("low", "high")] if math.isfinite(share["low"]) else None
+    dot = place(share["estimate"]) if known else None
+    return {"zero": ENDS[0], "one": ENDS[1], "bar": bar, "dot": dot, "says": says}
+
+
+def _text(interval: Mapping[str, float] | Interval) -> str:
+    if not isinstance(interval, Interval):
+        ends = (interval[name] for name in ("estimate", "low", "high"))
+        interval = Interval(*ends, 1, 0, math.nan)
+    return interval.format() if math.isfinite(interval.low) else format_number(interval.estimate)
+
+
+def _about(audit: Audit) -> str:
+    counts = [
+        f"{len(audit.cast.arm(arm)) or 'no'} {name}"
+        for arm, name in (("student", "student(s)"), ("independent", "trained alone"))
+    ]
+    size = f" at {audit.images.size} pixels" if audit.has_networks else ""
+    return f"One teacher, {counts[0]}, {counts[1]}; {len(audit.images):,} images of {len(audit.listed.classes):,} classes{size}."
+
+
+def _reading(audit: Audit) -> str:
+    several = max(len(audit.cast.arm(arm)) for arm in ("student", "independent")) > 1
+    over = (
+        "networks and images"
+        if several
+        else "images, for these very networks: another training run could come out differently"
+    )
+    return (
+        "Squares: how far the student is on the way from one trained alone (0) to its teacher (1); "
+        "for what compares two networks, 1 is a copy of the teacher, which no student need reach. "
+        f"Bars: 95% intervals over {over}. Where there is no share, the plain difference from the "
+        "student trained alone is given, or the student's own value."
+    )
+
+
+def _limits(audit: Audit) -> list[str]:
+    lines = []
+    if "independent" not in audit.cast.arms:
+        lines.append(SETTLES)
+    elif len(audit.cast.arm("student")) < 2:
+        lines.append(
+            "There is one student and one trained alone: what sets them apart may be the luck of a "
+            "seed. Several --student and --independent would tell."
+        )
+    if "independent" in audit.cast.arms:
+        lines.append(
+            "More than one trained alone is not yet this teacher's doing: smoothed labels of anybody "
+            "do some of it. A student of another teacher would tell."
+        )
+    return lines
+
+
+def _chance(audit: Audit, outcome: Outcome) -> list[str]:
+    named = answers.at_chance(outcome, len(set(audit.listed.labels)))
+    why = "Likely reasons: another order of classes (folders are numbered by name), another normalisation (--mean, --std), another size (--size)."
+    return [f"Right no more often than by guessing: {', '.join(named)}. {why}"] if named else []
+
+
+def _networks(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
+    request, rows = audit.request, outcome.table
+    named = {
+        "teacher": [request.teacher],
+        "student": request.students,
+        "independent": request.independents,
+    }
+    right = rows[(rows["measure"] == "accuracy") & (rows["condition"] == "")].set_index(
+        ["arm", "seed"]
+    )["value"]
+    listed = []
+    for member in audit.cast.everyone():
+        given = named[member.arm] if audit.has_networks else ()
+        said = str(given[member.seed]) if member.seed < len(given) else str(request.predictions)
+        share = right.get((member.arm, member.seed), math.nan)
+        size = getattr(member.network, "size", None) or (
+            audit.images.size if audit.has_networks else ""
+        )
+        listed.append(
+            {
+                "arm": _named(member.arm, member.seed, audit),
+                "named": said,
+                "right": format_number(share, 3),
+                "size": size,
+            }
+        )
+    return listed
+
+
+def _named(arm: str, seed: int, audit: Audit) -> str:
+    return NAMES[arm] + (f" {seed + 1}" if len(audit.cast.arm(arm)) > 1 else "")
+
+
+# --- what is behind each number ------------------------------------------------------------------
+
+
+def _sections(
+    audit: Audit, found: measuring.Measured, compared: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    from kdnotes import probes
+
+    sections = []
+    for which in probes.properties():
+        claims = [claim for claim in compared if claim["property"] == which.name]
+        if not claims:
+            continue
+        count = measuring.count_of(which, len(audit.images), audit.request.gradient_images)
+        note = f"Measured on {'all' if count == len(audit.images) else 'a random'} {count:,} of {len(audit.images):,} images."
+        if count == len(audit.images):
+            note = f"Measured on all {count:,} images."
+        title = which.title[0].upper() + which.title[1:]
+        shown = [_shown_measure(audit, found.outcome, claim) for claim in claims]
+        sections.append({"anchor": which.name, "title": title, "note": note, "measures": shown})
+    return sections
+
+
+def _shown_measure(audit: Audit, outcome: Outcome, claim: Mapping[str, Any]) -> dict[str, Any]:
+    measure = _measure(claim)
+    values = [
+        f"{NAMES[arm]} {format_number(claim['values'][arm], 3)}"
+        for arm in NAMES
+        if math.isfinite(claim["values"].get(arm, math.nan))
+    ]
+    unit = f" ({measure.unit})"
+    row = _row(claim) | {
+        "values": f"{'; '.join(values)}{unit}. Student: {_text(claim['student'])}."
+    }
+    row["control"] = _control(claim, measure)
+    row["maps"], row["maps_rule"] = [], ""
+    row["shown"] = None
+    if audit.has_networks:
+        apart = _apart(outcome, measure)
+        row["shown"] = _pictures(audit, outcome, apart)
+        if measure.condition == localization.LAST and measure.name == "cam_cosine":
+            row["maps"] = _maps(audit, apart)
+            row["maps_rule"] = (
+                "Where they look (Grad-CAM of the true class, last stage; the redder, the more), on "
+                "images where the student gains and loses most over one trained alone."
+            )
+    return row
+
+
+def _control(claim: Mapping[str, Any], measure: Measure) -> str:
+    """What the student trained alone, or chance, says about the number."""
+    reference = claim["reference"]
+    if reference is None:
+        return "No control: without a student trained alone there is no telling what of it was inherited."
+    who = (
+        "one trained alone"
+        if reference == "independent"
+        else f"chance ({format_number(float(reference))})"
+    )
+    if not math.isfinite(claim["estimate"]):
+        return "There was nothing to compare."
+    says = f"Student minus {who}: {_text(claim)}"
+    if not math.isfinite(claim["low"]):
+        return f"{says}; no interval can be given, so this may be chance."
+    ends = claim["ends"]
+    span = (
+        f" The way from {format_number(ends[0])} to {format_number(ends[1])} is what could be inherited."
+        if all(map(math.isfinite, ends))
+        else ""
+    )
+    return f"{says}: {claim['verdict']}.{span}"
+
+
+def _apart(outcome: Outcome, measure: Measure) -> list[tuple[int, float, float | None]]:
+    """Images on which the student gains most over one trained alone, then those where it loses most.
+
+    Image, the student's value, and the other's; by the student's value alone where there is none.
+    """
+    rows = outcome.items[outcome.items["measure"] == measure.name]
+    rows = rows[rows["condition"] == measure.condition]
+    means = rows.groupby(["item", "arm"], observed=True)["value"].mean().unstack()
+    if "student" not in means:
+        return []
+    means = means.dropna(subset=[each for each in ("student", "independent") if each in means])
+    other = means["independent"] if "independent" in means else None
+    apart = means["student"] if other is None else means["student"] - other
+    order = apart.sort_values(kind="stable")
+    if other is not None:
+        order = order[order != 0]
+    ends = [*order.index[::-1][:EACH], *order.index[:EACH]]
+    return [
+        (int(item), float(means["student"][item]), None if other is None else float(other[item]))
+        for item in dict.fromkeys(ends)
+    ]
+
+
+def _pictures(
+    audit: Audit, outcome: Outcome, apart: Sequence[tuple[int, float, float | None]]
+) -> dict[str, Any]:
+    shown = []
+    said = _answers(audit, outcome)
+    for item, own, other in apart:
+        values = f"student {format_number(own)}" + (
+            "" if other is None else f", alone {format_number(other)}"
+        )
+        shown.append(
+            _picture(audit, item, [_class(audit, audit.listed.labels[item]), values, *said(item)])
+        )
+    rule = "Chosen by rule: where the student has most more of it than one trained alone, then most less."
+    if any(other is None for _, _, other in apart):
+        rule = "Chosen by rule: where the student has most of it, then least."
+    return {"images": shown, "rule": rule}
+
+
+def _answers(audit: Audit, outcome: Outcome) -> Any:
+    """What the first network of each arm answers to an image, in words."""
+    if "confidence" not in set(outcome.table["measure"]):
+        return lambda item: []
+    said = {arm: answers.by_image(outcome, "accuracy", arm, "prediction") for arm in NAMES}
+
+    def lines(item: int) -> list[str]:
+        return [
+            f"{NAMES[arm]}: {_class(audit, int(frame.loc[item].iloc[0]))}"
+            for arm, frame in said.items()
+            if len(frame)
+        ]
+
+    return lines
+
+
+def _class(audit: Audit, number: int) -> str:
+    classes = audit.listed.classes
+    return classes[number] if number < len(classes) else f"class {number}"
+
+
+def _picture(
+    audit: Audit, item: int, lines: list[str], heat: NDArray | None = None
+) -> dict[str, Any]:
+    import torch
+
+    pixels = audit.images.batch(torch.tensor([item]))[0].permute(1, 2, 0).numpy()
+    if heat is not None:
+        import matplotlib as mpl
+
+        strength = np.clip(heat / max(float(heat.max()), 1e-12), 0, 1)[..., None]
+        grey = pixels.mean(2, keepdims=True) / 255
+        tint = mpl.colormaps["YlOrRd"](0.15 + 0.85 * strength[..., 0])[..., :3]
+        pixels = (255 * (grey * (1 - 0.75 * strength) + tint * 0.75 * strength)).astype(np.uint8)
+    name = audit.listed.names[item] if item < len(audit.listed.names) else str(item)
+    return {"source": _inline(pixels), "lines": lines, "alt": f"{name}: {lines[0]}"}
+
+
+def _inline(pixels: NDArray) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    larger = Image.Resampling.NEAREST if image.width < SIDE else Image.Resampling.LANCZOS
+    image = image.resize((SIDE, SIDE), larger)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _maps(
+    audit: Audit, apart: Sequence[tuple[int, float, float | None]]
+) -> list[list[dict[str, Any]]]:
+    """For a few images: the image, and where the first network of each arm looks."""
+    import torch
+
+    ends = [*apart[: EACH - 1], *apart[EACH : 2 * EACH - 1]]
+    places = torch.tensor([item for item, _, _ in ends])
+    first = {member.arm: member for member in reversed(list(audit.cast.everyone()))}
+    if not len(places):
+        return []
+    classes = audit.images.labels[places]
+    heats = {
+        arm: localization.last_map(first[arm], audit.images, places, classes).numpy()
+        for arm in NAMES
+        if arm in first
+    }
+    lines = []
+    for row, (item, _, _) in enumerate(ends):
+        line = [_picture(audit, item, [_class(audit, int(classes[row]))])]
+        line += [_picture(audit, item, [NAMES[arm]], heat[row]) for arm, heat in heats.items()]
+        lines.append(line)
+    return lines
+
+
+# --- answers alone -------------------------------------------------------------------------------
+
+
+def _flips(audit: Audit, outcome: Outcome) -> dict[str, Any]:
+    totals = []
+    here = set(outcome.table["measure"])
+    for measure in answers.FLIPS:
+        if measure.name in here:
+            share = judging.difference(outcome, measure, "student", 0.0)
+            count = round(share.estimate * len(audit.images), 1)
+            totals.append(
+                {"sentence": measure.sentence, "count": f"{count:g}", "share": _text(share)}
+            )
+    reference = "independent" if "independent" in audit.cast.arms else "teacher"
+    tables = [
+        _changes(
+            audit,
+            outcome,
+            reference,
+            "class",
+            [audit.listed.classes[at] for at in audit.listed.labels],
+        )
+    ]
+    tables += [
+        _changes(audit, outcome, reference, name, groups)
+        for name, groups in audit.listed.groupings.items()
+    ]
+    shown = {"images": [], "rule": ""}
+    if audit.has_networks and reference == "independent":
+        own = answers.by_image(outcome, answers.INHERITED_MISTAKES.name, "student").mean(axis=1)
+        chosen = [
+            (int(item), float(own[item]), 0.0)
+            for item in own[own > 0].sort_values(ascending=False, kind="stable").index[: 2 * EACH]
+        ]
+        shown = _pictures(audit, outcome, chosen)
+        shown["rule"] = (
+            "Mistakes inherited, the first of them: the teacher's wrong answer where one trained alone is right."
+        )
+    return {"totals": totals, "tables": tables, "shown": shown}
+
+
+def _changes(
+    audit: Audit, outcome: Outcome, reference: str, of: str, names: Sequence[str]
+) -> dict[str, Any]:
+    table = answers.changes(outcome, reference, names)
+    arms = [arm for arm in NAMES if arm in table]
+    changed = table[table["p_holm"] < 0.05]
+    rows = [
+        {
+            "name": row["name"],
+            "images": row["images"],
+            "right": [format_number(row[arm]) for arm in arms],
+            "gained": f"{row['gained']:g}",
+            "lost": f"{row['lost']:g}",
+            "p": format_number(row["p_holm"], 3),
+            "changed": row["p_holm"] < 0.05,
+        }
+        for row in table.head(LISTED).to_dict("records")
+    ]
+    kinds = {"class": "classes"}.get(of, f"groups by {of}")
+    names_of = ", ".join(map(str, changed["name"].head(LISTED))) or "none"
+    says = f"Changed against the {'student trained alone' if reference == 'independent' else 'teacher'} beyond chance (exact sign test, Holm over {len(table):,} {kinds}): {names_of}."
+    more = (
+        f"The {LISTED} of {len(table):,} with the smallest p; all can be made from audit.items.parquet."
+        if len(table) > LISTED
+        else ""
+    )
+    title = "By class" if of == "class" else f"By {of}"
+    return {
+        "anchor": f"by-{of}",
+        "title": title,
+        "of": of,
+        "says": says,
+        "rows": rows,
+        "arms": [NAMES[arm] for arm in arms],
+        "more": more,
+    }
+
+
+def _calibration(outcome: Outcome) -> dict[str, Any]:
+    errors = answers.calibration(outcome)
+    said = [f"{NAMES[arm]} {_text(errors[arm])}" for arm in NAMES if arm in errors]
+    says = f"Expected calibration error (15 bins; 0 is best): {', '.join(said)}."
+    if "difference" in errors:
+        says += f" Student minus trained alone: {_text(errors['difference'])}."
+    lines = []
+    for arm in (arm for arm in NAMES if arm in errors):
+        dots = [
+            (round(50 + 260 * each.sure, 1), round(270 - 260 * each.right, 1))
+            for each in answers.reliability(outcome, arm)
+        ]
+        points = " ".join(f"{x},{y}" for x, y in dots)
+        colour = {"student": "#0072b2"}.get(arm, looks.colour(arm))
+        lines.append(
+            {
+                "name": NAMES[arm],
+                "colour": colour,
+                "dots": dots,
+                "points": points,
+                "dashed": arm == "independent",
+            }
+        )
+    return {"says": says, "lines": lines}
+
+
+def _not_asked(audit: Audit) -> list[tuple[str, str]]:
+    asked = {which.name for which in audit.wanted}
+    why = (
+        "it needs the networks themselves, and only predictions were given"
+        if not audit.has_networks
+        else "it was not asked for (--only)"
+    )
+    lines = [(which.title, why) for which in measuring.chosen(None) if which.name not in asked]
+    if not audit.listed.groupings:
+        lines.append(("groups", "no table sorts the images into any (--groups)"))
+    return lines
+
+
+def _made_with(audit: Audit, seconds: float) -> list[tuple[str, str]]:
+    from kdnotes.audit.running import hashes
+
+    rows = [(f"sha256 of {name}", value) for name, value in hashes(audit).items()]
+    rows += [(name, value) for name, value in results.versions().items()]
+    return [*rows, ("hardware", results.hardware()), ("this run", f"{seconds:.0f} s")]
