@@ -247,7 +247,6 @@ def measure(
     nothing can be measured.
     """
     from kdnotes.audit import members
-    from kdnotes.probes.base import Outcome
 
     wanted = chosen(properties)
     complete = with_classes(of, images)

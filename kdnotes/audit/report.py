@@ -19,22 +19,25 @@ from kdnotes.book import results
 from kdnotes.figures import looks
 from kdnotes.probes import localization
 from kdnotes.stats import Interval, format_number
-from kdnotes.stats.words import CANNOT_TELL, how_much
+from kdnotes.stats.words import CANNOT_TELL
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kdnotes.audit.running import Audit
     from kdnotes.probes.base import Measure, Outcome
 
 ENDS = 110.0, 300.0  # of the way from trained alone to like the teacher, on a strip of 400
 SIDE = 152  # pixels of a picture
 EACH = 3  # images at either end
+CHANGES = "audit.changes.csv"
 LISTED = 20  # rows of a table of classes
 NAMES = {"teacher": "teacher", "student": "student", "independent": "trained alone"}
 SETTLES = (
-    "No student trained alone was given, so nothing here tells what was inherited from what any two "
-    "networks share that saw such images. To settle it, train the student's architecture once more "
-    "on the same images by the same recipe without the teacher, and name it with --independent; "
-    "three or more seeds of both tell luck from teaching."
+    "No student trained alone was given, so nothing here tells what was inherited from what any "
+    "two networks share that saw such images. To settle it, train the student's architecture once "
+    "more on the same images by the same recipe without the teacher, and name it with "
+    "--independent; three or more seeds of both tell luck from teaching."
 )
 
 
@@ -80,7 +83,7 @@ def _template() -> Any:
     return Environment(autoescape=True, trim_blocks=True).from_string(text)
 
 
-# --- the answer ------------------------------------------------------------------------------------
+# --- the answer --------------------------------------------------------------------------------
 
 
 def answer(main: Sequence[Mapping[str, Any]]) -> str:
@@ -90,22 +93,24 @@ def answer(main: Sequence[Mapping[str, Any]]) -> str:
     if not told:
         return f"What was inherited cannot be told for any of the {len(main)} properties measured."
     parts = [
-        f"{word} of it in {count}" if word in ("most", "part") else f"{word} in {count}"
+        f"{word}{' of it' if word in ('most', 'part') else ''} in {count}"
         for word, count in told.most_common()
     ]
-    some = f"; {rest} cannot be told" if rest else ""
-    return f"Of what the teacher has beyond a student trained alone, the student took: {', '.join(parts)} of {len(main)} properties{some}."
+    some = f"; of {rest} it cannot be told" if rest else ""
+    return (
+        "Of what the teacher has beyond a student trained alone, the student took "
+        f"{', '.join(parts)} of {len(main)} properties{some}."
+    )
 
 
 def answers_as_text(compared: Sequence[Mapping[str, Any]]) -> list[str]:
     """The cover for a terminal: a line for each property."""
-    main = _main(compared)
-    width = max(len(_sentence(claim)) for claim in main)
+    rows = [_row(claim) for claim in _main(compared)]
+    wide = [max(len(row[name]) for row in rows) for name in ("sentence", "word")]
     lines = [
-        f"  {_sentence(claim):<{width}}  {_row(claim)['word']}  {_row(claim)['number']}"
-        for claim in main
+        f"  {row['sentence']:<{wide[0]}}  {row['word']:<{wide[1]}}  {row['number']}" for row in rows
     ]
-    return [answer(main), "A student ...", *lines]
+    return [answer(_main(compared)), "A student ...", *lines]
 
 
 def _main(compared: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -173,12 +178,13 @@ def _text(interval: Mapping[str, float] | Interval) -> str:
 
 
 def _about(audit: Audit) -> str:
-    counts = [
-        f"{len(audit.cast.arm(arm)) or 'no'} {name}"
-        for arm, name in (("student", "student(s)"), ("independent", "trained alone"))
-    ]
+    students, twins = (len(audit.cast.arm(arm)) for arm in ("student", "independent"))
     size = f" at {audit.images.size} pixels" if audit.has_networks else ""
-    return f"One teacher, {counts[0]}, {counts[1]}; {len(audit.images):,} images of {len(audit.listed.classes):,} classes{size}."
+    images = f"{len(audit.images):,} images of {len(set(audit.listed.labels)):,} classes"
+    return (
+        f"One teacher, {students} student{'s' * (students > 1)}, {twins or 'none'} trained alone; "
+        f"{images}{size}."
+    )
 
 
 def _reading(audit: Audit) -> str:
@@ -197,25 +203,26 @@ def _reading(audit: Audit) -> str:
 
 
 def _limits(audit: Audit) -> list[str]:
-    lines = []
     if "independent" not in audit.cast.arms:
-        lines.append(SETTLES)
-    elif len(audit.cast.arm("student")) < 2:
+        return [SETTLES]
+    lines = [
+        "More than one trained alone is not yet this teacher's doing: anybody's soft labels do "
+        "some of it. A student of another teacher would tell."
+    ]
+    if len(audit.cast.arm("student")) < 2:
         lines.append(
-            "There is one student and one trained alone: what sets them apart may be the luck of a "
-            "seed. Several --student and --independent would tell."
-        )
-    if "independent" in audit.cast.arms:
-        lines.append(
-            "More than one trained alone is not yet this teacher's doing: smoothed labels of anybody "
-            "do some of it. A student of another teacher would tell."
+            "There is one student: what sets it apart may be the luck of a seed. Several --student "
+            "and --independent would tell."
         )
     return lines
 
 
 def _chance(audit: Audit, outcome: Outcome) -> list[str]:
     named = answers.at_chance(outcome, len(set(audit.listed.labels)))
-    why = "Likely reasons: another order of classes (folders are numbered by name), another normalisation (--mean, --std), another size (--size)."
+    why = (
+        "Likely reasons: another order of classes (folders are numbered by name), another "
+        "normalisation (--mean, --std), another size (--size)."
+    )
     return [f"Right no more often than by guessing: {', '.join(named)}. {why}"] if named else []
 
 
@@ -266,9 +273,9 @@ def _sections(
         if not claims:
             continue
         count = measuring.count_of(which, len(audit.images), audit.request.gradient_images)
-        note = f"Measured on {'all' if count == len(audit.images) else 'a random'} {count:,} of {len(audit.images):,} images."
-        if count == len(audit.images):
-            note = f"Measured on all {count:,} images."
+        note = f"Measured on all {count:,} images."
+        if count < len(audit.images):
+            note = f"Measured on a random {count:,} of the {len(audit.images):,} images."
         title = which.title[0].upper() + which.title[1:]
         shown = [_shown_measure(audit, found.outcome, claim) for claim in claims]
         sections.append({"anchor": which.name, "title": title, "note": note, "measures": shown})
@@ -295,38 +302,33 @@ def _shown_measure(audit: Audit, outcome: Outcome, claim: Mapping[str, Any]) -> 
         if measure.condition == localization.LAST and measure.name == "cam_cosine":
             row["maps"] = _maps(audit, apart)
             row["maps_rule"] = (
-                "Where they look (Grad-CAM of the true class, last stage; the redder, the more), on "
-                "images where the student gains and loses most over one trained alone."
+                "Where they look (Grad-CAM of the true class, last stage; redder is more), on "
+                "images where the student gains most over one trained alone, then where it loses most."
             )
     return row
 
 
 def _control(claim: Mapping[str, Any], measure: Measure) -> str:
     """What the student trained alone, or chance, says about the number."""
-    reference = claim["reference"]
+    reference, ends = claim["reference"], claim["ends"]
     if reference is None:
-        return "No control: without a student trained alone there is no telling what of it was inherited."
-    who = (
-        "one trained alone"
-        if reference == "independent"
-        else f"chance ({format_number(float(reference))})"
-    )
+        return "No control: without a student trained alone nobody knows what of it was inherited."
+    who = "one trained alone"
+    if reference != "independent":
+        who = f"chance ({format_number(float(reference))})"
     if not math.isfinite(claim["estimate"]):
         return "There was nothing to compare."
     says = f"Student minus {who}: {_text(claim)}"
     if not math.isfinite(claim["low"]):
         return f"{says}; no interval can be given, so this may be chance."
-    ends = claim["ends"]
-    span = (
-        f" The way from {format_number(ends[0])} to {format_number(ends[1])} is what could be inherited."
-        if all(map(math.isfinite, ends))
-        else ""
-    )
-    return f"{says}: {claim['verdict']}.{span}"
+    if not all(map(math.isfinite, ends)):
+        return f"{says}: {claim['verdict']}."
+    span = " to ".join(map(format_number, ends))
+    return f"{says}: {claim['verdict']}. What could be inherited is the way from {span}."
 
 
 def _apart(outcome: Outcome, measure: Measure) -> list[tuple[int, float, float | None]]:
-    """Images on which the student gains most over one trained alone, then those where it loses most.
+    """Images on which the student gains most over one trained alone, then where it loses most.
 
     Image, the student's value, and the other's; by the student's value alone where there is none.
     """
@@ -336,7 +338,7 @@ def _apart(outcome: Outcome, measure: Measure) -> list[tuple[int, float, float |
     if "student" not in means:
         return []
     means = means.dropna(subset=[each for each in ("student", "independent") if each in means])
-    other = means["independent"] if "independent" in means else None
+    other = means.get("independent")
     apart = means["student"] if other is None else means["student"] - other
     order = apart.sort_values(kind="stable")
     if other is not None:
@@ -360,7 +362,7 @@ def _pictures(
         shown.append(
             _picture(audit, item, [_class(audit, audit.listed.labels[item]), values, *said(item)])
         )
-    rule = "Chosen by rule: where the student has most more of it than one trained alone, then most less."
+    rule = "Chosen by rule: the student's largest gains over one trained alone, then its losses."
     if any(other is None for _, _, other in apart):
         rule = "Chosen by rule: where the student has most of it, then least."
     return {"images": shown, "rule": rule}
@@ -454,19 +456,7 @@ def _flips(audit: Audit, outcome: Outcome) -> dict[str, Any]:
                 {"sentence": measure.sentence, "count": f"{count:g}", "share": _text(share)}
             )
     reference = "independent" if "independent" in audit.cast.arms else "teacher"
-    tables = [
-        _changes(
-            audit,
-            outcome,
-            reference,
-            "class",
-            [audit.listed.classes[at] for at in audit.listed.labels],
-        )
-    ]
-    tables += [
-        _changes(audit, outcome, reference, name, groups)
-        for name, groups in audit.listed.groupings.items()
-    ]
+    tables = [_changes(of, table, reference) for of, table in changes(audit, outcome).items()]
     shown = {"images": [], "rule": ""}
     if audit.has_networks and reference == "independent":
         own = answers.by_image(outcome, answers.INHERITED_MISTAKES.name, "student").mean(axis=1)
@@ -476,15 +466,21 @@ def _flips(audit: Audit, outcome: Outcome) -> dict[str, Any]:
         ]
         shown = _pictures(audit, outcome, chosen)
         shown["rule"] = (
-            "Mistakes inherited, the first of them: the teacher's wrong answer where one trained alone is right."
+            "The first mistakes inherited: the teacher's wrong answer where one trained alone is "
+            "right."
         )
     return {"totals": totals, "tables": tables, "shown": shown}
 
 
-def _changes(
-    audit: Audit, outcome: Outcome, reference: str, of: str, names: Sequence[str]
-) -> dict[str, Any]:
-    table = answers.changes(outcome, reference, names)
+def changes(audit: Audit, outcome: Outcome) -> dict[str, pd.DataFrame]:
+    """By class, and by every grouping of the images, as `answers.changes`."""
+    reference = "independent" if "independent" in audit.cast.arms else "teacher"
+    classes = [audit.listed.classes[at] for at in audit.listed.labels]
+    named = {"class": classes, **audit.listed.groupings}
+    return {of: answers.changes(outcome, reference, names) for of, names in named.items()}
+
+
+def _changes(of: str, table: pd.DataFrame, reference: str) -> dict[str, Any]:
     arms = [arm for arm in NAMES if arm in table]
     changed = table[table["p_holm"] < 0.05]
     rows = [
@@ -501,12 +497,14 @@ def _changes(
     ]
     kinds = {"class": "classes"}.get(of, f"groups by {of}")
     names_of = ", ".join(map(str, changed["name"].head(LISTED))) or "none"
-    says = f"Changed against the {'student trained alone' if reference == 'independent' else 'teacher'} beyond chance (exact sign test, Holm over {len(table):,} {kinds}): {names_of}."
-    more = (
-        f"The {LISTED} of {len(table):,} with the smallest p; all can be made from audit.items.parquet."
-        if len(table) > LISTED
-        else ""
+    whom = "the student trained alone" if reference == "independent" else "the teacher"
+    says = (
+        f"Changed against {whom} beyond chance (sign test, Holm over {len(table):,} {kinds}): "
+        f"{names_of}."
     )
+    more = ""
+    if len(table) > LISTED:
+        more = f"The {LISTED} of {len(table):,} with the smallest p; all are in {CHANGES}."
     title = "By class" if of == "class" else f"By {of}"
     return {
         "anchor": f"by-{of}",

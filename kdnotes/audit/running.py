@@ -102,6 +102,11 @@ def run(request: Request, out: Path, command: str = "") -> Done:
     given = {key: value for key, value in asdict(request).items() if value not in (None, (), False)}
     parameters = given | {"measured_images": len(audit.images), "measured_size": audit.images.size}
     results.save(NAME, found.outcome, compared, parameters, seconds, out)
+    if "fidelity" in parts:
+        changed = report.changes(audit, found.outcome)
+        tables = [table.assign(by=of) for of, table in changed.items()]
+        with store.appearing(out / report.CHANGES) as path:
+            pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
     said = paths.without_absolute_paths(command.split())
     page = report.page(
         audit, found, compared, [text for _, text in judged], " ".join(said), seconds
@@ -283,7 +288,7 @@ def _key(which: Property, audit: Audit, shared: str) -> str:
 
 
 def _shared_digest(audit: Audit, room: Any) -> str:
-    """Of all that every property depends on: networks, images, labels, and the code that measures."""
+    """Of all that every property depends on: networks, images, labels, and the code."""
     import torch
 
     state = hashlib.sha256(repr((room, _code(), results.versions(), audit.cast.classes)).encode())
