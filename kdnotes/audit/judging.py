@@ -107,7 +107,7 @@ def share(found: Outcome, of: Measure, arm: str = "student") -> Share:
 def _divided(whole: Share, total: NDArray, degrees: float) -> Share:
     """The ratio of difference and gap, or why there is none."""
     gap = whole.gap
-    if not (np.isfinite(total).all() and math.isfinite(gap.low)):
+    if not (np.isfinite(total).all() and math.isfinite(whole.difference.low)):
         return replace(whole, reason=NO_INTERVAL)
     half = float(-stdtrit(degrees, 0.025)) * math.sqrt(max(total[1, 1], 0.0))
     if abs(gap.estimate) - half <= stats.SMALLEST_GAP:

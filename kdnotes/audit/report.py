@@ -302,8 +302,8 @@ def _shown_measure(audit: Audit, outcome: Outcome, claim: Mapping[str, Any]) -> 
         if measure.condition == localization.LAST and measure.name == "cam_cosine":
             row["maps"] = _maps(audit, apart)
             row["maps_rule"] = (
-                "Where they look (Grad-CAM of the true class, last stage; redder is more), on "
-                "images where the student gains most over one trained alone, then where it loses most."
+                "Where they look (Grad-CAM of the true class, last stage; redder: more), on images "
+                "where the student gains most over one trained alone, then where it loses most."
             )
     return row
 
