@@ -484,7 +484,7 @@ def test_calibration_is_that_of_torchmetrics() -> None:
     made = answers.calibration(found)["student"]
     assert made.estimate == pytest.approx(float(error), abs=1e-6)
     assert 0 <= made.low < made.estimate < made.high <= 1
-    assert sum(each.count for each in answers.reliability(found, "student")) == 90
+    assert sum(each.images for each in answers.reliability(found, "student")) == 90
 
 
 # --- conditions ----------------------------------------------------------------------------------

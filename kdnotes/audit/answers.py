@@ -40,7 +40,7 @@ class Bin(NamedTuple):
 
     sure: float
     right: float
-    count: int
+    images: int
 
 
 def measure(cast: Cast, data: ImageData, logits: Sequence[Tensor] | None = None) -> Outcome:

@@ -146,9 +146,9 @@ def _arms(
     renamed = {
         arm: next(spare) for arm in alone if counts.drop("teacher", errors="ignore").max() > 1
     }
-    frames = (each.assign(arm=each["arm"].replace(renamed)) for each in (table, items))
+    table, items = (each.assign(arm=each["arm"].replace(renamed)) for each in (table, items))
     asked = [renamed.get(arm, arm) for arm in arms]
-    values, covariance, degrees = stats.paired_arms(*frames, of.name, of.condition, asked)
+    values, covariance, degrees = stats.paired_arms(table, items, of.name, of.condition, asked)
     known = items[np.isfinite(items["value"])]
     return values, covariance, degrees, int(known["source"].nunique()) if len(known) else None
 
