@@ -8,7 +8,6 @@ stopped by Ctrl-C.
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import sys
 import time
@@ -252,69 +251,50 @@ def sweep_grid(
     typer.echo(sweep.combine(chapter, points, runs, out))
 
 
+def _option(*names: str, shown: str | None = None, says: str) -> Any:
+    return typer.Option(*names, metavar=shown, help=says)
+
+
+Student = _option(shown="MODEL", says="A network that was taught; once for each seed.")
+Twin = _option(shown="MODEL", says="The student's twin, trained without a teacher; once for each.")
+Images = _option(
+    shown="FOLDER|CSV", says="Images: a folder for each class, or file,label[,group...]."
+)
+Predicted = _option(
+    shown="FILE",
+    says="Instead of networks: csv or parquet with image, network, a column of probabilities for "
+    "each class, and label unless --data has them.",
+)
+Mapped = _option("--map", shown="CSV", says="class,label: which of the networks' is which image's.")
+Grouped = _option(shown="CSV[:COLUMN]", says="file and columns that group the images.")
+Only = _option(shown="A,B", says="Measure these properties only.")
+Size = _option(says="What the networks take, in pixels (default: what timm says).")
+Mean = _option(shown="R,G,B", says="Normalisation (default: what timm says).")
+Many = _option(says="How many images (default: all).")
+Steep = _option(says="How many of them, at random, for measures with gradients.")
+FailIf = _option(shown="CONDITION", says="As 'agreement:diff < 0.02': exit status 3 if it is met.")
+
+
 @app.command("audit")
 def audit_networks(
     out: Annotated[Path, typer.Option(help="Folder for the report and the tables.")],
-    teacher: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The network that taught.")
-    ] = None,
-    student: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="A network that was taught; once for each seed."),
-    ] = None,
-    independent: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL", help="The student's twin, trained without a teacher; once for each."
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER|CSV", help="Images: a folder for each class, or file,label[,group...]."
-        ),
-    ] = None,
-    predictions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Instead of networks: csv or parquet with image, network and a column of "
-            "probabilities for each class (and label, without --data).",
-        ),
-    ] = None,
-    class_map: Annotated[
-        str | None,
-        typer.Option(
-            "--map", metavar="CSV", help="class,label: which of the networks' classes is which."
-        ),
-    ] = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(metavar="CSV[:COLUMN]", help="file and columns that group the images."),
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Measure these properties only.")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="What the networks take, in pixels (default: as timm says).")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Normalisation (default: as timm says).")
-    ] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="The same.")] = None,
-    images: Annotated[int | None, typer.Option(help="How many images (default: all).")] = None,
-    gradient_images: Annotated[
-        int, typer.Option(help="How many of them, at random, for measures with gradients.")
-    ] = 100,
+    teacher: Annotated[str | None, _option(shown="MODEL", says="The one that taught.")] = None,
+    student: Annotated[list[str] | None, Student] = None,
+    independent: Annotated[list[str] | None, Twin] = None,
+    data: Annotated[str | None, Images] = None,
+    predictions: Annotated[str | None, Predicted] = None,
+    class_map: Annotated[str | None, Mapped] = None,
+    groups: Annotated[str | None, Grouped] = None,
+    only: Annotated[str | None, Only] = None,
+    size: Annotated[int | None, Size] = None,
+    mean: Annotated[str | None, Mean] = None,
+    std: Annotated[str | None, Mean] = None,
+    images: Annotated[int | None, Many] = None,
+    gradient_images: Annotated[int, Steep] = 100,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Leave out files that cannot be read.")
     ] = False,
-    fail_if: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONDITION", help="Such as 'agreement:diff < 0.02': then exit status 3."
-        ),
-    ] = None,
+    fail_if: Annotated[list[str] | None, FailIf] = None,
 ) -> None:
     """Measure what your own distilled network took from its teacher.
 
@@ -349,7 +329,7 @@ def audit_networks(
         skip_damaged=skip_damaged,
         fail_if=tuple(fail_if or ()),
     )
-    done = running.run(request, out, shlex.join(["kdnotes", *sys.argv[1:]]))
+    done = running.run(request, out)
     typer.echo(done.summary)
     typer.echo(out / "report.html")
     if done.met:

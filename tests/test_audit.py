@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from html import unescape
 from pathlib import Path
 
@@ -573,6 +574,55 @@ def test_the_items_of_a_sample_keep_their_numbers() -> None:
     assert success["item"].is_monotonic_increasing
     assert success["item"].max() >= 10
     assert (success["item"] == success["source"]).all()
+
+
+def test_the_commands_of_the_readme(
+    tmp_path: Path, photos: Path, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    table = predicted(tmp_path)
+    table.to_csv("predictions.csv", index=False)
+    (photos / "test").rename("imagenet-samples")
+    names = [*re.findall(r"[a-z0-9_]+:\w+\.(?:pt|safetensors)", text)]
+    commands = re.findall(r"^kdnotes audit (.*(?:\\\n.*)*)", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        for place, name in enumerate(dict.fromkeys(names)):
+            command = command.replace(name, models[place % 3])
+        words = shlex.split(command.replace("--data photos", "--data imagenet-samples"))
+        done = kdnotes("audit", *words, "--only", "fidelity")
+        assert done.exit_code == 0, done.output
+
+
+def test_weights_of_the_readme_fit_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+    from safetensors.torch import load_file
+
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    code = next(
+        each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "lite" in each
+    )
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("tf_efficientnet_lite0")
+    own = model.state_dict()
+    theirs = {f"_{place}": value for place, value in enumerate(own.values())}
+    torch.save(theirs, "model.pth")
+    monkeypatch.setattr("sys.argv", ["lite.py", "model.pth", "0"])
+    exec(compile(code, "lite.py", "exec"), {})
+    written = load_file("lite0.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in own.items())
+
+
+def test_the_command_is_told_again(tmp_path: Path) -> None:
+    given = running.Request("a:x y.pt", ("b", "c"), only=("fidelity",), images=7, skip_damaged=True)
+    words = shlex.split(running.command_of(given, Path("out")))
+    assert words == [
+        *("kdnotes", "audit", "--teacher", "a:x y.pt", "--student", "b", "--student", "c"),
+        *("--only", "fidelity", "--images", "7", "--skip-damaged", "--out", "out"),
+    ]
 
 
 def test_audit_json_is_strict(tmp_path: Path, photos: Path, models: list[str]) -> None:

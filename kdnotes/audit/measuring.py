@@ -297,11 +297,23 @@ def measure_one(
     if count < len(images):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         places = order[:count].sort().values
-        some = images.subset(places)
+        some = _subset(images, places)
     with base.at_most(room.gradients if "gradients" in which.needs else room.plain):
         found = which.measure(of, some, **which.brief)
     items = places.numpy()[found.items["item"]]
     return base.Outcome(found.table, found.items.assign(item=items.astype("int32")))
+
+
+def _subset(images: ImageData, places: Tensor) -> ImageData:
+    """Some of the images; those that are read as they are asked for stay on the disk."""
+    from kdnotes.data.photos import StreamingImages
+
+    if not isinstance(images.images, StreamingImages):
+        return images.subset(places)
+    names = [images.images.names[place] for place in places.tolist()]
+    pixels = replace(images.images, names=names)
+    kept = {"labels": images.labels[places], "sources": images.sources[places]}
+    return replace(images, images=pixels, **kept)
 
 
 def together(parts: Sequence[Outcome]) -> Outcome:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdnotes import paths
 from kdnotes.audit import answers, judging, measuring
 from kdnotes.book import results
 from kdnotes.figures import looks
@@ -247,7 +248,7 @@ def _networks(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
         listed.append(
             {
                 "arm": _named(member.arm, member.seed, audit),
-                "named": said,
+                "named": paths.without_absolute_paths(said),
                 "right": format_number(share, 3),
                 "size": size,
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -81,7 +82,7 @@ class Done:
     met: list[str]
 
 
-def run(request: Request, out: Path, command: str = "") -> Done:
+def run(request: Request, out: Path) -> Done:
     """Measure what is asked for and write audit.csv, .items.parquet, .json and report.html to out.
 
     Everything that can be wrong is refused before the folder is made. Raises RequestError, and
@@ -107,16 +108,31 @@ def run(request: Request, out: Path, command: str = "") -> Done:
         tables = [table.assign(by=of) for of, table in changed.items()]
         with store.appearing(out / report.CHANGES) as path:
             pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
-    said = paths.without_absolute_paths(command.split())
-    page = report.page(
-        audit, found, compared, [text for _, text in judged], " ".join(said), seconds
-    )
+    said = [text for _, text in judged]
+    page = report.page(audit, found, compared, said, command_of(request, out), seconds)
     with store.appearing(out / "report.html") as path:
         path.write_text(page, encoding="utf-8")
     if failed:
         raise RunFailedError(f"{_listed(failed)}; everything else is in {out / 'report.html'}")
     lines = [*report.answers_as_text(compared), "", *(text for _, text in judged)]
     return Done("\n".join(lines).strip(), [text for met, text in judged if met])
+
+
+def command_of(request: Request, out: Path) -> str:
+    """The command that asks for this again, its paths relative to where it was typed."""
+    called = {"students": "student", "independents": "independent"}
+    words = ["kdnotes", "audit"]
+    default = asdict(Request())
+    for name, value in asdict(request).items():
+        option = f"--{called.get(name, name).replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif name in called or name == "fail_if":
+            words += [word for each in value for word in (option, each)]
+        elif value != default[name]:
+            listed = isinstance(value, tuple)
+            words += [option, ",".join(map(str, value)) if listed else str(value)]
+    return shlex.join(paths.without_absolute_paths([*words, "--out", str(out)]))
 
 
 def prepared(request: Request) -> Audit:
