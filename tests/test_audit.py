@@ -590,7 +590,8 @@ def test_the_commands_of_the_readme(
     for command in commands:
         for place, name in enumerate(dict.fromkeys(names)):
             command = command.replace(name, models[place % 3])
-        words = shlex.split(command.replace("--data photos", "--data imagenet-samples"))
+        command = command.replace("--data photos", "--data imagenet-samples")
+        words = shlex.split(command.replace("\\\n", " "))
         done = kdnotes("audit", *words, "--only", "fidelity")
         assert done.exit_code == 0, done.output
 
