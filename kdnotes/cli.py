@@ -1,8 +1,8 @@
 """The command line: list, run, build, sweep, audit, show and cache.
 
 Exit status: 0 done; 2 the request is wrong (one message on stderr, nothing run, nothing written);
-1 the run itself failed (what it made is kept and named); 128 + n stopped by signal n, such as 130
-by Ctrl-C.
+1 the run itself failed (what it made is kept and named); 3 a condition of an audit was met;
+128 + n stopped by signal n, such as 130 by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+MET = 3  # a condition of an audit
 MAIN_NUMBERS = 40  # rows of means that `show` prints for each chapter
 
 
@@ -275,47 +276,101 @@ def sweep_grid(
     typer.echo(sweep.combine(chapter, points, runs, out))
 
 
+def _option(*names: str, shown: str | None = None, says: str) -> Any:
+    return typer.Option(*names, metavar=shown, help=says)
+
+
+Student = _option(shown="MODEL", says="A network that was taught; once for each seed.")
+Twin = _option(shown="MODEL", says="The student's twin, trained without a teacher; once for each.")
+Images = _option(
+    shown="FOLDER|CSV", says="Images: a folder for each class, or file,label[,group...]."
+)
+Predicted = _option(
+    shown="FILE",
+    says="Instead of networks: csv or parquet with image, network, a column of probabilities for "
+    "each class, and label unless --data has them.",
+)
+Mapped = _option("--map", shown="CSV", says="class,label: which of the networks' is which image's.")
+Grouped = _option(shown="CSV[:COLUMN]", says="file and columns that group the images.")
+Only = _option(shown="A,B", says="Measure these properties only.")
+Size = _option(says="What the networks take, in pixels (default: what timm says).")
+Mean = _option(shown="R,G,B", says="Normalisation (default: what timm says).")
+Many = _option(says="How many images (default: all).")
+Steep = _option(says="How many of them, at random, for measures with gradients.")
+FailIf = _option(shown="CONDITION", says="As 'agreement:diff < 0.02': exit status 3 if it is met.")
+
+
 @app.command("audit")
 def audit_networks(
-    teacher: Annotated[str, typer.Option(metavar="MODEL", help="The network that taught.")],
-    student: Annotated[str, typer.Option(metavar="MODEL", help="The network that was taught.")],
-    data: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Test images, a folder for each class.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the table and the summary.")],
-    independent: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The student's twin, trained without a teacher."),
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the images in pixels (default: theirs, up to 64).")
-    ] = None,
-    images: Annotated[int | None, typer.Option(help="How many images (default: all).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report and the tables.")],
+    teacher: Annotated[str | None, _option(shown="MODEL", says="The one that taught.")] = None,
+    student: Annotated[list[str] | None, Student] = None,
+    independent: Annotated[list[str] | None, Twin] = None,
+    data: Annotated[str | None, Images] = None,
+    predictions: Annotated[str | None, Predicted] = None,
+    class_map: Annotated[str | None, Mapped] = None,
+    groups: Annotated[str | None, Grouped] = None,
+    only: Annotated[str | None, Only] = None,
+    size: Annotated[int | None, Size] = None,
+    mean: Annotated[str | None, Mean] = None,
+    std: Annotated[str | None, Mean] = None,
+    images: Annotated[int | None, Many] = None,
+    gradient_images: Annotated[int, Steep] = 100,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Leave out files that cannot be read.")
     ] = False,
+    fail_if: Annotated[list[str] | None, FailIf] = None,
 ) -> None:
     """Measure what your own distilled network took from its teacher.
 
     MODEL is ARCH:FILE (a timm architecture, or one of the book's, with your checkpoint), or ARCH
-    for timm's published weights. FOLDER holds a test or val folder with a folder for each class; of
-    a folder that holds the classes directly, a fifth is measured. Without an independent student
-    there is nothing to tell inheritance from what all networks share, and only the measures that
-    need none are taken.
+    for timm's published weights. Of a FOLDER with a test or val folder in it, that one is measured.
+    Without an independent student there is nothing to tell inheritance from what all networks
+    share. What is finished is kept: after Ctrl-C the same command goes on.
+
+    A condition is "MEASURE OP NUMBER" for the student's value, or "MEASURE:diff OP NUMBER" for
+    student minus independent. It is met where the whole 95% interval lies beyond the number.
 
     \b
     kdnotes audit --teacher resnet50 --student resnet18:mine.safetensors \\
-        --independent resnet18:twin.pt --data photos --size 224 --out audit
+        --independent resnet18:twin.pt --data photos --out audit
     """
-    from kdnotes import audit
+    from kdnotes.audit import running
 
-    def report(line: str) -> None:
-        if sys.stderr.isatty():
-            typer.echo(line, err=True)
+    request = running.Request(
+        teacher=teacher,
+        students=tuple(student or ()),
+        independents=tuple(independent or ()),
+        data=data,
+        predictions=predictions,
+        map=class_map,
+        groups=groups,
+        only=tuple(name.strip() for name in (only or "").split(",") if name.strip()),
+        size=size,
+        images=images,
+        gradient_images=gradient_images,
+        mean=_three("--mean", mean),
+        std=_three("--std", std),
+        skip_damaged=skip_damaged,
+        fail_if=tuple(fail_if or ()),
+    )
+    done = running.run(request, out)
+    typer.echo(done.summary)
+    typer.echo(out / "report.html")
+    if done.met:
+        _leave("; ".join(done.met), MET)
 
-    given = (teacher, student, independent, data)
-    typer.echo(audit.run(*given, out, size, images, skip_damaged, report))
-    typer.echo(out / "audit.md")
+
+def _three(option: str, text: str | None) -> tuple[float, ...]:
+    if text is None:
+        return ()
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise RequestError(f"{option} is three numbers such as .485,.456,.406, not {text!r}")
+    return numbers
 
 
 @app.command("show")

@@ -1,6 +1,5 @@
 """The probes on one's own networks: what did a student trained elsewhere take from its teacher?"""
 
 from kdnotes.audit.measuring import Measured, cast, images, measure
-from kdnotes.audit.writing import run
 
-__all__ = ["Measured", "cast", "images", "measure", "run"]
+__all__ = ["Measured", "cast", "images", "measure"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdnotes.data import ImageData
-    from kdnotes.probes.base import Cast, Member, Outcome, Property
+    from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property
     from kdnotes.stats import Interval
 
 CRITERION = "95% interval over images, for these very networks"
+CRITERION_OF_SEVERAL = "95% interval over networks and images"
+GRADIENT_IMAGES = 100  # images that measures with gradients are taken on, if not told otherwise
 
 
 @dataclass(frozen=True)
@@ -36,58 +37,76 @@ class Measured:
     def contrast(
         self, measure: str, arm: str, reference: str | float, condition: str | None = None
     ) -> Interval:
-        """An arm minus another, or minus a number, with its 95% interval.
+        """An arm minus another, or minus a number, with its 95% interval where one can be given.
 
-        Over seeds and images where there are several networks of an arm, else over images.
-        ``condition`` None: the measure's main one. Raises RequestError for what was not measured.
+        Over seeds and images where there are several networks of an arm, else over images; on
+        fewer than ten images there is none. ``condition`` None: the measure's main one. Raises
+        RequestError for what was not measured.
         """
-        from kdnotes import probes, stats
+        from kdnotes import stats
+        from kdnotes.audit import judging
 
-        if condition is None:
-            known = [each for each in probes.measures() if each.name == measure]
-            here = set(self.table.loc[self.table["measure"] == measure, "condition"])
-            condition = next((each.condition for each in known if each.condition in here), "")
         try:
-            return stats.contrast(
-                self.table, self.outcome.items, measure, condition, arm, reference
+            return judging.difference(
+                self.outcome, self._declared(measure, condition), arm, reference
             )
         except stats.NotMeasuredError as error:
             names = ", ".join(sorted(self.table["measure"].unique()))
             raise RequestError(f"{error}; measured: {names}") from error
 
+    def reported(self) -> list[tuple[Property, Measure]]:
+        """What a report shows: the properties' main measures that were measured of the student."""
+        from kdnotes import probes
+
+        mine = self.table[self.table["arm"] == "student"].dropna(subset=["value"])
+        here = set(zip(mine["measure"], mine["condition"], strict=True))
+        return [
+            (which, each)
+            for which in probes.properties()
+            for each in which.measures
+            if each.reported and (each.name, each.condition) in here
+        ]
+
     def comparisons(self) -> list[dict[str, Any]]:
-        """The main measures: each arm's mean, and student minus independent with its interval."""
-        from kdnotes import probes, stats
+        """The main measures: each arm's mean, the student's difference and share of the way."""
+        from kdnotes import stats
+        from kdnotes.audit import judging
 
         listed = []
-        table = self.table
-        has_independent = "independent" in set(table["arm"])
-        for shown in probes.measures():
-            if not shown.reported:
-                continue
+        networks = self.table.groupby("arm")["seed"].nunique()
+        criterion = CRITERION_OF_SEVERAL if networks.drop("teacher").max() > 1 else CRITERION
+        for which, shown in self.reported():
             name, condition = shown.name, shown.condition
-            rows = table[(table["measure"] == name) & (table["condition"] == condition)]
+            rows = self.table.query("measure == @name and condition == @condition")
             values = rows.groupby("arm", sort=False)["value"].mean().to_dict()
-            if "student" not in values:  # a property that could not be measured
-                continue
             reference: str | float | None = None
-            if has_independent:  # what is relative to the twin itself is compared with chance
-                reference = "independent" if "independent" in values else shown.chance
-            tables = (table, self.outcome.items, name, condition)
-            found = stats.contrast(*tables, "student", reference or 0.0)
+            if "independent" in networks:  # what is relative to the twin is compared with chance
+                measured = math.isfinite(values.get("independent", math.nan))
+                reference = "independent" if measured else shown.chance
+            own = judging.difference(self.outcome, shown, "student", 0.0)
+            found = stats.NOTHING
+            if reference is not None:
+                found = judging.difference(self.outcome, shown, "student", reference)
+            way = judging.share(self.outcome, shown)
+            share = way.ratio or replace(stats.NOTHING)
             listed.append(
                 {
                     "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
+                    "property": which.name,
                     "measure": name,
                     "condition": condition,
                     "meaning": shown.label,
                     "values": values,
+                    "student": {"estimate": own.estimate, "low": own.low, "high": own.high},
                     "reference": reference,
                     "estimate": found.estimate,
                     "low": found.low,
                     "high": found.high,
-                    "criterion": CRITERION,
-                    "verdict": _verdict(found.low, found.high) if reference else "",
+                    "share": {"estimate": share.estimate, "low": share.low, "high": share.high},
+                    "word": way.word,
+                    "ends": [way.low_end, way.high_end],
+                    "criterion": criterion,
+                    "verdict": "" if reference is None else _verdict(found.low, found.high),
                     "paper": None,
                 }
             )
@@ -125,6 +144,19 @@ class Measured:
         skipped = (f"Not measured: {name} ({why})." for name, why in self.skipped.items())
         return [*lines, "", *skipped]
 
+    def _declared(self, measure: str, condition: str | None) -> Measure:
+        from kdnotes import probes
+        from kdnotes.audit.answers import FLIPS
+        from kdnotes.probes.base import Measure
+
+        named = [each for each in (*probes.measures(), *FLIPS) if each.name == measure]
+        here = set(self.table.loc[self.table["measure"] == measure, "condition"])
+        if condition is None:
+            condition = next((each.condition for each in named if each.condition in here), "")
+        near = [each for each in named if each.is_measured_under(condition)] or named
+        exact = [each for each in near if each.condition == condition] or near
+        return replace(exact[0], condition=condition) if exact else Measure(measure, "", condition)
+
 
 def cast(
     teacher: nn.Module,
@@ -140,12 +172,13 @@ def cast(
     normalised with; without them they get images in [0, 1] as they are. The networks themselves are
     left as they are: copies are measured. Raises RequestError for weights that are not finite.
     """
+    from kdnotes.audit.members import member
     from kdnotes.probes.base import Cast
 
     def members(arm: str, given: nn.Module | Sequence[nn.Module]) -> list[Member]:
         listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
         return [
-            _member(f"{arm} {seed}", arm, seed, module, mean, std)
+            member(f"{arm} {seed}", arm, seed, module, mean, std)
             for seed, module in enumerate(listed)
         ]
 
@@ -162,24 +195,24 @@ def images(
     pixels: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> ImageData:
-    """Test images of a folder that has a folder for each class, or tensors.
+    """Images of a folder that has a folder for each class, of a CSV ``file,label``, or tensors.
 
     ``size``: the side in pixels; ``count``: how many at most. ``pixels``: (N, 3, H, W), uint8 or in
     [0, 1], with ``labels`` int64 (N,). Raises RequestError.
     """
-    from kdnotes import data
+    from kdnotes.audit import inputs
+    from kdnotes.data import folders
 
     if (folder is None) == (pixels is None) or (pixels is None) != (labels is None):
         raise RequestError("name a folder of images, or give both pixels and labels")
     for name, value in (("size", size), ("images", count)):
         if value is not None and value < 1:
             raise RequestError(f"{name} must be 1 or more, not {value}")
-    if folder is not None:
-        asked = {"size": size, "skip_damaged": skip_damaged}
-        options = {name: value for name, value in asked.items() if value}
-        source = f"{data.FOLDER_PREFIX}{folder}"
-        return data.load(data.DataSpec(name=source, split="test", count=count, options=options))
-    return _from_tensors(pixels, labels)
+    if folder is None:
+        return _from_tensors(pixels, labels)
+    listed = inputs.listed(folder, count)
+    side = size or folders.usual_size(listed.root, sorted(listed.names))
+    return inputs.read(listed, side, skip_damaged)[0]
 
 
 def _from_tensors(pixels: Any, labels: Any) -> ImageData:
@@ -205,53 +238,96 @@ def measure(
     of: Cast,
     images: ImageData,
     properties: Sequence[str] | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    gradient_images: int = GRADIENT_IMAGES,
 ) -> Measured:
     """Measure properties of a cast on images: all that are declared for it, or those named.
 
+    Measures with gradients are taken on so many images, chosen at random but always the same ones.
     Raises RequestError for an unknown property, for networks whose answers do not fit, and where
     nothing can be measured.
     """
-    from kdnotes import probes
+    from kdnotes.audit import members
 
-    offered = {each.name: each for each in probes.properties() if each.audited}
-    for name in properties or ():
-        if name not in offered:
-            raise RequestError(f"unknown property {name!r}; known: {', '.join(offered)}")
-    try:
-        return _measured(of, images, [offered[name] for name in properties or offered], report)
-    except FloatingPointError as error:  # a network whose answers are no numbers
-        raise RequestError(str(error)) from error
-
-
-def _measured(
-    of: Cast, images: ImageData, wanted: Sequence[Property], report: Callable[[str], None]
-) -> Measured:
-    from kdnotes.probes.base import Outcome
-
-    classes = _checked_answers(of, images)
-    complete = replace(of, classes=images.classes if len(images.classes) == classes else ())
+    wanted = chosen(properties)
+    complete = with_classes(of, images)
+    room = members.room(complete, images.size)
     parts: list[Outcome] = []
     skipped = {}
     for which in wanted:
-        report(f"measuring {which.title} on {len(images)} images")
         try:
-            if "maps" in which.needs and not all(member.taps for member in of.everyone()):
-                raise RequestError(
-                    "no stages with feature maps can be found in one of the networks"
-                )
-            found = which.measure(complete, images)
+            parts.append(measure_one(which, complete, images, gradient_images, room))
         except RequestError as error:  # such as a network without feature maps
             skipped[which.title] = str(error)
-        else:  # every probe measures the accuracy on the images as they are anew
-            parts.append(found.without_accuracy() if parts else found)
     if not parts:
         raise RequestError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
-    return Measured(Outcome.combine(parts), skipped)
+    return Measured(together(parts), skipped)
 
 
-def _checked_answers(of: Cast, images: ImageData) -> int:
-    """The number of classes that all networks answer with, tried on two images."""
+def chosen(names: Sequence[str] | None) -> list[Property]:
+    """The properties of an audit, all or those named, cheap ones first. Raises RequestError."""
+    from kdnotes import probes
+
+    offered = {each.name: each for each in probes.properties() if each.audited}
+    for name in names or ():
+        if name not in offered:
+            raise RequestError(f"unknown property {name!r}; known: {', '.join(offered)}")
+    named = [offered[name] for name in dict.fromkeys(names or offered)]
+    return sorted(named, key=lambda each: ("gradients" in each.needs, each.passes))
+
+
+def count_of(which: Property, images: int, gradient_images: int) -> int:
+    """How many of the images a property is measured on."""
+    if "gradients" in which.needs:
+        return min(images, gradient_images)
+    return min(images, max(round(which.share * images), GRADIENT_IMAGES))
+
+
+def measure_one(
+    which: Property, of: Cast, images: ImageData, gradient_images: int, room: Any
+) -> Outcome:
+    """One property, on its share of the images, whose numbers stay those of all images."""
+    import torch
+
+    from kdnotes.probes import base
+
+    if "maps" in which.needs and not all(member.taps for member in of.everyone()):
+        raise RequestError("no stages with feature maps can be found in one of the networks")
+    count = count_of(which, len(images), gradient_images)
+    some, places = images, torch.arange(len(images))
+    if count < len(images):
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        places = order[:count].sort().values
+        some = _subset(images, places)
+    try:
+        with base.at_most(room.gradients if "gradients" in which.needs else room.plain):
+            found = which.measure(of, some, **which.brief)
+    except FloatingPointError as error:  # a network whose answers are no numbers
+        raise RequestError(str(error)) from error
+    items = places.numpy()[found.items["item"]]
+    return base.Outcome(found.table, found.items.assign(item=items.astype("int32")))
+
+
+def _subset(images: ImageData, places: Tensor) -> ImageData:
+    """Some of the images; those that are read as they are asked for stay on the disk."""
+    from kdnotes.data.photos import StreamingImages
+
+    if not isinstance(images.images, StreamingImages):
+        return images.subset(places)
+    names = [images.images.names[place] for place in places.tolist()]
+    pixels = replace(images.images, names=names)
+    kept = {"labels": images.labels[places], "sources": images.sources[places]}
+    return replace(images, images=pixels, **kept)
+
+
+def together(parts: Sequence[Outcome]) -> Outcome:
+    """All properties' rows; accuracy, which every probe measures anew, from the first."""
+    from kdnotes.probes.base import Outcome
+
+    return Outcome.combine([parts[0], *(part.without_accuracy() for part in parts[1:])])
+
+
+def with_classes(of: Cast, images: ImageData) -> Cast:
+    """The cast with the images' classes, its answers tried on two images. Raises RequestError."""
     import torch
 
     from kdnotes.data.views import to_float
@@ -270,38 +346,11 @@ def _checked_answers(of: Cast, images: ImageData) -> int:
     needed = int(images.labels.max()) + 1
     if len(set(widths.values())) > 1 or min(widths.values()) < needed:
         raise RequestError(f"numbers of classes do not fit: {widths}, and the images have {needed}")
-    return widths["teacher"]
-
-
-def _member(
-    called: str,
-    arm: str,
-    seed: int,
-    module: nn.Module,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Member:
-    from kdnotes import networks
-    from kdnotes.probes.base import Member
-    from kdnotes.study.resolving import resolve_device
-
-    own = copy.deepcopy(module)
-    if not all(bool(each.isfinite().all()) for each in own.state_dict().values()):
-        raise RequestError(f"{called} has weights that are not finite numbers")
-    if not isinstance(own, networks.Normalized):
-        centre, spread = tuple(mean or (0.0, 0.0, 0.0)), tuple(std or (1.0, 1.0, 1.0))
-        own = networks.Normalized(own, centre, spread)
-    network = networks.freeze(own.eval()).to(resolve_device(""))
-    try:
-        taps = networks.taps(network)
-    except RequestError:  # only some properties need them, and say so
-        taps = ()
-    return Member(arm, seed, network, taps)
+    return replace(of, classes=images.classes if len(images.classes) == widths["teacher"] else ())
 
 
 def _verdict(low: float, high: float) -> str:
-    if not math.isfinite(low):
-        return ""
-    if low > 0:
-        return "more"
-    return "less" if high < 0 else "no difference shown"
+    from kdnotes.audit.judging import word_for
+
+    word = word_for(low, high)
+    return "" if word == "cannot tell" else word

@@ -156,7 +156,7 @@ def survey(name: str, options: FolderOptions) -> Folder:
         empty = {photo.name: "empty" for photo in photos if not photo.length}
         refuse_damaged(root, len(photos), empty)
     # Of all photos: networks that see fewer groups see images of this size, too.
-    size = options.size or _usual_size(root, sorted(photo.name for photo in photos))
+    size = options.size or usual_size(root, sorted(photo.name for photo in photos))
     photos.sort(key=lambda photo: (photo.label, photo.domain, photo.name))
     classes = tuple(_by("label", photos))
     names: dict[str, tuple[str, ...]] = {"domain": domains} if domains else {}
@@ -166,6 +166,19 @@ def survey(name: str, options: FolderOptions) -> Folder:
     elif options.leave_out:
         raise RequestError("leave_out names groups: name the CSV that has them as groups")
     return Folder(root, options, size, classes, splits, names)
+
+
+def photos_to_test(text: str) -> tuple[Path, list[Photo]]:
+    """A folder and the photos to measure in it, by class and name, without holding any back.
+
+    Those of its test or val folder where it has one with classes, else of all its class folders.
+    Raises RequestError as `survey`.
+    """
+    root = _root(text)
+    inside = {top.lower(): f"{top}/" for top in _folders_in(root) if _folders_in(root / top)}
+    prefix = next((inside[name] for name in _SPLIT_FOLDERS["test"] if name in inside), "")
+    photos = _in_classes(root, prefix)
+    return root, sorted(photos, key=lambda photo: (photo.label, photo.name))
 
 
 def refuse_damaged(root: Path, total: int, damaged: dict[str, str]) -> None:
@@ -344,7 +357,7 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _usual_size(root: Path, names: Sequence[str]) -> int:
+def usual_size(root: Path, names: Sequence[str]) -> int:
     """The median shorter side of a sample of the photos, within limits."""
     from PIL import Image
 

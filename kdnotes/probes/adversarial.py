@@ -239,5 +239,13 @@ def _record_own_teacher(recorder: Recorder, first: _Trial, second: _Trial) -> No
 
 
 PROPERTY = Property(
-    "adversarial", "adversarial", measure, MEASURES, rank=4, needs=("gradients",), audited=True
+    "adversarial",
+    "adversarial",
+    measure,
+    MEASURES,
+    rank=4,
+    needs=("gradients",),
+    audited=True,
+    brief={"eps": ()},
+    passes=20.0,
 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -165,7 +167,9 @@ class Property:
     """What one probe asks of networks: declared in its file, found there by whoever reports it.
 
     title, rank: what reports call it, and its place in them; measure: from a cast and images (for
-    some, more) to an outcome; needs: of layers or images; audited: whether an audit measures it.
+    some, more) to an outcome; needs: of layers or images; audited: whether an audit measures it,
+    then with the arguments ``brief`` on a ``share`` of the images, and how many forward passes of
+    each image and network that takes (``passes``).
     """
 
     name: str
@@ -175,6 +179,9 @@ class Property:
     rank: int
     needs: tuple[Literal["maps", "gradients", "masks", "cues", "groups", "domains"], ...] = ()
     audited: bool = False
+    brief: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+    passes: float = 1.0
 
 
 def joined(*conditions: str) -> str:
@@ -183,6 +190,24 @@ def joined(*conditions: str) -> str:
 
 
 # --- answers --------------------------------------------------------------------------------
+
+_at_a_time: ContextVar[int | None] = ContextVar("images at a time", default=None)
+
+
+@contextmanager
+def at_most(images: int) -> Iterator[None]:
+    """No batch is larger within the block: what large images or networks leave room for."""
+    before = _at_a_time.set(images)
+    try:
+        yield
+    finally:
+        _at_a_time.reset(before)
+
+
+def at_a_time(wanted: int | None = None) -> int:
+    """How many images to show at a time, where ``wanted`` would be quickest for small ones."""
+    wanted = wanted or BATCH_SIZE
+    return min(wanted, _at_a_time.get() or wanted)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -208,7 +233,7 @@ def batches(
     """
     if len(data) == 0:
         raise RequestError("the data set holds no images to measure on")
-    for indices in torch.arange(len(data)).split(batch_size or BATCH_SIZE):
+    for indices in torch.arange(len(data)).split(at_a_time(batch_size)):
         yield indices, pictures(data, indices, device)
 
 

@@ -107,5 +107,11 @@ def jitter_factors(count: int, strength: float, seed: int) -> JitterFactors:
 
 
 PROPERTY = Property(
-    "color_invariance", "colour invariance", measure, MEASURES, rank=5, audited=True
+    "color_invariance",
+    "colour invariance",
+    measure,
+    MEASURES,
+    rank=5,
+    audited=True,
+    brief={"strengths": (), "hue_angles": ()},
 )

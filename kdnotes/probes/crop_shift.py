@@ -57,13 +57,16 @@ MEASURES = (
 )
 
 
-def measure(cast: Cast, data: ImageData) -> Outcome:
-    """Crops and shifts at the book's settings, shifts in proportion to the images."""
+def measure(cast: Cast, data: ImageData, *, curves: bool = True) -> Outcome:
+    """Crops and shifts at the book's settings, shifts in proportion to the images.
+
+    Without ``curves`` at the primary sizes only.
+    """
     unit = max(1, data.size // BOOK_SIDE)
-    shifted = measure_views(cast, data, "shift", [unit * each for each in SHIFTS], 4 * unit)
-    return Outcome.combine(
-        [measure_views(cast, data, "crop", SCALES, 0.5), shifted.without_accuracy()]
-    )
+    scales, shifts = (SCALES, [unit * each for each in SHIFTS]) if curves else ((), [])
+    cropped = measure_views(cast, data, "crop", scales, 0.5)
+    shifted = measure_views(cast, data, "shift", shifts, 4 * unit)
+    return Outcome.combine([cropped, shifted.without_accuracy()])
 
 
 def measure_views(
@@ -175,4 +178,13 @@ def mirror(images: Tensor) -> Tensor:
     return images.flip(3).contiguous(memory_format=torch.channels_last)
 
 
-PROPERTY = Property("crop_shift", "crops and shifts", measure, MEASURES, rank=6, audited=True)
+PROPERTY = Property(
+    "crop_shift",
+    "crops and shifts",
+    measure,
+    MEASURES,
+    rank=6,
+    audited=True,
+    brief={"curves": False},
+    passes=4.0,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdnotes import stats
@@ -35,7 +36,12 @@ MEASURES = (
 
 
 def measure(cast: Cast, data: ImageData) -> Outcome:
-    """Answers and probabilities of every network, compared with the teacher's.
+    """Answers and probabilities of every network, compared with the teacher's: see `of_logits`."""
+    return of_logits(cast, data, base.all_logits(list(cast.everyone()), data))
+
+
+def of_logits(cast: Cast, data: ImageData, logits: Sequence[Tensor]) -> Outcome:
+    """The same from everyone's logits (N, classes), in the cast's order; no network is asked.
 
     ``accuracy`` and ``calibration_error`` (expected difference over 15 bins, Guo et al.
     2017) are of all networks; ``predictive_kl`` is KL(teacher || network), per image (Stanton et
@@ -43,7 +49,6 @@ def measure(cast: Cast, data: ImageData) -> Outcome:
     every two independent students stand in the table under ``against=SEED``.
     """
     members = list(cast.everyone())
-    logits = base.all_logits(members, data)
     answers = [each.argmax(1) for each in logits]
     labels, teachers = data.labels, answers[0]
     mistakes = (teachers != labels).nonzero().flatten()

@@ -274,5 +274,12 @@ def _likeness(teachers: Tensor, own: Tensor) -> dict[str, Tensor]:
 
 
 PROPERTY = Property(
-    "localization", "localization", measure, MEASURES, 3, needs=("maps", "gradients"), audited=True
+    "localization",
+    "localization",
+    measure,
+    MEASURES,
+    rank=3,
+    needs=("maps", "gradients"),
+    audited=True,
+    passes=6.0,
 )

@@ -113,7 +113,7 @@ def _answers(
     device = base.device_of(members[0].network)
     draws = draw(data.labels, seed)
     parts: list[dict[str, list[Tensor]]] = [{} for _ in members]
-    for places in torch.arange(len(data)).split(base.BATCH_SIZE):
+    for places in torch.arange(len(data)).split(base.at_a_time()):
         for domain, images in renderings_of(data, places, draws, ground).items():
             shown = images.to(device)
             for member, part in zip(members, parts, strict=True):
@@ -133,4 +133,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else float("nan")
 
 
-PROPERTY = Property("unseen_domains", "unseen domains", measure, MEASURES, rank=7, audited=True)
+PROPERTY = Property(
+    "unseen_domains",
+    "unseen domains",
+    measure,
+    MEASURES,
+    rank=7,
+    audited=True,
+    share=0.6,
+    passes=5.0,
+)

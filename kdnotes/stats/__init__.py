@@ -18,9 +18,9 @@ _HOMES = {
     "agreement": "agreement_on_wrong_items cohen_kappa error_consistency null_spread",
     "families": "PRIMARIES SEEDS_FOR_A_VERDICT Verdict claim_p_values holm p_value primaries"
     " scorecard_verdicts simulate_error_rate verdict with_arms_swapped",
-    "intervals": "Interval NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_difference"
-    " t_interval",
-    "shares": "NO_GAP UNCERTAIN_GAP GapClosed gap_closed",
+    "intervals": "Interval NOTHING NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_arms"
+    " paired_difference t_interval",
+    "shares": "NO_GAP SMALLEST_GAP UNCERTAIN_GAP GapClosed fieller gap_closed",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = ["VERDICTS", "Direction", "VerdictLabel", "format_number", *_HOME_OF]

@@ -1,0 +1,361 @@
+"""An audit by the command: checked before work, saved property by property, gone on with later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdnotes import paths, progress, store
+from kdnotes.audit import answers, gate, inputs, measuring, members, predictions
+from kdnotes.audit.inputs import Listed
+from kdnotes.book import results, running
+from kdnotes.errors import RequestError, RunFailedError
+from kdnotes.lazy import pandas as pd
+from kdnotes.probes.base import Cast, Outcome, Property
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdnotes.data import ImageData
+
+NAME = "audit"
+PARTS = "audit.parts"  # folder of what is finished, so that a stopped audit goes on
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an audit, as it was typed; see ``kdnotes audit --help``."""
+
+    teacher: str | None = None
+    students: tuple[str, ...] = ()
+    independents: tuple[str, ...] = ()
+    data: str | None = None
+    predictions: str | None = None
+    map: str | None = None
+    groups: str | None = None
+    only: tuple[str, ...] = ()
+    size: int | None = None
+    images: int | None = None
+    gradient_images: int = measuring.GRADIENT_IMAGES
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    skip_damaged: bool = False
+    fail_if: tuple[str, ...] = ()
+
+
+@dataclass
+class Audit:
+    """A request with all that it stands for; ``logits`` where there are no networks to ask."""
+
+    request: Request
+    cast: Cast
+    images: ImageData
+    listed: Listed
+    wanted: list[Property]
+    gates: list[gate.Gate]
+    damaged: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    logits: list[Tensor] | None = None
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether there are networks, and not only what they predicted."""
+        return self.logits is None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of an audit: a summary for the terminal, and which conditions were met."""
+
+    summary: str
+    met: list[str]
+
+
+def run(request: Request, out: Path) -> Done:
+    """Measure what is asked for and write audit.csv, .items.parquet, .json and report.html to out.
+
+    Everything that can be wrong is refused before the folder is made. Raises RequestError, and
+    RunFailedError where a property failed: all others are measured and written all the same.
+    """
+    from kdnotes.audit import report
+
+    started = time.perf_counter()
+    audit = prepared(request)
+    running.make_folder(out)
+    parts, skipped, failed = measured(audit, out)
+    if not parts:
+        raise RunFailedError("nothing could be measured: " + _listed(skipped | failed))
+    found = measuring.Measured(measuring.together(list(parts.values())), skipped | failed)
+    compared = found.comparisons()
+    judged = [each.is_met(found) for each in audit.gates]
+    seconds = time.perf_counter() - started
+    given = {key: value for key, value in asdict(request).items() if value not in (None, (), False)}
+    parameters = given | {"measured_images": len(audit.images), "measured_size": audit.images.size}
+    results.save(NAME, found.outcome, compared, parameters, seconds, out)
+    if "fidelity" in parts:
+        changed = report.changes(audit, found.outcome)
+        tables = [table.assign(by=of) for of, table in changed.items()]
+        with store.appearing(out / report.CHANGES) as path:
+            pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
+    said = [text for _, text in judged]
+    page = report.page(audit, found, compared, said, command_of(request, out), seconds)
+    with store.appearing(out / "report.html") as path:
+        path.write_text(page, encoding="utf-8")
+    if failed:
+        raise RunFailedError(f"{_listed(failed)}; everything else is in {out / 'report.html'}")
+    lines = [*report.answers_as_text(compared), "", *(text for _, text in judged)]
+    return Done("\n".join(lines).strip(), [text for met, text in judged if met])
+
+
+def command_of(request: Request, out: Path) -> str:
+    """The command that asks for this again, its paths relative to where it was typed."""
+    called = {"students": "student", "independents": "independent"}
+    words = ["kdnotes", "audit"]
+    default = asdict(Request())
+    for name, value in asdict(request).items():
+        option = f"--{called.get(name, name).replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif name in called or name == "fail_if":
+            words += [word for each in value for word in (option, each)]
+        elif value != default[name]:
+            listed = isinstance(value, tuple)
+            words += [option, ",".join(map(str, value)) if listed else str(value)]
+    return shlex.join(paths.without_absolute_paths([*words, "--out", str(out)]))
+
+
+def prepared(request: Request) -> Audit:
+    """The request checked, its networks and images read. Raises RequestError."""
+    wanted = measuring.chosen(request.only or None)
+    if request.gradient_images < 1:
+        raise RequestError(f"--gradient-images must be 1 or more, not {request.gradient_images}")
+    if request.predictions:
+        return _from_predictions(request, wanted)
+    for name, given in (
+        ("teacher", request.teacher),
+        ("student", request.students),
+        ("data", request.data),
+    ):
+        if not given:
+            raise RequestError(f"name the {name}: --{name}, or give --predictions FILE")
+    students, twins = len(request.students), len(request.independents)
+    if min(students, twins) > 1 and students != twins:
+        raise RequestError(
+            f"{students} students and {twins} independent ones: they are compared pair by pair, so "
+            "give as many of each, or one of either"
+        )
+    gates = gate.parse(request.fail_if, wanted, bool(twins))
+    listed = inputs.listed(str(request.data), request.images, request.groups)
+    columns = inputs.columns(request.map, listed.classes) if request.map else ()
+    cast, size, notes = _cast(request, len(columns) or len(listed.classes), columns, listed)
+    images, sound, damaged = inputs.read(listed, size, request.skip_damaged)
+    return Audit(
+        request, measuring.with_classes(cast, images), images, sound, wanted, gates, damaged, notes
+    )
+
+
+def _from_predictions(request: Request, wanted: list[Property]) -> Audit:
+    if request.teacher or request.students or request.independents:
+        raise RequestError("give networks (--teacher, --student) or --predictions, not both")
+    if request.only and [each.name for each in wanted] != ["fidelity"]:
+        raise RequestError(
+            "predictions are enough for fidelity only; --only names what needs networks"
+        )
+    if not request.data and (request.groups or request.images):
+        raise RequestError("--groups and --images are for the images of --data; name them as well")
+    listed = inputs.listed(request.data, request.images, request.groups) if request.data else None
+    cast, images, labelled, logits = predictions.read(str(request.predictions), listed)
+    fidelity = [each for each in wanted if each.name == "fidelity"]
+    gates = gate.parse(request.fail_if, fidelity, "independent" in cast.arms)
+    return Audit(request, cast, images, labelled, fidelity, gates, logits=logits)
+
+
+def _cast(
+    request: Request, classes: int, columns: Sequence[int], listed: Listed
+) -> tuple[Cast, int, list[str]]:
+    """The networks, the size of the images for all of them, and what was noted in loading."""
+    from kdnotes.data import folders
+
+    named = [("teacher", request.teacher or "")]
+    named += [("student", text) for text in request.students]
+    named += [("independent", text) for text in request.independents]
+    loaded = [_load(arm, text, classes) for arm, text in named]
+    sizes = [request.size or size for _, size, _ in loaded]
+    side = max((size for size in sizes if size), default=0)
+    side = side or folders.usual_size(listed.root, sorted(listed.names))
+    made: dict[str, list[Any]] = {}
+    for (arm, text), (network, _, _), size in zip(named, loaded, sizes, strict=True):
+        for name, values in (("mean", request.mean), ("std", request.std)):
+            if values:
+                getattr(network, name).copy_(_as_image(values))
+        mine = made.setdefault(arm, [])
+        called = f"--{arm} {text}"
+        own = {"size": size if size != side else None, "columns": columns}
+        mine.append(members.member(called, arm, len(mine), network, **own))
+    taught = (*made["student"], *made.get("independent", ()))
+    notes = [note for _, _, its in loaded for note in its]
+    return Cast(made["teacher"][0], None, taught, ()), side, notes
+
+
+def _as_image(values: Sequence[float]) -> Tensor:
+    import torch
+
+    return torch.tensor(values).view(1, -1, 1, 1)
+
+
+def _load(arm: str, text: str, classes: int) -> tuple[Any, int | None, list[str]]:
+    """A named network, the side in pixels that it wants (None: any), and what to tell of it.
+
+    The one place where an audit loads a network. Raises RequestError naming the option.
+    """
+    from torch import nn
+
+    from kdnotes import networks
+
+    try:
+        network = networks.load_user_model(text, classes)
+    except RequestError as error:
+        raise RequestError(f"--{arm}: {error}") from error
+    wants = (getattr(network.body, "pretrained_cfg", None) or {}).get("input_size")
+    for_small = isinstance(getattr(network.body, "maxpool", None), nn.Identity)
+    return network, None if for_small or not wants else int(wants[-1]), []
+
+
+# --- property by property -----------------------------------------------------------------------
+
+
+def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str], dict[str, str]]:
+    """Outcomes by property; what could not be measured, and what failed, with the reasons.
+
+    What is finished lies in ``out`` under a name that follows from all it depends on, and is read
+    from there when the same audit is run again.
+    """
+    parts: dict[str, Outcome] = {}
+    skipped: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    room = members.room(audit.cast, audit.images.size) if audit.has_networks else None
+    shared = _shared_digest(audit, room)
+    keys = {which.name: _key(which, audit, shared) for which in audit.wanted}
+    everyone = list(audit.cast.everyone())
+    lasting = {which.name: _passes(which, audit) for which in audit.wanted}
+    with progress.shown(NAME, sum(lasting.values())) as shown:
+        done = 0.0
+        for which in audit.wanted:
+            for member in everyone if audit.has_networks else ():
+                member.network.report = lambda passes: shown.advance(passes / len(everyone))
+            shown.advance(done - shown.done, which.title)
+            started = time.perf_counter()
+            folder = out / PARTS / f"{which.name}-{keys[which.name]}"
+            try:
+                parts[which.name] = _finished(folder) or _measure(which, audit, room, folder)
+            except RequestError as error:
+                skipped[which.title] = str(error)
+            except Exception as error:  # one property's failure must not cost the others
+                failed[which.title] = f"{type(error).__name__}: {error}"[:300]
+            done += lasting[which.name]
+            why = skipped.get(which.title) or failed.get(which.title)
+            _say(f"{which.title}: {why or f'{time.perf_counter() - started:.0f} s'}")
+    for old in (out / PARTS).iterdir() if (out / PARTS).is_dir() else ():
+        if old.name not in {f"{name}-{key}" for name, key in keys.items()}:
+            shutil.rmtree(old, ignore_errors=True)
+    return parts, skipped, failed
+
+
+def _measure(which: Property, audit: Audit, room: Any, folder: Path) -> Outcome:
+    if which.name == "fidelity":
+        found = answers.measure(audit.cast, audit.images, audit.logits)
+    else:
+        count = audit.request.gradient_images
+        found = measuring.measure_one(which, audit.cast, audit.images, count, room)
+    with store.appearing_folder(folder) as scratch:
+        found.table.to_parquet(scratch / "table.parquet", index=False)
+        found.items.to_parquet(scratch / "items.parquet", index=False)
+    return found
+
+
+def _finished(folder: Path) -> Outcome | None:
+    with suppress(Exception):  # what is not whole is measured again
+        return Outcome(
+            *(pd.read_parquet(folder / f"{name}.parquet") for name in ("table", "items"))
+        )
+    return None
+
+
+def _passes(which: Property, audit: Audit) -> float:
+    count = measuring.count_of(which, len(audit.images), audit.request.gradient_images)
+    return which.passes * count
+
+
+def _key(which: Property, audit: Audit, shared: str) -> str:
+    count = measuring.count_of(which, len(audit.images), audit.request.gradient_images)
+    own = [which.name, {name: str(value) for name, value in which.brief.items()}, count, shared]
+    return store.checksum(json.dumps(own).encode())[:16]
+
+
+def _shared_digest(audit: Audit, room: Any) -> str:
+    """Of all that every property depends on: networks, images, labels, and the code."""
+    import torch
+
+    state = hashlib.sha256(repr((room, _code(), results.versions(), audit.cast.classes)).encode())
+    for place, member in enumerate(audit.cast.everyone()):
+        mark = members.digest(member.network)
+        if audit.logits is not None:
+            mark = store.checksum(audit.logits[place].numpy().tobytes())
+        state.update(f"{member.arm} {member.seed} {mark} ".encode())
+    for indices in torch.arange(len(audit.images)).split(256):
+        state.update(audit.images.batch(indices).contiguous().numpy())
+    state.update(audit.images.labels.numpy())
+    return state.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Of the package's files that decide a measured number."""
+    package = Path(__file__).resolve().parents[1]
+    parts = ("audit/answers.py", "audit/members.py", "probes/*.py", "data/*.py", "networks/*.py")
+    files = sorted(path for part in parts for path in package.glob(part))
+    return store.checksum("".join(store.checksum(path) for path in files).encode())
+
+
+def _say(line: str) -> None:
+    if not sys.stderr.isatty():
+        print(f"{NAME}: {line}", file=sys.stderr, flush=True)
+
+
+def _listed(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name} ({why})" for name, why in reasons.items())
+
+
+def hashes(audit: Audit) -> dict[str, str]:
+    """SHA-256 of the files that an audit was made of, by name, and of all its images together."""
+    import torch
+
+    found = dict(audit.listed.files)
+    request = audit.request
+    for text in (
+        request.teacher or "",
+        *request.students,
+        *request.independents,
+        request.map or "",
+    ):
+        path = Path(text.partition(":")[2] or text).expanduser()
+        for place in (paths.base_folder() / path,):
+            if place.is_file():
+                found[os.fspath(path.name)] = store.checksum(place)
+    if audit.has_networks:
+        state = hashlib.sha256()
+        for indices in torch.arange(len(audit.images)).split(256):
+            state.update(audit.images.batch(indices).contiguous().numpy())
+        found[f"pixels of {len(audit.images)} images"] = state.hexdigest()
+    return found
