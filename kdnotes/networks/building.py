@@ -47,11 +47,21 @@ def check_name(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        hint = f"; timm has {', '.join(near)}" if near else ""
-        raise RequestError(
-            f"unknown model {name!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
-        )
+        raise unknown(name)
+
+
+def unknown(name: str) -> RequestError:
+    """What to say of a name that no network has."""
+    import difflib
+
+    import timm
+
+    near = difflib.get_close_matches(name, [*PRESET_NETS, *timm.list_models()], 3)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    shown = name if len(name) <= 60 else f"{name[:57]}..."
+    return RequestError(
+        f"unknown model {shown!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
+    )
 
 
 def build(
@@ -76,7 +86,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = _body(name, num_classes, small_images)
-    return Normalized(body, mean, std)
+    return Normalized(body, mean, std, 32 if name in PRESET_NETS else None)
 
 
 def _body(name: str, num_classes: int, small_images: bool) -> nn.Module:
