@@ -20,7 +20,7 @@ from kdnotes.errors import RequestError, brief
 from kdnotes.networks.architectures import Staged
 from kdnotes.networks.wrapping import Normalized, answers, example, measuring
 
-Axes = Literal["NCHW", "NHWC", "NTC", "vectors"]
+Axes = Literal["NCHW", "NHWC", "NTC", "other"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,18 @@ class Layout:
         return output if self.part is None else output[self.part]
 
     def map(self, tensor: Tensor) -> Tensor:
-        """The map (N, C, H, W) in that tensor, or its gradient; vectors stay as they are."""
+        """The map (N, C, H, W) in that tensor, or its gradient; what is none stays as it is."""
         if self.axes == "NHWC":
             return tensor.permute(0, 3, 1, 2)
         if self.axes == "NTC":
             side = math.isqrt(tensor.shape[1] - self.prefix)
             return tensor[:, self.prefix :].transpose(1, 2).unflatten(2, (side, side))
         return tensor
+
+
+# Which map it is (the number of the declared one, or the side), where, a copy, what becomes of it.
+_Given = tuple[int, Layout, Tensor, Tensor]
+_Chosen = tuple[str, Layout, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,27 @@ class Anatomy:
     head: str
 
 
-def anatomy_of(network: Normalized) -> Anatomy:
+def anatomy_of(network: nn.Module) -> Anatomy:
     """The stages and the last layer of a network, found once. Raises RequestError as `answers`."""
-    if network.anatomy is None:
-        body = network.body
-        if isinstance(body, Staged):
-            count = len(body.stages)
-            stages = {f"body.stages.{index}": Layout() for index in range(count)}
-            network.anatomy = Anatomy(stages, "body.head")
+    if network.__dict__.get("anatomy") is None:
+        body = getattr(network, "body", None)
+        if isinstance(network, Normalized) and isinstance(body, Staged):
+            stages = {f"body.stages.{index}": Layout() for index in range(len(body.stages))}
+            found = Anatomy(stages, "body.head")
         else:
-            network.anatomy = _found(network)
-    return network.anatomy
+            found = _found(network)
+        network.__dict__["anatomy"] = found
+    return network.__dict__["anatomy"]
 
 
 def layout_of(network: nn.Module, path: str) -> Layout:
     """Where the map is in the output of one named layer, a stage or another.
 
-    Raises RequestError where there is no such layer, or it gives neither a map nor vectors.
+    Raises RequestError where there is no such layer, or it gives no numbers.
     """
     layouts: dict[str, Layout] = network.__dict__.setdefault("layouts", {})
     if path not in layouts:
-        stages = anatomy_of(network).stages if isinstance(network, Normalized) else {}
+        stages = anatomy_of(network).stages
         layouts[path] = stages.get(path) or _looked_at(network, path)
     return layouts[path]
 
@@ -92,37 +97,44 @@ def _looked_at(network: nn.Module, path: str) -> Layout:
     if not path or path not in known:
         import difflib
 
-        near = difflib.get_close_matches(path, [name for name in known if name], 4, 0.3)
+        names = [name for name in known if name]
+        near = difflib.get_close_matches(path, names, 4) or names[:4]
         raise RequestError(
-            f"no layer {brief(repr(path), 60)} in the network; it has, among others, "
-            f"{', '.join(near)}"
+            f"no layer {brief(repr(path), 60)} in the network; it has {', '.join(near)}"
         )
     images = example(network)
     with _watched(network, {path: known[path]}) as found, measuring(network):
         found[path] = []  # a layer that is never reached gives nothing
         network(images)
-    for part, kept, now in found[path]:
-        axes = _by_shape(kept, images.shape[-1])
-        if axes is None and kept.ndim == 2:
-            axes = Layout("vectors")
-        if axes is not None:
-            return replace(axes, part=part, copied=not _equal(kept, now))
-    shapes = [tuple(kept.shape) for _, kept, _ in found[path]] or "no tensor"
-    raise RequestError(f"layer {path!r} gives {shapes}, which is no map (N, C, H, W)")
+    if not found[path]:
+        raise RequestError(f"layer {path!r} gives nothing: name another one")
+    shaped = [(_by_shape(each[1], images.shape[-1]), *each) for each in found[path]]
+    layout, part, kept, now = next((each for each in shaped if each[0]), shaped[0])
+    return replace(layout or Layout("other"), part=part, copied=not _equal(kept, now))
 
 
-def _found(network: Normalized) -> Anatomy:
+def _found(network: nn.Module) -> Anatomy:
     images = example(network)
-    reference = _declared_maps(network, images)
-    watch: dict[str, nn.Module] = {
-        path: module for path, module in network.named_modules() if path.startswith("body.")
+    reference = _declared_maps(network, images) if isinstance(network, Normalized) else []
+    names = [f"body.{each}" for each in _declared_names(getattr(network, "body", None))]
+    found, head = _run(network, images, lambda tensor: _by_value(tensor, reference))
+    last = len(reference) - 1
+    if any(number == last for given in found.values() for number, *_ in given):
+        chosen = _by_key(found, names, len(reference))
+    else:  # nothing is declared, or what no layer gives
+        found, head = _run(network, images, lambda tensor: _by_side(tensor, images.shape[-1]))
+        chosen = _last_of_each_side(found, network)
+    stages = {
+        path: replace(layout, copied=not _equal(kept, now)) for path, layout, kept, now in chosen
     }
-    matches: Callable[[Tensor], list[tuple[Any, Layout]]]
-    if reference:
-        matches = lambda tensor: _by_value(tensor, reference)  # noqa: E731
-    else:
-        matches = lambda tensor: _sided(tensor, images.shape[-1])  # noqa: E731
-    found: dict[str, list[tuple[Any, Layout, Tensor, Tensor]]] = {}
+    return Anatomy(stages, head)
+
+
+def _run(
+    network: nn.Module, images: Tensor, matches: Callable[[Tensor], list[tuple[int, Layout]]]
+) -> tuple[dict[str, list[_Given]], str]:
+    """What layers give that matches, in the order in which they last give it; the last layer."""
+    found: dict[str, list[_Given]] = {}
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
@@ -139,18 +151,11 @@ def _found(network: Normalized) -> Anatomy:
             calls[path] = (inputs[0], output)
 
     with ExitStack() as hooks:
-        for path, module in watch.items():
-            hooks.enter_context(_hook(module, path, note))
+        for path, module in network.named_modules():
+            if path not in ("", "body"):
+                hooks.enter_context(_hook(module, path, note))
         logits = answers(network, images)
-    names = [f"body.{each}" for each in _declared_names(network.body)]
-    if reference:
-        chosen = _by_key(found, names, len(reference))
-    else:
-        chosen = _last_of_each_side(found, watch)
-    stages = {
-        path: replace(layout, copied=not _equal(kept, now)) for path, layout, kept, now in chosen
-    }
-    return Anatomy(stages, _head(network, calls, logits))
+    return found, _head(network, calls, logits)
 
 
 def _hook(module: nn.Module, path: str, note: Callable[..., None]) -> Any:
@@ -207,7 +212,7 @@ def _declared_names(body: Any) -> list[str]:
     return [stage["module"] for stage in listed if "module" in stage]
 
 
-def _by_value(tensor: Tensor, reference: list[Tensor]) -> list[tuple[Any, Layout]]:
+def _by_value(tensor: Tensor, reference: list[Tensor]) -> list[tuple[int, Layout]]:
     """The numbers of the maps that a tensor holds, and how."""
     if tensor.ndim not in (3, 4):
         return []
@@ -225,22 +230,20 @@ def _by_value(tensor: Tensor, reference: list[Tensor]) -> list[tuple[Any, Layout
     return found
 
 
-def _by_key(
-    found: dict[str, list[tuple[Any, Layout, Tensor, Tensor]]], names: list[str], count: int
-) -> list[tuple[str, Layout, Tensor, Tensor]]:
+def _by_key(found: dict[str, list[_Given]], names: list[str], count: int) -> list[_Chosen]:
     """For each map one of the layers that give it: the declared one, else the outermost.
 
     Where two maps are the same numbers, as those of blocks that do nothing yet, each has its own.
     """
-    by_number: dict[int, list[tuple[str, Layout, Tensor, Tensor]]] = {}
+    by_number: dict[int, list[_Chosen]] = {}
     for path, given in found.items():
-        for number, *rest in given:
-            by_number.setdefault(number, []).append((path, *rest))  # type: ignore[arg-type]
+        for number, layout, kept, now in given:
+            by_number.setdefault(number, []).append((path, layout, kept, now))
     declared = dict(enumerate(names)) if len(names) == count else {}
-    chosen: dict[str, tuple[str, Layout, Tensor, Tensor]] = {}
+    chosen: dict[str, _Chosen] = {}
     for number in sorted(by_number):
 
-        def rank(each: tuple[str, Layout, Tensor, Tensor], number: int = number) -> tuple:
+        def rank(each: _Chosen, number: int = number) -> tuple:
             path = each[0]
             return path != declared.get(number), path in chosen, path not in names, path.count(".")
 
@@ -266,45 +269,42 @@ def _by_shape(tensor: Tensor, size: int) -> Layout | None:
     return None
 
 
-def _sided(tensor: Tensor, size: int) -> list[tuple[Any, Layout]]:
+def _by_side(tensor: Tensor, size: int) -> list[tuple[int, Layout]]:
     layout = _by_shape(tensor, size)
     return [] if layout is None else [(layout.map(tensor).shape[2], layout)]
 
 
-def _last_of_each_side(
-    found: dict[str, list[tuple[Any, Layout, Tensor, Tensor]]], layers: dict[str, nn.Module]
-) -> list[tuple[str, Layout, Tensor, Tensor]]:
+def _last_of_each_side(found: dict[str, list[_Given]], network: nn.Module) -> list[_Chosen]:
     """The last layer that gives a map of each side, while sides shrink; none that is a stem's.
 
     Of layers made of others if one gives such a map: pooling and norms come behind them.
     """
-    last: dict[int, tuple[str, Layout, Tensor, Tensor]] = {}
-    blocks = {path for path in found if any(layers[path].children())}
+    last: dict[int, _Chosen] = {}
+    blocks = {path for path in found if any(network.get_submodule(path).children())}
     for path, given in found.items():
-        side, *rest = given[0]
+        side, layout, kept, now = given[0]
         if side not in last and last and side > min(last):
             continue
         if side not in last or path in blocks or last[side][0] not in blocks:
-            last[side] = (path, *rest)  # type: ignore[assignment]
+            last[side] = path, layout, kept, now
     chosen = list(last.values())
     several = len([each for each in chosen if each[0] in blocks]) > 1
     return [each for each in chosen if not several or each[0] in blocks]
 
 
-def _without_stem(
-    chosen: list[tuple[str, Layout, Tensor, Tensor]],
-) -> list[tuple[str, Layout, Tensor, Tensor]]:
+def _without_stem(chosen: list[_Chosen]) -> list[_Chosen]:
     """Without a stem, which comes first and is named unlike the stages: stem, then s1, s2, ..."""
     kinds = ["".join(c for c in path if not c.isdigit()) for path, *_ in chosen]
     return chosen[1:] if len(kinds) > 1 and kinds[0] != kinds[1] else chosen
 
 
-def _head(network: Normalized, calls: dict[str, tuple[Tensor, Tensor]], logits: Tensor) -> str:
+def _head(network: nn.Module, calls: dict[str, tuple[Tensor, Tensor]], logits: Tensor) -> str:
     """The last layer with weights whose output are the logits, or whose output they come from."""
-    body: Any = network.body
+    body: Any = getattr(network, "body", network)
     known = {module: path for path, module in network.named_modules()}
     own = {path for path in calls if not any(network.get_submodule(path).children())}
-    leaves = [path for path in calls if path in own and _has_weights(network, path)]
+    leaves = [path for path, (_, given) in calls.items() if path in own and given.ndim > 1]
+    leaves = [path for path in leaves if _has_weights(network, path)]
     wide = [path for path in leaves if calls[path][1].shape[-1] == logits.shape[1]]
     exact = [path for path in wide if _is(calls[path][1], logits)]
     named = body.get_classifier() if hasattr(body, "get_classifier") else None

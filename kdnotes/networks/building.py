@@ -42,12 +42,15 @@ PRESET_NETS: dict[str, PresetNet] = {
 
 def check_name(name: str) -> None:
     """Raise RequestError unless the name is a preset net or one of timm's models."""
-    if name in PRESET_NETS:
-        return
+    if name not in PRESET_NETS and not is_timms(name):
+        raise unknown(name)
+
+
+def is_timms(name: str) -> bool:
+    """Whether timm has an architecture, and weights of the tag if the name has one."""
     import timm
 
-    if not timm.is_model(name):
-        raise unknown(name)
+    return timm.is_model(name) and ("." not in name or timm.get_pretrained_cfg(name) is not None)
 
 
 def unknown(name: str) -> RequestError:

@@ -16,7 +16,7 @@ from kdnotes.networks.building import PRESET_NETS, build
 from kdnotes.networks.wrapping import Composite, Normalized, answers, example, measuring
 
 
-def taps(network: Normalized | Composite) -> tuple[str, ...]:
+def taps(network: nn.Module) -> tuple[str, ...]:
     """Dotted paths of a network's stages, from shallow to deep; a composite has none.
 
     Each gives a map (N, C, H, W) by `tapped`. Raises RequestError where no layer does.
@@ -26,8 +26,8 @@ def taps(network: Normalized | Composite) -> tuple[str, ...]:
     stages = tuple(anatomy_of(network).stages)
     if not stages:
         raise RequestError(
-            f"{type(network.body).__name__} has no stages that can be found; name the layers to "
-            "look at"
+            f"{type(getattr(network, 'body', network)).__name__} has no stages that can be found; "
+            "name the layers to look at"
         )
     return stages
 
@@ -44,8 +44,6 @@ def check_fits(name: str, size: int, small_images: bool, least: int = 0) -> None
     network.size = size
     try:
         answers(network, images := example(network))
-        if not least:
-            return
         last = taps(network)[-1]
         with measuring(network):
             side = min(features_at(network, images, last).shape[2:])
@@ -102,7 +100,7 @@ def features_of(network: nn.Module) -> Iterator[list[Tensor]]:
 
     Raises RequestError when there is no such layer.
     """
-    head = anatomy_of(network).head if isinstance(network, Normalized) else ""
+    head = anatomy_of(network).head
     if not head:
         kind = type(getattr(network, "body", network)).__name__
         raise RequestError(f"{kind} has no last layer that gives its logits")

@@ -26,7 +26,7 @@ POINTER = b"version https://git-lfs"
 Shapes = Mapping[str, tuple[int | None, ...]]  # by name; None stands for the number of classes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """The tensors of one network in a file: float32, by the network's own names.
 
@@ -159,6 +159,13 @@ def find(tensors: Mapping[str, Tensor], wanted: Shapes, entry: str = "") -> list
             around = {n: t for n, t in tensors.items() if not n.startswith(where)}
             found.append(Weights(chosen, counts.pop(), where, around, ()))
     return sorted(found, key=lambda each: _rank(each.where))
+
+
+def names_fit(tensors: Mapping[str, Tensor], wanted: Shapes, entry: str = "") -> bool:
+    """Whether all of a network's tensors are somewhere in a file by name, of any shape."""
+    must = _needed(wanted)
+    places = _places(tensors, must[0], entry) if must else []
+    return any(all(f"{where}{name}" in tensors for name in must) for where in places)
 
 
 def _needed(wanted: Shapes) -> list[str]:

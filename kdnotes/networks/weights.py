@@ -18,7 +18,14 @@ from torch import nn
 
 from kdnotes.errors import RequestError, brief
 from kdnotes.networks import reading
-from kdnotes.networks.building import PRESET_NETS, TRAINED_HERE, _body, check_name, unknown
+from kdnotes.networks.building import (
+    PRESET_NETS,
+    TRAINED_HERE,
+    _body,
+    check_name,
+    is_timms,
+    unknown,
+)
 from kdnotes.networks.wrapping import Normalized, answers, example
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -44,13 +51,17 @@ class Opened:
 
 @dataclass(frozen=True)
 class _Variant:
-    """A way to build an architecture for a number of classes; ``said``: where it is a guess."""
+    """A way to build an architecture for a number of classes.
+
+    said: what to say of it where it is not the one that the name means; guessed: from shapes alone.
+    """
 
     make: Callable[[int], nn.Module]
     mean: _Triple = (0.5, 0.5, 0.5)
     std: _Triple = (0.25, 0.25, 0.25)
     size: int | None = None
     said: str = ""
+    guessed: bool = False
 
 
 def open_network(text: str, classes: int | None = None, size: int | None = None) -> Opened:
@@ -106,7 +117,8 @@ def _tried(opened: Opened, text: str, classes: int | None) -> Opened:
     found = logits.shape[1]
     if classes is not None and found != classes:
         raise RequestError(f"{brief(text)} has a head of {found} classes; {classes} are needed")
-    return Opened(network, opened.size, found, opened.file, opened.notes)
+    size = opened.size and network.size  # the size that was tried
+    return Opened(network, size, found, opened.file, opened.notes)
 
 
 # --- where weights are ----------------------------------------------------------------------
@@ -115,7 +127,7 @@ def _tried(opened: Opened, text: str, classes: int | None) -> Opened:
 def _published(name: str, weights: str) -> Opened:
     folder = os.environ.get("KDNOTES_WEIGHTS", "")
     places = [Path(folder).expanduser() / f"{weights}{each}" for each in ENDINGS if folder]
-    config = timm.get_pretrained_cfg(weights) if timm.is_model(weights) else None
+    config = timm.get_pretrained_cfg(weights) if is_timms(weights) else None
     places += list(_downloaded(weights, config))
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -141,7 +153,7 @@ def _published(name: str, weights: str) -> Opened:
                 known, pretrained=True, pretrained_cfg_overlay={"file": str(found)}
             )
             variant = next(_variants(known, None))
-            network = Normalized(body, variant.mean, variant.std)
+            network = Normalized(body, variant.mean, variant.std, variant.size)
             return Opened(network, network.size, config.num_classes, found, ())
         raise error
 
@@ -185,7 +197,7 @@ def _from_function(module: str, function: str) -> Opened:
     known: Any = getattr(body, "pretrained_cfg", None)
     if known:
         network = Normalized(body, tuple(known["mean"]), tuple(known["std"]))
-        return Opened(network, network.size, 0, None, ())
+        return Opened(network, known["input_size"][-1], 0, None, ())
     said = f"{module}:{function}: its normalisation is not known, so that it gets images in [0, 1]"
     return Opened(Normalized(body, (0.0,) * 3, (1.0,) * 3), None, 0, None, (said,))
 
@@ -193,12 +205,16 @@ def _from_function(module: str, function: str) -> Opened:
 def _from_file(name: str, path: Path, entry: str, size: int | None) -> Opened:
     """An architecture with the tensors of a file: the first way to build it that they fit."""
     tensors = reading.read(path)
-    problem = ""
+    problem, named = "", True
     for variant in _variants(name, size):
+        if variant.guessed and not named:
+            continue
         wanted = _shapes(variant.make)
         found = reading.find(tensors, wanted, entry)
         if not found:
-            problem = problem or reading.mismatch(tensors, wanted, entry)
+            if not problem:
+                problem = reading.mismatch(tensors, wanted, entry)
+                named = reading.names_fit(tensors, wanted, entry)
             continue
         weights = reading.choose(found, path.name)
         body = variant.make(weights.classes)
@@ -230,7 +246,7 @@ def _normalisation(weights: reading.Weights, tensors: Any) -> tuple[_Triple, _Tr
 
 
 def _is_architecture(name: str) -> bool:
-    return name in PRESET_NETS or timm.is_model(name) or name in _torchvision_names()
+    return name in PRESET_NETS or is_timms(name) or name in _torchvision_names()
 
 
 @lru_cache(maxsize=1)
@@ -249,7 +265,7 @@ def _variants(name: str, size: int | None) -> Iterator[_Variant]:
     if name in PRESET_NETS:
         yield _Variant(partial(_body, name, small_images=True), size=32)
         return
-    is_timm = timm.is_model(name)
+    is_timm = is_timms(name)
     config: Any = timm.get_pretrained_cfg(name) if is_timm else None
     known = config or timm.models.PretrainedCfg()
     about = {"mean": tuple(known.mean), "std": tuple(known.std)}
@@ -264,10 +280,11 @@ def _variants(name: str, size: int | None) -> Iterator[_Variant]:
     if is_timm and known.fixed_input_size and not size:
         for other in (each for each in SIDES if each != side):
             said = f"the weights are those of {name} for images of {other} pixels"
-            yield _Variant(partial(make, size=other), **about, size=other, said=said)
+            yield _Variant(partial(make, size=other), **about, size=other, said=said, guessed=True)
     if is_timm and not known.fixed_input_size:
         said = f"the weights fit {name} only with the stem for small images (stride 1, no pooling)"
-        yield _Variant(partial(_body, name, small_images=True), **about, size=32, said=said)
+        make = partial(_body, name, small_images=True)
+        yield _Variant(make, **about, size=32, said=said, guessed=True)
 
 
 def _timm_body(name: str, classes: int, size: int | None = None) -> nn.Module:

@@ -25,8 +25,7 @@ SAME = 1e-5  # of the largest logit: how far apart logits are that count as the 
 class Normalized(nn.Module):
     """A network with its normalisation in front: [0, 1] images in, logits out.
 
-    ``size``: of the images it is made for in pixels, by default what timm says of the body; None
-    where that is not known.
+    ``size``: of the images it is made for in pixels, None until one is known that it takes.
     """
 
     mean: Tensor
@@ -40,8 +39,7 @@ class Normalized(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        known: Any = getattr(body, "pretrained_cfg", None)
-        self.body, self.size = body, size or (known["input_size"][-1] if known else None)
+        self.body, self.size = body, size
         self.anatomy: Anatomy | None = None  # found when first asked for
         self.layouts: dict[str, Layout] = {}
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
@@ -126,13 +124,12 @@ def example(network: nn.Module, count: int = 2) -> Tensor:
     Raises RequestError where it takes none.
     """
     wrapped = [each for each in network.modules() if isinstance(each, Normalized)]
-    place = next(network.parameters(), torch.empty(0)).device
     known = [each.size for each in wrapped if each.size]
+    declared: Any = [getattr(each.body, "pretrained_cfg", None) for each in wrapped]
+    likely = [each["input_size"][-1] for each in declared if each]
     problem = None
-    for size in known[:1] or SIZES:
-        shape = (count, 3, size, size)
-        generator = torch.Generator("cpu").manual_seed(0)
-        images = torch.rand(shape, generator=generator, device="cpu").to(place)
+    for size in known[:1] or (*likely[:1], *SIZES):
+        images = _random(count, size, network)
         if known:
             return images
         try:
@@ -144,6 +141,12 @@ def example(network: nn.Module, count: int = 2) -> Tensor:
                 each.size = size
             return images
     raise problem or RequestError("the network takes no images")
+
+
+def _random(count: int, size: int, network: nn.Module) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(0)
+    images = torch.rand((count, 3, size, size), generator=generator, device="cpu")
+    return images.to(next(network.parameters(), images).device)
 
 
 def answers(network: nn.Module, images: Tensor) -> Tensor:
