@@ -164,7 +164,9 @@ def test_the_published_network_comes_first_and_the_guess_is_said(tmp_path: Path)
     # Its weights fit the variant without pooling as well, which answers otherwise.
     found = opened(saved(tmp_path, STATE))
     assert isinstance(found.network.body.maxpool, nn.MaxPool2d)
-    assert found.notes == ()
+    assert [note.split(": ")[1] for note in found.notes] == [
+        "images are scaled and normalised as for resnet10t as published"
+    ]
     small = networks.build("resnet18", 3, 0).body.state_dict()
     torch.save(small, tmp_path / "small.pth")
     guessed = opened(f"resnet18:{tmp_path / 'small.pth'}")

@@ -59,9 +59,9 @@ def unknown(name: str) -> RequestError:
 
     import timm
 
-    near = difflib.get_close_matches(name, [*PRESET_NETS, *timm.list_models()], 3)
+    near = difflib.get_close_matches(name, [*PRESET_NETS, *timm.list_models()], 2)
     hint = f"; near it: {', '.join(near)}" if near else ""
-    shown = name if len(name) <= 60 else f"{name[:57]}..."
+    shown = name if len(name) <= 40 else f"{name[:37]}..."
     return RequestError(
         f"unknown model {shown!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
     )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdnotes.errors import RequestError
+from kdnotes.errors import RequestError, brief
 
 # Entries of training scripts' files, the one that is meant unless another is asked for first.
 ENTRIES = ("state_dict", "model", "net", "model_state_dict")
@@ -48,32 +48,33 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise RequestError(f"no checkpoint {_short(path)!r}")
+    name = brief(path.name, 60)
     with path.open("rb") as opened:
         start = opened.read(200)
     if not start:
-        raise RequestError(f"{path.name} is empty")
+        raise RequestError(f"{name} is empty")
     if start.startswith(POINTER):
-        raise RequestError(f"{path.name} is a Git LFS pointer, not the weights; run git lfs pull")
-    content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+        raise RequestError(f"{name} is a Git LFS pointer, not the weights; run git lfs pull")
+    content = (_safetensors if path.suffix == ".safetensors" else _torch)(path, name)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise RequestError(f"{path.name} holds a {kind}, not tensors by name: save state_dict()")
+        raise RequestError(f"{name} holds a {kind}, not tensors by name: save state_dict()")
     tensors = dict(_named(content, ""))
     if not tensors:
-        raise RequestError(f"{path.name} holds no tensors by name: save state_dict()")
+        raise RequestError(f"{name} holds no tensors by name: save state_dict()")
     return tensors
 
 
-def _safetensors(path: Path) -> Mapping[str, Tensor]:
+def _safetensors(path: Path, name: str) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
     except Exception as error:  # of several kinds, by what is damaged
-        raise RequestError(f"{path.name} is no whole safetensors file; get it again") from error
+        raise RequestError(f"{name} is no whole safetensors file; get it again") from error
 
 
-def _torch(path: Path) -> Any:
+def _torch(path: Path, name: str) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -86,11 +87,11 @@ def _torch(path: Path) -> Any:
         foreign = sorted(each for each in kinds if each not in allowed)
         if foreign:
             raise RequestError(
-                f"{path.name} holds Python objects, which are not run ({brief_list(foreign)}): "
+                f"{name} holds Python objects, which are not run ({brief_list(foreign)}): "
                 "save the network's state_dict() alone"
             ) from error
         raise RequestError(
-            f"{path.name} is no whole checkpoint of PyTorch (damaged, cut off, or of another kind)"
+            f"{name} is no whole checkpoint of PyTorch (damaged, cut off, or of another kind)"
         ) from error
 
 

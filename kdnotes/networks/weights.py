@@ -34,6 +34,10 @@ FORMS = "NAME, NAME:FILE, NAME:FILE#ENTRY or module:function"
 _Triple = tuple[float, float, float]
 
 
+class _MisfitError(RequestError):
+    pass
+
+
 @dataclass(frozen=True)
 class Opened:
     """A network as somebody named it: [0, 1] images of ``size`` pixels in, logits out.
@@ -145,17 +149,19 @@ def _published(name: str, weights: str) -> Opened:
     known = weights if _is_architecture(weights) else name
     try:
         return _from_file(known, found, "", None)
-    except RequestError as error:
+    except _MisfitError as error:
         if config is None:
             raise
-        with suppress(Exception):  # published under other names, which timm knows how to change
+        try:  # published under other names, which timm knows how to change
             body: Any = timm.create_model(
                 known, pretrained=True, pretrained_cfg_overlay={"file": str(found)}
             )
-            variant = next(_variants(known, None))
-            network = Normalized(body, variant.mean, variant.std, variant.size)
-            return Opened(network, network.size, config.num_classes, found, ())
-        raise error
+        except Exception:
+            raise error from None
+        _check_finite(body, found.name)
+        variant = next(_variants(known, None))
+        network = Normalized(body, variant.mean, variant.std, variant.size)
+        return Opened(network, network.size, config.num_classes, found, ())
 
 
 def _downloaded(weights: str, config: Any) -> Iterator[Path]:
@@ -189,9 +195,7 @@ def _from_function(module: str, function: str) -> Opened:
     if not isinstance(body, nn.Module):
         kind = type(body).__name__
         raise RequestError(f"{module}:{function} returns a {kind}, not a torch.nn.Module")
-    bad = next((n for n, t in body.state_dict().items() if not bool(t.isfinite().all())), None)
-    if bad is not None:
-        raise RequestError(f"{module}:{function} has weights that are not finite numbers ({bad})")
+    _check_finite(body, f"{module}:{function}")
     if isinstance(body, Normalized):
         return Opened(body, body.size, 0, None, ())
     known: Any = getattr(body, "pretrained_cfg", None)
@@ -200,6 +204,12 @@ def _from_function(module: str, function: str) -> Opened:
         return Opened(network, known["input_size"][-1], 0, None, ())
     said = f"{module}:{function}: its normalisation is not known, so that it gets images in [0, 1]"
     return Opened(Normalized(body, (0.0,) * 3, (1.0,) * 3), None, 0, None, (said,))
+
+
+def _check_finite(body: nn.Module, name: str) -> None:
+    bad = next((n for n, t in body.state_dict().items() if not bool(t.isfinite().all())), None)
+    if bad is not None:
+        raise RequestError(f"{brief(name)} has weights that are not finite numbers ({bad})")
 
 
 def _from_file(name: str, path: Path, entry: str, size: int | None) -> Opened:
@@ -216,11 +226,16 @@ def _from_file(name: str, path: Path, entry: str, size: int | None) -> Opened:
                 problem = reading.mismatch(tensors, wanted, entry)
                 named = reading.names_fit(tensors, wanted, entry)
             continue
-        weights = reading.choose(found, path.name)
+        weights = reading.choose(found, brief(path.name, 60))
         body = variant.make(weights.classes)
         body.load_state_dict(weights.tensors, strict=False)  # what is missing was looked at
         notes = [f"{path.name}: {variant.said}"] if variant.said else []
-        mean, std = _normalisation(weights, tensors) or (variant.mean, variant.std)
+        own = _normalisation(weights, tensors)
+        if own is None and name not in PRESET_NETS:
+            notes.append(
+                f"{path.name}: images are scaled and normalised as for {name} as published"
+            )
+        mean, std = own or (variant.mean, variant.std)
         network = Normalized(body, mean, std, variant.size)
         return Opened(
             network,
@@ -229,7 +244,8 @@ def _from_file(name: str, path: Path, entry: str, size: int | None) -> Opened:
             path,
             (*weights.notes, *notes),
         )
-    raise RequestError(f"{path.name} does not fit {name}: {brief(_plain(problem), 150)}")
+    shown = brief(path.name, 60)
+    raise _MisfitError(f"{shown} does not fit {name}: {brief(_plain(problem), 150)}")
 
 
 def _normalisation(weights: reading.Weights, tensors: Any) -> tuple[_Triple, _Triple] | None:
