@@ -121,7 +121,7 @@ def test_taps_hold_the_maps_that_timm_gives_for_its_stages(name: str) -> None:
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad(), networks.tapped(network, networks.taps(network)) as outputs:
         network(images)
-        found = [networks.as_map(network, output) for output in outputs.values()]
+        found = list(outputs.values())
         maps = network.body.forward_intermediates(
             network.normalize(images), intermediates_only=True, output_fmt="NCHW"
         )
@@ -133,10 +133,6 @@ def test_networks_that_declare_no_stages_are_told() -> None:
     bare = networks.Normalized(nn.Sequential(nn.Flatten()), (0.5,) * 3, (0.25,) * 3)
     with pytest.raises(RequestError, match="Sequential has no stages that can be found"):
         networks.taps(bare)
-    with torch.device("meta"):  # its first two stages are no layers of their own
-        branched = networks.build("hrnet_w18_small", 10, seed=0)
-    with pytest.raises(RequestError, match="HighResolutionNet has no stages"):
-        networks.taps(branched)
 
 
 @pytest.mark.parametrize(
@@ -230,17 +226,17 @@ def test_checkpoints_of_both_kinds_are_read(tmp_path: Path) -> None:
 
 
 def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="timm has no weights 'vgg-small'"):
+    with pytest.raises(RequestError, match="there are no weights 'vgg-small'"):
         networks.load_user_model("vgg-small", 10)
     with pytest.raises(RequestError, match="no checkpoint"):
         networks.load_user_model(f"resnet18:{tmp_path / 'none.pth'}", 10)
     (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(RequestError, match=r"cannot read bad\.pth"):
+    with pytest.raises(RequestError, match=r"bad\.pth is no whole checkpoint"):
         networks.load_user_model(f"resnet18:{tmp_path / 'bad.pth'}", 10)
     save_file(
         networks.build("resnet18", 7, seed=0).body.state_dict(), tmp_path / "seven.safetensors"
     )
-    with pytest.raises(RequestError, match=r"seven\.safetensors does not fit resnet18 with 10"):
+    with pytest.raises(RequestError, match="head of 7 classes; 10 are needed"):
         networks.load_user_model(f"resnet18:{tmp_path / 'seven.safetensors'}", 10)
 
 

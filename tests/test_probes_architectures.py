@@ -149,7 +149,9 @@ def test_channels_that_come_last_are_not_taken_for_cells() -> None:
     maps, _ = localization.grad_cam(network, to_float(data.images), data.labels, taps)
     with torch.inference_mode(), networks.tapped(network, taps) as outputs:
         network(to_float(data.images))
-        assert [each.shape for each in maps.values()] == [outputs[tap].shape[:3] for tap in taps]
+        shown = [(len(outputs[tap]), *outputs[tap].shape[2:]) for tap in taps]
+        assert [each.shape for each in maps.values()] == shown
+        assert shown == [(4, 16, 16), (4, 8, 8)]
 
 
 def test_extra_gains_are_differences_of_differences_by_seed() -> None:

@@ -231,7 +231,7 @@ def test_the_number_of_images_moves_the_biased_value() -> None:
 def test_too_few_images_and_networks_without_a_head_are_refused() -> None:
     with pytest.raises(RequestError, match="at least 4 images, not 3"):
         representations.measure(small_cast(), some_data(3))
-    with pytest.raises(RequestError, match="no linear layer"):
+    with pytest.raises(RequestError, match="no last layer"):
         layers_of(member("kl", 0, frozen(nn.Flatten()), ()), to_float(some_data(4).images))
 
 

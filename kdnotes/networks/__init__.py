@@ -15,15 +15,18 @@ from kdnotes.networks.building import (
 )
 
 if TYPE_CHECKING:
+    from kdnotes.networks.anatomy import *  # noqa: F403
     from kdnotes.networks.features import *  # noqa: F403
     from kdnotes.networks.weights import *  # noqa: F403
     from kdnotes.networks.wrapping import *  # noqa: F403
 
 # Found when first asked for: torch and timm take seconds, which planning need not pay.
 _HOMES = {
-    "features": "as_map features_at forward_with_features hint_layer tapped taps",
-    "weights": "load_published load_user_model",
-    "wrapping": "Composite Normalized freeze",
+    "anatomy": "layout_of",
+    "features": "check_fits differentiable features_at features_of forward_with_features "
+    "hint_layer tapped taps",
+    "weights": "Opened load_published load_user_model open_network",
+    "wrapping": "Composite Normalized answers example freeze",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = [

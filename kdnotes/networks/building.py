@@ -47,12 +47,26 @@ PRESET_NETS: dict[str, PresetNet] = {
 
 def check_name(name: str) -> None:
     """Raise RequestError unless the name is a preset net or one of timm's models."""
-    if name not in PRESET_NETS and name.partition(".")[0] not in (known := timm_names()):
-        near = difflib.get_close_matches(name, [*PRESET_NETS, *known])
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise RequestError(
-            f"unknown model {name!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
-        )
+    known = name.partition(".")[0] in timm_names()
+    if name not in PRESET_NETS and not (known and ("." not in name or is_timms(name))):
+        raise unknown(name)
+
+
+def is_timms(name: str) -> bool:
+    """Whether timm has an architecture, and weights of the tag if the name has one."""
+    import timm
+
+    return timm.is_model(name) and ("." not in name or timm.get_pretrained_cfg(name) is not None)
+
+
+def unknown(name: str) -> RequestError:
+    """What to say of a name that no network has."""
+    near = difflib.get_close_matches(name, [*PRESET_NETS, *timm_names()], 2)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    shown = name if len(name) <= 40 else f"{name[:37]}..."
+    return RequestError(
+        f"unknown model {shown!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -88,7 +102,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = _body(name, num_classes, small_images)
-    return Normalized(body, mean, std)
+    return Normalized(body, mean, std, 32 if name in PRESET_NETS else None)
 
 
 def _body(name: str, num_classes: int, small_images: bool) -> nn.Module:

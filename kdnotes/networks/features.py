@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
 
 from kdnotes.errors import RequestError
+from kdnotes.networks.anatomy import Layout, anatomy_of, layout_of
 from kdnotes.networks.architectures import Staged
-from kdnotes.networks.wrapping import Composite, Normalized
+from kdnotes.networks.building import PRESET_NETS, build
+from kdnotes.networks.wrapping import Composite, Normalized, answers, example, measuring
 
 
-def taps(network: Normalized | Composite) -> tuple[str, ...]:
+def taps(network: nn.Module) -> tuple[str, ...]:
     """Dotted paths of a network's stages, from shallow to deep; a composite has none.
 
-    Those of timm's networks are what timm declares (``feature_info``), without the stem. Raises
-    RequestError where nothing is declared.
+    Each gives a map (N, C, H, W) by `tapped`. Raises RequestError where no layer does.
     """
     if isinstance(network, Composite):
         return ()
-    body: Any = network.body
-    if isinstance(body, Staged):
-        return tuple(f"body.stages.{index}" for index in range(len(body.stages)))
-    declared = [stage["module"] for stage in getattr(body, "feature_info", ())]
-    # A stem comes first, and is named unlike the stages: act1 before layer1, stem before s1.
-    kinds = [re.sub(r"\d", "", name) for name in declared]
-    stages = declared[1:] if len(kinds) > 1 and kinds[0] != kinds[1] else declared
-    layers = {name for name, _ in body.named_modules()}
-    if not stages or not layers.issuperset(stages):
+    stages = tuple(anatomy_of(network).stages)
+    if not stages:
         raise RequestError(
-            f"{type(body).__name__} has no stages that can be found; name the layers to look at"
+            f"{type(getattr(network, 'body', network)).__name__} has no stages that can be found; "
+            "name the layers to look at"
         )
-    return tuple(f"body.{stage}" for stage in stages)
+    return stages
+
+
+@lru_cache(maxsize=64)
+def check_fits(name: str, size: int, small_images: bool, least: int = 0) -> None:
+    """Raise RequestError unless a named architecture answers images of a size in pixels.
+
+    ``least``: the side in cells that the maps of its last stage must have. The book's own do.
+    """
+    if name in PRESET_NETS:
+        return
+    network = build(name, 10, 0, small_images=small_images)
+    network.size = size
+    try:
+        answers(network, images := example(network))
+        last = taps(network)[-1]
+        with measuring(network):
+            side = min(features_at(network, images, last).shape[2:])
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}") from error
+    if side < least:
+        raise RequestError(
+            f"{name} gives last maps of {side} x {side} cells from images of {size} pixels; "
+            f"{least} x {least} are needed: choose a network that shrinks them less"
+        )
 
 
 def hint_layer(network: Normalized | Composite, where: str) -> str:
     """Dotted path of a layer to match: ``logits``, a path as it is, or the end of a third.
 
     ``K/3`` is the last stage of the K-th third of a network's `taps`. Raises RequestError for
-    another share, or where there are no stages.
+    another share, a layer that is not there, or where there are no stages.
     """
     third, slash, of = where.partition("/")
     if not slash:
+        if where != "logits":
+            layout_of(network, where)  # or it is refused
         return where
     if of != "3" or third not in ("1", "2", "3"):
         raise RequestError(f"a layer is 1/3, 2/3, 3/3, logits or a dotted path, not {where!r}")
@@ -64,10 +84,35 @@ def forward_with_features(network: Normalized | Composite, images: Tensor) -> tu
         logits = network(images)
         return logits, logits
     body: Any = network.body
-    maps = body.forward_features(network.normalize(images))
-    features = body.forward_head(maps, pre_logits=True)
-    head = body.get_classifier() if hasattr(body, "get_classifier") else body.head
-    return head(features), features
+    if isinstance(body, Staged):
+        features = body.forward_head(
+            body.forward_features(network.normalize(images)), pre_logits=True
+        )
+        return body.head(features), features  # type: ignore[operator]
+    with features_of(network) as found:
+        logits = network(images)
+    return logits, found[-1]
+
+
+@contextmanager
+def features_of(network: nn.Module) -> Iterator[list[Tensor]]:
+    """The input (N, D) of the last layer on every forward pass; hooks go when the block ends.
+
+    Raises RequestError when there is no such layer.
+    """
+    head = anatomy_of(network).head
+    if not head:
+        kind = type(getattr(network, "body", network)).__name__
+        raise RequestError(f"{kind} has no last layer that gives its logits")
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Convolutions see maps of one cell, and heads over tokens are pooled behind them.
+        given = inputs[0].flatten(2).mean(2) if inputs[0].ndim == 4 else inputs[0]
+        found.append(given.mean(1) if given.ndim == 3 else given)
+
+    with network.get_submodule(head).register_forward_pre_hook(keep):
+        yield found
 
 
 class _StopForward(Exception):  # noqa: N818 - not an error: the rest of the network is not needed
@@ -75,9 +120,9 @@ class _StopForward(Exception):  # noqa: N818 - not an error: the rest of the net
 
 
 def features_at(network: nn.Module, images: Tensor, path: str) -> Tensor:
-    """Output of one named layer, nothing behind it computed; raises RequestError as `tapped`."""
+    """What one named layer gives, as `tapped`, nothing behind it computed."""
 
-    def stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         raise _StopForward
 
     with tapped(network, (path,)) as outputs:
@@ -86,38 +131,60 @@ def features_at(network: nn.Module, images: Tensor, path: str) -> Tensor:
         return outputs[path]
 
 
-def as_map(network: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as a map (N, C, H, W), or as it is where it is none.
-
-    Transformers give tokens (N, T, C), whose class token is dropped, or maps with channels last.
-    """
-    body: Any = getattr(network, "body", network)
-    if output.ndim == 4 and getattr(body, "output_fmt", "NCHW") == "NHWC":
-        return output.permute(0, 3, 1, 2)
-    side = math.isqrt(output.shape[1])
-    if output.ndim == 3 and output.shape[1] - side**2 == getattr(body, "num_prefix_tokens", 0):
-        tokens = output[:, output.shape[1] - side**2 :]
-        return tokens.transpose(1, 2).unflatten(2, (side, side))
-    return output
-
-
 @contextmanager
 def tapped(network: nn.Module, paths: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of the named layers, refilled on every forward pass; hooks go when the block ends.
+    """Maps (N, C, H, W) of the named layers, refilled on every forward pass.
 
-    Raises RequestError when there is no such layer.
+    What is no map, such as the input of a last layer, stays a vector (N, D). Hooks go when the
+    block ends. Raises RequestError when there is no such layer.
     """
-    known = dict(network.named_modules())
-    unknown = [path for path in paths if path not in known]
-    if unknown:
-        near = ", ".join(name for name in known if name.count(".") <= 2 and name)
-        raise RequestError(f"no layer {unknown[0]!r} in the network; it has {near}")
     outputs: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for path in paths:
-            hooks.enter_context(
-                known[path].register_forward_hook(
-                    lambda module, inputs, output, path=path: outputs.__setitem__(path, output)
-                )
-            )
+            layout = layout_of(network, path)
+
+            def keep(
+                module: nn.Module,
+                inputs: Any,
+                output: Any,
+                path: str = path,
+                layout: Layout = layout,
+            ) -> None:
+                tensor = layout.tensor(output)
+                outputs[path] = layout.map(tensor.clone() if layout.copied else tensor)
+
+            hooks.enter_context(network.get_submodule(path).register_forward_hook(keep))
+        yield outputs
+
+
+@contextmanager
+def differentiable(
+    network: nn.Module, paths: tuple[str, ...]
+) -> Iterator[dict[str, tuple[Tensor, Layout]]]:
+    """What the named layers give, as the network goes on with it, so that gradients can be taken.
+
+    With the layout that makes a map of it, and of its gradient. Parameters may be frozen.
+    """
+    outputs: dict[str, tuple[Tensor, Layout]] = {}
+    with ExitStack() as hooks:
+        for path in paths:
+            layout = layout_of(network, path)
+
+            def keep(
+                module: nn.Module,
+                inputs: Any,
+                output: Any,
+                path: str = path,
+                layout: Layout = layout,
+            ) -> Any:
+                tensor = layout.tensor(output)
+                tensor = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+                outputs[path] = tensor, layout
+                onwards = tensor.clone()  # what follows may work in place
+                if layout.part is None:
+                    return onwards
+                several = [onwards if n == layout.part else x for n, x in enumerate(output)]
+                return type(output)(several)
+
+            hooks.enter_context(network.get_submodule(path).register_forward_hook(keep))
         yield outputs

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from kdnotes.errors import RequestError, brief
+
+if TYPE_CHECKING:
+    from kdnotes.networks.anatomy import Anatomy, Layout
+
 _Network = TypeVar("_Network", bound=nn.Module)
+SIZES = (32, 224, 64, 28, 96, 128, 256, 384)  # tried where nothing is known of a network's images
+SAME = 1e-5  # of the largest logit: how far apart logits are that count as the same
 
 
 class Normalized(nn.Module):
-    """A network with its normalisation in front: [0, 1] images in, logits out."""
+    """A network with its normalisation in front: [0, 1] images in, logits out.
+
+    ``size``: of the images it is made for in pixels, None until one is known that it takes.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        size: int | None = None,
+    ) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.size = body, size
+        self.anatomy: Anatomy | None = None  # found when first asked for
+        self.layouts: dict[str, Layout] = {}
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -37,7 +57,18 @@ class Normalized(nn.Module):
         return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.body(self.normalize(images))
+        answer = self.body(self.normalize(images))
+        return answer if isinstance(answer, Tensor) else _logits_in(answer)
+
+
+def _logits_in(answer: Any) -> Tensor:
+    """The logits in an answer that names them, as Hugging Face's are; RequestError elsewhere."""
+    named = answer if isinstance(answer, Mapping) else getattr(answer, "__dict__", {})
+    if not isinstance(named.get("logits"), Tensor):
+        raise RequestError(
+            f"the network answers with a {type(answer).__name__}; logits (N, classes) are needed"
+        )
+    return named["logits"]
 
 
 class Composite(nn.Module):
@@ -65,13 +96,97 @@ class Composite(nn.Module):
 
 
 def freeze(network: _Network) -> _Network:
-    """A copy for measuring: evaluation mode, BatchNorm folded, no gradients, channels last.
+    """A copy for measuring: evaluation mode, no gradients, channels last, BatchNorm folded.
 
-    Folded logits equal the original's to about 1e-5. The original is left alone.
+    It is folded only where that leaves the logits of random images as they were, to a relative
+    1e-5. The original is left alone.
     """
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
-    _fold_batch_norm(frozen)
+    if any(isinstance(each, nn.BatchNorm2d) for each in frozen.modules()):
+        try:
+            images = example(frozen)
+            plain = answers(frozen, images)
+            _fold_batch_norm(frozen)
+            same = differ(answers(frozen, images), plain) <= SAME
+        except RequestError:  # no images to try it on, or folding has broken it
+            same = False
+        if not same:
+            frozen = copy.deepcopy(network).eval()
+    for each in frozen.modules():
+        if isinstance(each, Normalized):
+            each.anatomy, each.layouts = None, {}  # its layers are others now
     return frozen.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def example(network: nn.Module, count: int = 2) -> Tensor:
+    """Random images (count, 3, S, S) of a size that a network takes, on its device.
+
+    Raises RequestError where it takes none.
+    """
+    wrapped = [each for each in network.modules() if isinstance(each, Normalized)]
+    known = [each.size for each in wrapped if each.size]
+    declared: Any = [getattr(each.body, "pretrained_cfg", None) for each in wrapped]
+    likely = [each["input_size"][-1] for each in declared if each]
+    problem = None
+    for size in known[:1] or (*likely[:1], *SIZES):
+        images = _random(count, size, network)
+        if known:
+            return images
+        try:
+            answers(network, images)
+        except RequestError as error:
+            problem = problem or error
+        else:
+            for each in wrapped:
+                each.size = size
+            return images
+    raise problem or RequestError("the network takes no images")
+
+
+def _random(count: int, size: int, network: nn.Module) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(0)
+    images = torch.rand((count, 3, size, size), generator=generator, device="cpu")
+    return images.to(next(network.parameters(), images).device)
+
+
+def answers(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits (N, classes) in evaluation mode. Raises RequestError where there are none."""
+    try:
+        with measuring(network):
+            logits = network(images)
+    except RequestError:
+        raise
+    except Exception as error:  # of any library, at any layer
+        pixels = f"{images.shape[-1]} x {images.shape[-1]}"
+        raise RequestError(
+            f"the network cannot be shown images of {pixels} pixels ({brief(error)}); another size "
+            "may be right"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        shape = tuple(getattr(logits, "shape", ()))
+        raise RequestError(f"the network answers with {shape}; logits (N, classes) are needed")
+    return logits
+
+
+@contextmanager
+def measuring(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for a while; each part is then as it was."""
+    training = [each for each in network.modules() if each.training]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for each in training:
+            each.training = True
+
+
+def differ(found: Tensor, expected: Tensor) -> float:
+    """How far apart two tensors are, as a share of the second's largest value; 0 for none."""
+    if found.shape != expected.shape or not bool(found.isfinite().all()):
+        return float("inf")
+    largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    return float((found - expected).abs().max() / largest)
 
 
 def _fold_batch_norm(module: nn.Module) -> None:
@@ -90,7 +205,9 @@ def _fold_batch_norm(module: nn.Module) -> None:
         norm = getattr(module, norm_name, None)
         if isinstance(conv, nn.Sequential) and len(conv):  # a deep stem: its last convolution
             holder, conv_name, conv = conv, str(len(conv) - 1), conv[-1]
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            continue
+        if conv.out_channels == norm.num_features:
             setattr(holder, conv_name, fuse_conv_bn_eval(conv, norm))
             # timm's fused norm keeps dropout and activation, plain BatchNorm nothing.
             rest = (getattr(norm, name, nn.Identity()) for name in ("drop", "act"))

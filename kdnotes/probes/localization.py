@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdnotes.data import ImageData
+    from kdnotes.networks.anatomy import Layout
 
 LAYERS = {"last": -1, "earlier": -2}
 CLASSES = ("true", "predicted")
@@ -116,24 +116,19 @@ def grad_cam(
     long (results/benchmarks/cpu.txt, d). Raises RequestError when there is no such layer, or its
     output is no map.
     """
-    from kdnotes.networks import tapped
+    from kdnotes.networks import differentiable
 
-    def catch(tap: str, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        _as_map(network, tap, output)  # or it is refused
-        outputs[tap] = output if output.requires_grad else output.detach().requires_grad_()
-        return outputs[tap].clone()  # what follows may work in place
-
-    with torch.enable_grad(), tapped(network, tuple(taps)) as outputs, ExitStack() as hooks:
-        for tap in taps:
-            layer = network.get_submodule(tap)
-            hooks.enter_context(layer.register_forward_hook(partial(catch, tap)))
-        logits = network(images)
-        wanted = logits.gather(1, classes[:, None]).sum()
-        gradients = torch.autograd.grad(wanted, [outputs[tap] for tap in taps])
     maps = {}
+    with torch.enable_grad(), differentiable(network, tuple(taps)) as outputs:
+        logits = network(images)
+        for tap in taps:
+            _check_map(network, tap, *outputs[tap])  # or it is refused
+        wanted = logits.gather(1, classes[:, None]).sum()
+        gradients = torch.autograd.grad(wanted, [outputs[tap][0] for tap in taps])
     for tap, gradient in zip(taps, gradients, strict=True):
-        weights = _as_map(network, tap, gradient).mean((2, 3), keepdim=True)
-        maps[tap] = (weights * _as_map(network, tap, outputs[tap].detach())).sum(1).relu_()
+        output, layout = outputs[tap]
+        weights = layout.map(gradient).mean((2, 3), keepdim=True)
+        maps[tap] = (weights * layout.map(output.detach())).sum(1).relu_()
     return maps, logits.detach()
 
 
@@ -235,29 +230,25 @@ def _maps_of_both_classes(
     return both, logits
 
 
-def _as_map(network: nn.Module, tap: str, output: Tensor) -> Tensor:
-    """A layer's output as a map (n, channels, h, w), a transformer's tokens laid out.
+def _check_map(network: nn.Module, tap: str, tensor: Tensor, layout: Layout) -> None:
+    """Raise RequestError unless a layer gives a map that is large enough.
 
-    That is right where the answer is read from all tokens alike: where it is read from a class
-    token, the last layer's other tokens have no say, and the layer is refused.
+    A transformer's tokens are one where the answer is read from all tokens alike: where it is read
+    from a class token, the last layer's other tokens have no say.
     """
-    from kdnotes.networks import as_map
-
-    class_tokens = getattr(getattr(network, "body", None), "num_prefix_tokens", 0)
-    if isinstance(output, torch.Tensor) and not class_tokens:
-        output = as_map(network, output)
-    if not isinstance(output, torch.Tensor) or output.ndim != 4:
-        shape = tuple(getattr(output, "shape", ())) or type(output).__name__
+    class_tokens = getattr(getattr(network, "body", None), "num_prefix_tokens", layout.prefix)
+    output = tensor if layout.axes == "NTC" and class_tokens else layout.map(tensor)
+    if output.ndim != 4:
         raise RequestError(
-            f"layer {tap!r} gives {shape}; Grad-CAM needs maps (images, channels, height, width): "
-            "name a convolutional layer, or one that reshapes a transformer's tokens to a map"
+            f"layer {tap!r} gives {tuple(output.shape)}; Grad-CAM needs maps (images, channels, "
+            "height, width): name a convolutional layer, or one that reshapes a transformer's "
+            "tokens to a map"
         )
     if min(output.shape[2:]) < SMALLEST_MAP:
         raise RequestError(
             f"layer {tap!r} gives maps of {output.shape[2]} x {output.shape[3]} cells; at least "
             f"{SMALLEST_MAP} x {SMALLEST_MAP} are needed: name an earlier layer"
         )
-    return output
 
 
 def _wins(cosines: Tensor, rival: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
@@ -19,7 +19,7 @@ from kdnotes.probes import base
 from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Recorder
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from kdnotes.data import ImageData
 
@@ -179,17 +179,16 @@ def corresponding(students: int, teachers: int) -> list[int]:
 def layers_of(member: Member, images: Tensor) -> list[Tensor]:
     """Outputs (n, ...) of a network's taps, its penultimate features (n, D), its logits (n, C).
 
-    Raises RequestError when the last linear layer cannot be found.
+    Raises RequestError when the last layer cannot be found.
     """
-    from kdnotes.networks import tapped
+    from kdnotes.networks import features_of, tapped
 
-    network, found = member.network, []
-    keep = _head(network).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    with keep, torch.inference_mode(), tapped(network, member.taps) as outputs:
-        logits = network(images)
-    layers = [*(outputs[tap] for tap in member.taps), found[-1]]
+    with features_of(member.network) as features, torch.inference_mode():
+        with tapped(member.network, member.taps) as outputs:
+            logits = member.network(images)
+        layers = [*(outputs[tap] for tap in member.taps), features[-1]]
     for name, layer in zip(layer_names(member), layers, strict=False):
-        base.refuse_not_finite(network, f"features of layer {name}", layer)
+        base.refuse_not_finite(member.network, f"features of layer {name}", layer)
     return [*layers, logits.float()]
 
 
@@ -249,19 +248,6 @@ def _of(teachers: str, students: str) -> str:
 def _check_count(count: int) -> None:
     if count < SMALLEST_BATCH:
         raise RequestError(f"CKA needs at least {SMALLEST_BATCH} images, not {count}")
-
-
-def _head(network: nn.Module) -> nn.Module:
-    """The last linear layer, whose input are the penultimate features."""
-    body: Any = getattr(network, "body", network)
-    if hasattr(body, "get_classifier"):
-        candidates = [body.get_classifier()]
-    else:
-        candidates = [getattr(part, "head", None) for part in (body, network)]
-    for head in (*candidates, *reversed(list(network.modules()))):
-        if isinstance(head, torch.nn.Linear):
-            return head
-    raise RequestError(f"{type(network).__name__} has no linear layer that could be its last")
 
 
 PROPERTY = Property(

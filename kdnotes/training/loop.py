@@ -132,8 +132,7 @@ class Learner(nn.Module):
         paths = () if self._layer == "logits" else (self._layer,)
         with tapped(self.network, paths) as outputs:
             logits, features = forward_with_features(self.network, images)
-        layer = networks.as_map(self.network, outputs[paths[0]]) if paths else logits
-        return Outputs(logits, features, layer)
+        return Outputs(logits, features, outputs[paths[0]] if paths else logits)
 
     def _batch(self, student: Outputs, shown: Shown, answers: Outputs) -> Batch:
         def soft_labels(tau: float) -> Tensor:

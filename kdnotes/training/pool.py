@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnotes import progress
-from kdnotes.training.specification import Planned
+from kdnotes.training.specification import NetworkSpec, Planned
 
 # Environment of a process that keeps the memory it frees: asking the system for it anew costs a
 # tenth of a training step, and up to half of a forward pass. Read by the C library at its start.
@@ -179,6 +179,12 @@ def display(to_train: list[Planned], quiet: bool = False) -> Iterator[Show]:
         yield show
 
 
+def pixels(spec: NetworkSpec) -> int:
+    """Side in pixels of the images that a network is shown, 32 where the data alone know it."""
+    size = int(spec.data.options.get("size", 32))
+    return size if spec.recipe.resized is None else spec.recipe.resized.size or size
+
+
 def cost(item: Planned) -> float:
     """Rough seconds of training on one core, from the multiply-adds of the networks involved."""
     from kdnotes import data, networks
@@ -186,9 +192,7 @@ def cost(item: Planned) -> float:
     spec, recipe = item.spec, item.spec.recipe
     if spec.pretrained:
         return 0.0
-    size = int(spec.data.options.get("size", 32))
-    if recipe.resized is not None:
-        size = recipe.resized.size or size
+    size = pixels(spec)
     # A folder of photos says how many it has only when it is read: ImageNet's number is meant.
     many = 1_281_167 if spec.large_images else data.source(spec.data.name).about
     images = (spec.data.count or many) * recipe.epochs

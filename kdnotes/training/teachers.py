@@ -214,7 +214,7 @@ def live(network: Normalized | Composite, images: Tensor, layer: str | None) -> 
     ``layer``: a path, or "logits", or None.
     """
     if layer is not None and layer != "logits":
-        return Outputs(layer=networks.as_map(network, networks.features_at(network, images, layer)))
+        return Outputs(layer=networks.features_at(network, images, layer))
     logits, features = networks.forward_with_features(network, images)
     return Outputs(logits, features, logits)
 

@@ -1,0 +1,324 @@
+"""Which layers of a network give its stages' maps, found by what they give, not by their names.
+
+Random images are shown once. timm says itself what its stages give (`forward_intermediates`); the
+layers whose outputs are these very numbers are its stages, whatever their names and the order of
+their axes. Elsewhere a stage is the last layer that gives a map before its side shrinks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdnotes.errors import RequestError, brief
+from kdnotes.networks.architectures import Staged
+from kdnotes.networks.wrapping import Normalized, answers, example, measuring
+
+Axes = Literal["NCHW", "NHWC", "NTC", "other"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in a layer's output its map (N, C, H, W) is.
+
+    part: which of several tensors; axes: their order, T for a transformer's tokens, behind
+    ``prefix`` tokens that are no part of the image; copied: what follows works in place, so that
+    the output has to be copied at once.
+    """
+
+    axes: Axes = "NCHW"
+    prefix: int = 0
+    part: int | None = None
+    copied: bool = False
+
+    def tensor(self, output: Any) -> Tensor:
+        """The tensor of an output that holds the map."""
+        return output if self.part is None else output[self.part]
+
+    def map(self, tensor: Tensor) -> Tensor:
+        """The map (N, C, H, W) in that tensor, or its gradient; what is none stays as it is."""
+        if self.axes == "NHWC":
+            return tensor.permute(0, 3, 1, 2)
+        if self.axes == "NTC":
+            side = math.isqrt(tensor.shape[1] - self.prefix)
+            return tensor[:, self.prefix :].transpose(1, 2).unflatten(2, (side, side))
+        return tensor
+
+
+# Which map it is (the number of the declared one, or the side), where, a copy, what becomes of it.
+_Given = tuple[int, Layout, Tensor, Tensor]
+_Chosen = tuple[str, Layout, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Layouts of a network's stages by dotted path, from shallow to deep; path of its last layer.
+
+    The last layer is the one whose input are the penultimate features, "" where none is found.
+    """
+
+    stages: dict[str, Layout]
+    head: str
+
+
+def anatomy_of(network: nn.Module) -> Anatomy:
+    """The stages and the last layer of a network, found once. Raises RequestError as `answers`."""
+    if network.__dict__.get("anatomy") is None:
+        body = getattr(network, "body", None)
+        if isinstance(network, Normalized) and isinstance(body, Staged):
+            stages = {f"body.stages.{index}": Layout() for index in range(len(body.stages))}
+            found = Anatomy(stages, "body.head")
+        else:
+            found = _found(network)
+        network.__dict__["anatomy"] = found
+    return network.__dict__["anatomy"]
+
+
+def layout_of(network: nn.Module, path: str) -> Layout:
+    """Where the map is in the output of one named layer, a stage or another.
+
+    Raises RequestError where there is no such layer, or it gives no numbers.
+    """
+    layouts: dict[str, Layout] = network.__dict__.setdefault("layouts", {})
+    if path not in layouts:
+        stages = anatomy_of(network).stages
+        layouts[path] = stages.get(path) or _looked_at(network, path)
+    return layouts[path]
+
+
+def _looked_at(network: nn.Module, path: str) -> Layout:
+    known = dict(network.named_modules())
+    if not path or path not in known:
+        import difflib
+
+        names = [name for name in known if name]
+        near = difflib.get_close_matches(path, names, 4) or names[:4]
+        raise RequestError(
+            f"no layer {brief(repr(path), 60)} in the network; it has {', '.join(near)}"
+        )
+    images = example(network)
+    with _watched(network, {path: known[path]}) as found, measuring(network):
+        found[path] = []  # a layer that is never reached gives nothing
+        network(images)
+    if not found[path]:
+        raise RequestError(f"layer {path!r} gives nothing: name another one")
+    shaped = [(_by_shape(each[1], images.shape[-1]), *each) for each in found[path]]
+    layout, part, kept, now = next((each for each in shaped if each[0]), shaped[0])
+    return replace(layout or Layout("other"), part=part, copied=not _equal(kept, now))
+
+
+def _found(network: nn.Module) -> Anatomy:
+    images = example(network)
+    reference = _declared_maps(network, images) if isinstance(network, Normalized) else []
+    names = [f"body.{each}" for each in _declared_names(getattr(network, "body", None))]
+    found, head = _run(network, images, lambda tensor: _by_value(tensor, reference))
+    last = len(reference) - 1
+    if any(number == last for given in found.values() for number, *_ in given):
+        chosen = _by_key(found, names, len(reference))
+    else:  # nothing is declared, or what no layer gives
+        found, head = _run(network, images, lambda tensor: _by_side(tensor, images.shape[-1]))
+        chosen = _last_of_each_side(found, network)
+    stages = {
+        path: replace(layout, copied=not _equal(kept, now)) for path, layout, kept, now in chosen
+    }
+    return Anatomy(stages, head)
+
+
+def _run(
+    network: nn.Module, images: Tensor, matches: Callable[[Tensor], list[tuple[int, Layout]]]
+) -> tuple[dict[str, list[_Given]], str]:
+    """What layers give that matches, in the order in which they last give it; the last layer."""
+    found: dict[str, list[_Given]] = {}
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
+        found.pop(path, None)  # of a layer that is called again, the last call counts
+        given = [
+            (key, replace(layout, part=part), tensor.clone(), tensor)
+            for part, tensor in _tensors(output)
+            for key, layout in matches(tensor)
+        ]
+        if given:
+            found[path] = given
+        calls.pop(path, None)
+        if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
+            calls[path] = (inputs[0], output)
+
+    with ExitStack() as hooks:
+        for path, module in network.named_modules():
+            if path not in ("", "body"):
+                hooks.enter_context(_hook(module, path, note))
+        logits = answers(network, images)
+    return found, _head(network, calls, logits)
+
+
+def _hook(module: nn.Module, path: str, note: Callable[..., None]) -> Any:
+    return module.register_forward_hook(lambda _, inputs, output: note(path, inputs, output))
+
+
+@contextmanager
+def _watched(
+    network: nn.Module, layers: dict[str, nn.Module]
+) -> Iterator[dict[str, list[tuple[int | None, Tensor, Tensor]]]]:
+    """The tensors that layers give: which of several, a copy, and what becomes of it."""
+    found: dict[str, list[tuple[int | None, Tensor, Tensor]]] = {}
+
+    def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
+        found[path] = [(part, tensor.clone(), tensor) for part, tensor in _tensors(output)]
+
+    with ExitStack() as hooks:
+        for path, module in layers.items():
+            hooks.enter_context(_hook(module, path, note))
+        yield found
+
+
+def _tensors(output: Any) -> list[tuple[int | None, Tensor]]:
+    if isinstance(output, Tensor):
+        return [(None, output)]
+    several = output if isinstance(output, tuple | list) else ()
+    return [(part, each) for part, each in enumerate(several) if isinstance(each, Tensor)]
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.is_meta or bool(torch.equal(first, second))
+
+
+# --- timm's networks ------------------------------------------------------------------------
+
+
+def _declared_maps(network: Normalized, images: Tensor) -> list[Tensor]:
+    """What timm gives for a network's stages, from shallow to deep; nothing for others."""
+    body: Any = network.body
+    if not hasattr(body, "forward_intermediates"):
+        return []
+    options = {"intermediates_only": True, "output_fmt": "NCHW"}
+    try:
+        with measuring(network):
+            maps = body.forward_intermediates(network.normalize(images), **options)
+    except Exception:
+        return []
+    return [each for each in maps if isinstance(each, Tensor) and each.ndim == 4]
+
+
+def _declared_names(body: Any) -> list[str]:
+    info = getattr(body, "feature_info", ())
+    listed = info.get_dicts() if hasattr(info, "get_dicts") else info
+    return [stage["module"] for stage in listed if "module" in stage]
+
+
+def _by_value(tensor: Tensor, reference: list[Tensor]) -> list[tuple[int, Layout]]:
+    """The numbers of the maps that a tensor holds, and how."""
+    if tensor.ndim not in (3, 4):
+        return []
+    found = []
+    for number, wanted in enumerate(reference):
+        prefix = tensor.shape[1] - wanted.shape[2] * wanted.shape[3] if tensor.ndim == 3 else 0
+        if tensor.ndim == 3 and (prefix < 0 or wanted.shape[2] != wanted.shape[3]):
+            continue
+        axes: tuple[Axes, ...] = ("NTC",) if tensor.ndim == 3 else ("NCHW", "NHWC")
+        for layout in (Layout(each, prefix) for each in axes):
+            seen = layout.map(tensor)
+            if seen.shape == wanted.shape and _equal(seen, wanted):
+                found.append((number, layout))
+                break
+    return found
+
+
+def _by_key(found: dict[str, list[_Given]], names: list[str], count: int) -> list[_Chosen]:
+    """For each map one of the layers that give it: the declared one, else the outermost.
+
+    Where two maps are the same numbers, as those of blocks that do nothing yet, each has its own.
+    """
+    by_number: dict[int, list[_Chosen]] = {}
+    for path, given in found.items():
+        for number, layout, kept, now in given:
+            by_number.setdefault(number, []).append((path, layout, kept, now))
+    declared = dict(enumerate(names)) if len(names) == count else {}
+    chosen: dict[str, _Chosen] = {}
+    for number in sorted(by_number):
+
+        def rank(each: _Chosen, number: int = number) -> tuple:
+            path = each[0]
+            return path != declared.get(number), path in chosen, path not in names, path.count(".")
+
+        best = min(by_number[number], key=rank)
+        chosen[best[0]] = best
+    return _without_stem(list(chosen.values()))
+
+
+# --- all others -----------------------------------------------------------------------------
+
+
+def _by_shape(tensor: Tensor, size: int) -> Layout | None:
+    """How a tensor holds a map of at least 2 x 2 cells of square images, if it does."""
+    shape = tensor.shape
+    if tensor.ndim == 4 and shape[2] == shape[3] and 1 < shape[2] <= size:
+        return Layout()
+    if tensor.ndim == 4 and shape[1] == shape[2] and 1 < shape[1] <= size:
+        return Layout("NHWC")
+    for prefix in (0, 1, 2) if tensor.ndim == 3 else ():
+        side = math.isqrt(max(0, shape[1] - prefix))
+        if side > 1 and side**2 == shape[1] - prefix and size % side == 0:
+            return Layout("NTC", prefix)
+    return None
+
+
+def _by_side(tensor: Tensor, size: int) -> list[tuple[int, Layout]]:
+    layout = _by_shape(tensor, size)
+    return [] if layout is None else [(layout.map(tensor).shape[2], layout)]
+
+
+def _last_of_each_side(found: dict[str, list[_Given]], network: nn.Module) -> list[_Chosen]:
+    """The last layer that gives a map of each side, while sides shrink; none that is a stem's.
+
+    Of layers made of others if one gives such a map: pooling and norms come behind them.
+    """
+    last: dict[int, _Chosen] = {}
+    blocks = {path for path in found if any(network.get_submodule(path).children())}
+    for path, given in found.items():
+        side, layout, kept, now = given[0]
+        if side not in last and last and side > min(last):
+            continue
+        if side not in last or path in blocks or last[side][0] not in blocks:
+            last[side] = path, layout, kept, now
+    chosen = list(last.values())
+    several = len([each for each in chosen if each[0] in blocks]) > 1
+    return [each for each in chosen if not several or each[0] in blocks]
+
+
+def _without_stem(chosen: list[_Chosen]) -> list[_Chosen]:
+    """Without a stem, which comes first and is named unlike the stages: stem, then s1, s2, ..."""
+    kinds = ["".join(c for c in path if not c.isdigit()) for path, *_ in chosen]
+    return chosen[1:] if len(kinds) > 1 and kinds[0] != kinds[1] else chosen
+
+
+def _head(network: nn.Module, calls: dict[str, tuple[Tensor, Tensor]], logits: Tensor) -> str:
+    """The last layer with weights whose output are the logits, or whose output they come from."""
+    body: Any = getattr(network, "body", network)
+    known = {module: path for path, module in network.named_modules()}
+    own = {path for path in calls if not any(network.get_submodule(path).children())}
+    leaves = [path for path, (_, given) in calls.items() if path in own and given.ndim > 1]
+    leaves = [path for path in leaves if _has_weights(network, path)]
+    wide = [path for path in leaves if calls[path][1].shape[-1] == logits.shape[1]]
+    exact = [path for path in wide if _is(calls[path][1], logits)]
+    named = body.get_classifier() if hasattr(body, "get_classifier") else None
+    first = named[0] if isinstance(named, tuple | list) and named else named
+    asked = [known[first]] if first in known and known[first] in calls else []
+    convolutions = [path for path in leaves if _is(calls[path][1].flatten(1), logits)]
+    for path in (*exact[-1:], *convolutions[-1:], *asked, *wide[-1:]):
+        return path
+    return ""
+
+
+def _has_weights(network: nn.Module, path: str) -> bool:
+    return isinstance(getattr(network.get_submodule(path), "weight", None), Tensor)
+
+
+def _is(output: Tensor, logits: Tensor) -> bool:
+    return output.shape == logits.shape and _equal(output, logits)
