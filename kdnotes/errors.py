@@ -18,7 +18,7 @@ class RunFailedError(RuntimeError):
     """
 
 
-def brief(error: BaseException, most: int = 100) -> str:
+def brief(error: BaseException | str, most: int = 100) -> str:
     """What another library says, in one line of so many letters at most."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."

@@ -315,8 +315,9 @@ def _subset(images: ImageData, places: Tensor) -> ImageData:
         return images.subset(places)
     names = [images.images.names[place] for place in places.tolist()]
     pixels = replace(images.images, names=names)
-    kept = {"labels": images.labels[places], "sources": images.sources[places]}
-    return replace(images, images=pixels, **kept)
+    return replace(
+        images, images=pixels, labels=images.labels[places], sources=images.sources[places]
+    )
 
 
 def together(parts: Sequence[Outcome]) -> Outcome:

@@ -168,7 +168,7 @@ def _is_watched(network: nn.Module) -> bool:
 
 
 def _mark(image: Tensor) -> bytes:
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    pixels = image.permute(1, 2, 0).contiguous().numpy().tobytes()
     return hashlib.sha256(pixels).digest() + bytes(str(image.shape), "ascii")
 
 
@@ -177,8 +177,9 @@ def _cores() -> ThreadPoolExecutor:
     """A thread per core that computes by itself: networks on few images do not share well."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     before = torch.get_num_threads()
-    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    pool = ThreadPoolExecutor(min(before, available), **alone)
+    pool = ThreadPoolExecutor(
+        min(before, available), initializer=torch.set_num_threads, initargs=(1,)
+    )
     pool.submit(int).result()
     torch.set_num_threads(before)
     return pool

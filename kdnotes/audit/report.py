@@ -173,8 +173,8 @@ def _axis(share: Mapping[str, float], says: str) -> dict[str, Any]:
 
 def _text(interval: Mapping[str, float] | Interval) -> str:
     if not isinstance(interval, Interval):
-        ends = (interval[name] for name in ("estimate", "low", "high"))
-        interval = Interval(*ends, 1, 0, math.nan)
+        ends = {name: interval[name] for name in ("estimate", "low", "high")}
+        interval = Interval(**ends, n=1, degrees_of_freedom=0, standard_error=math.nan)
     return interval.format() if math.isfinite(interval.low) else format_number(interval.estimate)
 
 

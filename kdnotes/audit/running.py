@@ -201,7 +201,7 @@ def _cast(
                 getattr(network, name).copy_(_as_image(values))
         mine = made.setdefault(arm, [])
         called = f"--{arm} {text}"
-        own = {"size": size if size != side else None, "columns": columns}
+        own: dict[str, Any] = {"size": size if size != side else None, "columns": columns}
         mine.append(members.member(called, arm, len(mine), network, **own))
     taught = (*made["student"], *made.get("independent", ()))
     notes = [note for _, _, its in loaded for note in its]
@@ -253,7 +253,8 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
         done = 0.0
         for which in audit.wanted:
             for member in everyone if audit.has_networks else ():
-                member.network.report = lambda passes: shown.advance(passes / len(everyone))
+                cast_network: Any = member.network
+                cast_network.report = lambda passes: shown.advance(passes / len(everyone))
             shown.advance(done - shown.done, which.title)
             started = time.perf_counter()
             folder = out / PARTS / f"{which.name}-{keys[which.name]}"
@@ -314,8 +315,8 @@ def _shared_digest(audit: Audit, room: Any) -> str:
             mark = store.checksum(audit.logits[place].numpy().tobytes())
         state.update(f"{member.arm} {member.seed} {mark} ".encode())
     for indices in torch.arange(len(audit.images)).split(256):
-        state.update(audit.images.batch(indices).contiguous().numpy())
-    state.update(audit.images.labels.numpy())
+        state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
+    state.update(audit.images.labels.numpy().tobytes())
     return state.hexdigest()
 
 
@@ -356,6 +357,6 @@ def hashes(audit: Audit) -> dict[str, str]:
     if audit.has_networks:
         state = hashlib.sha256()
         for indices in torch.arange(len(audit.images)).split(256):
-            state.update(audit.images.batch(indices).contiguous().numpy())
+            state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
         found[f"pixels of {len(audit.images)} images"] = state.hexdigest()
     return found

@@ -192,7 +192,12 @@ def _check_networks(study: Study) -> None:
 
     others = {item.spec.model: item.spec for item in study.networks}
     others = {name: spec for name, spec in others.items() if name not in networks.PRESET_NETS}
-    needs = {need for each in probes.properties() if each.name == study.name for need in each.needs}
+    needs = {
+        need
+        for each in probes.properties()
+        if each.name == study.chapter.replace("-", "_")
+        for need in each.needs
+    }
     least = probes.localization.SMALLEST_MAP if {"maps", "gradients"} <= needs else 0
     for spec in others.values():
         sized = spec.recipe.resized is not None or "size" in spec.data.options

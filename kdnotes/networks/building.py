@@ -173,16 +173,16 @@ def map_sides(name: str, size: int) -> tuple[int, ...]:
 def _timm_map_sides(name: str, size: int) -> tuple[int, ...]:
     import torch
 
-    from kdnotes.networks.features import as_map, tapped, taps
+    from kdnotes.networks.features import tapped, taps
+    from kdnotes.networks.wrapping import answers, example, measuring
 
-    network = build(name, 2, seed=0).to("meta").eval()
-    with torch.no_grad(), tapped(network, taps(network)) as outputs:
-        try:
-            network(torch.zeros(1, 3, size, size, device="meta"))
-        except Exception as error:  # timm's networks say in many ways that a size does not fit
-            raise RequestError(
-                f"{name} takes no images of {size} pixels ({error}): name another network"
-            ) from error
-    tokens = getattr(network.body, "num_prefix_tokens", 0)
-    maps = [output if tokens else as_map(network, output) for output in outputs.values()]
-    return tuple(min(each.shape[2:]) if each.ndim == 4 else 0 for each in maps)
+    network = build(name, 10, seed=0)
+    network.size = size
+    try:
+        answers(network, images := example(network))
+        paths = taps(network)
+        with measuring(network), torch.inference_mode(), tapped(network, paths) as outputs:
+            network(images)
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}") from error
+    return tuple(min(outputs[path].shape[2:]) for path in paths)

@@ -114,9 +114,9 @@ def _harmless() -> list[Any]:
         for name in ("PosixPath", "PurePosixPath")
     ]
     numpys = [
-        (each, f"numpy.{core}.multiarray.{each.__name__}")
+        (each, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
-        for each in (rebuild, scalar)
+        for each, name in ((rebuild, "_reconstruct"), (scalar, "scalar"))
     ]
     plain = [int, float, str, bool, list, dict, tuple]
     return [

@@ -131,7 +131,7 @@ def _tried(opened: Opened, text: str, classes: int | None) -> Opened:
 def _published(name: str, weights: str) -> Opened:
     folder = os.environ.get("KDNOTES_WEIGHTS", "")
     places = [Path(folder).expanduser() / f"{weights}{each}" for each in ENDINGS if folder]
-    config = timm.get_pretrained_cfg(weights) if is_timms(weights) else None
+    config: Any = timm.get_pretrained_cfg(weights) if is_timms(weights) else None
     places += list(_downloaded(weights, config))
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -168,7 +168,7 @@ def _downloaded(weights: str, config: Any) -> Iterator[Path]:
     """Where the libraries themselves leave what they download."""
     from huggingface_hub import try_to_load_from_cache
 
-    hub = getattr(config, "hf_hub_id", None)
+    hub = getattr(config, "hf_hub_id", None) or ""
     for name in ("model.safetensors", "pytorch_model.bin") if hub else ():
         with suppress(Exception):
             path = try_to_load_from_cache(hub, getattr(config, "hf_hub_filename", None) or name)
@@ -284,7 +284,7 @@ def _variants(name: str, size: int | None) -> Iterator[_Variant]:
     is_timm = is_timms(name)
     config: Any = timm.get_pretrained_cfg(name) if is_timm else None
     known = config or timm.models.PretrainedCfg()
-    about = {"mean": tuple(known.mean), "std": tuple(known.std)}
+    about: dict[str, Any] = {"mean": tuple(known.mean), "std": tuple(known.std)}
     side = known.input_size[-1]
     make = partial(_timm_body, name)
     if is_timm:
@@ -304,7 +304,7 @@ def _variants(name: str, size: int | None) -> Iterator[_Variant]:
 
 
 def _timm_body(name: str, classes: int, size: int | None = None) -> nn.Module:
-    options = {"img_size": size} if size else {}
+    options: dict[str, Any] = {"img_size": size} if size else {}
     return timm.create_model(name, num_classes=classes, **options)
 
 
@@ -315,7 +315,11 @@ def _torchvision_variant(name: str, also_timms: bool) -> _Variant:
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     make: Any = partial(torchvision.models.get_model, name, weights=None, **options)
     said = f"the weights are those of torchvision's {name}, not timm's" if also_timms else ""
-    about = {"mean": tuple(shown.mean), "std": tuple(shown.std), "size": shown.crop_size[0]}
+    about: dict[str, Any] = {
+        "mean": tuple(shown.mean),
+        "std": tuple(shown.std),
+        "size": shown.crop_size[0],
+    }
     return _Variant(lambda classes: make(num_classes=classes), **about, said=said)
 
 
