@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import methods, paths, stats
-from kdnotes.book import planning, results, running
+from kdnotes.book import cover, planning, results, running
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks, tables
 from kdnotes.probes.findings import Findings
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # What chapters that are judged together should have been run with.
 _IMAGES_AND_NETWORKS = ("preset", "dataset", "teacher", "student", "train_count")
-# What data sets are called where their folder's name is not what readers know them by.
-CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
 _SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "teacher_count", "first_seed")
 
 
@@ -193,7 +191,7 @@ def published(study: Study) -> dict[str, tuple[results.Saved, pd.DataFrame]]:
     folder = paths.root() / "results" / "published"
     there = [each for each in sorted(folder.glob("*")) if each.name != study.settings.images]
     return {
-        CALLED.get(each.name, each.name): (
+        cover.CALLED.get(each.name, each.name): (
             results.load(study.chapter, each),
             results.table(study.chapter, each),
         )

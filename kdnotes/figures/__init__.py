@@ -20,6 +20,7 @@ _HOMES = {
     "curves": ["curve", "doses", "gains", "paired", "plane"],
     "grids": ["heatmap", "image_grid", "versions"],
     "casts": ["Kind", "taught"],
+    "cover": ["Row", "inherited"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["VERDICTS", "colour", "label", "looks", *_HOME]
