@@ -126,6 +126,21 @@ class Cover:
             f"{_teachers(self.teachers)}: {there}{own}."
         )
 
+    def disagreements(self) -> str:
+        """In Markdown, a line for each row whose word is another on other images."""
+        arm = self.arms[0]
+        unlike = [
+            f"- A student {row.sentence}: {row.methods[arm]['word']} on drawn images, "
+            f"{word} on {name} ({self.first})."
+            for row in self.rows
+            for name, word in row.elsewhere.items()
+            if word != row.methods[arm]["word"]
+        ]
+        asked = sum(len(row.elsewhere) for row in self.rows)
+        if not asked:
+            return "No run on other images is published with this version of the book."
+        return "\n".join(unlike) or f"Nowhere: all {asked} answers are the same word."
+
     def text(self) -> str:
         """The three sentences that stand above the picture, in Markdown."""
         return f"**{QUESTION}** {self.answer()} {self.how_sure()}"
@@ -158,8 +173,7 @@ def read(drawn: Path | None = None, published: Path | None = None) -> Cover | No
     others = sorted((published or root / "published").glob("*"))
     if not declared.is_file():
         return None
-    for method in methods.known().values():
-        arms.taught_by(method())
+    declare_methods()
     found: list[Row] = []
     seen: list[results.Saved] = []
     for entry in yaml.safe_load(declared.read_text(encoding="utf-8")):
@@ -181,6 +195,12 @@ def _place(answer: Mapping[str, Any] | None) -> float:
     return answer["estimate"] if answer and answer["share"] else -math.inf
 
 
+def declare_methods() -> None:
+    """Give every way of teaching its look, where no cast is planned that would."""
+    for method in methods.known().values():
+        arms.taught_by(method())
+
+
 def _row(
     entry: Mapping[str, str], drawn: Path, others: Sequence[Path], own: bool
 ) -> tuple[Row | None, results.Saved]:
@@ -199,14 +219,14 @@ def _row(
         elif not own:
             run, folder = published, other
     measure = _measure(entry)
-    found = _findings(chapter, folder, measure, run)
+    found = findings(chapter, folder, measure, run)
     methods_ = _answers(run, found)
     if not methods_:
         return None, run
     first = next(iter(methods_))
     elsewhere = {}
     for name, (published, where) in beside.items():
-        answer = _answers(published, _findings(chapter, where, measure, published)).get(first)
+        answer = _answers(published, findings(chapter, where, measure, published)).get(first)
         if answer:
             elsewhere[name] = answer["word"]
     row = Row(measure.sentence, entry["world"], methods_, elsewhere)
@@ -224,13 +244,13 @@ def _images(run: results.Saved) -> tuple[Any, Any]:
 def _measure(entry: Mapping[str, str]) -> Measure:
     """The declared measure of a row, in its own words where it has any."""
     probes.check_measure(entry["measure"], condition := entry.get("condition", ""))
-    known = [each for each in probes.measures() if each.name == entry["measure"]]
-    exact = [each for each in known if each.condition == condition]
-    under = [each for each in known if each.is_measured_under(condition)]
-    return (exact or under)[0].at(condition, entry.get("sentence", ""))
+    measure = wording.declared(entry["measure"], condition)
+    assert measure is not None  # it was checked
+    return measure.at(condition, entry.get("sentence", ""))
 
 
-def _findings(chapter: str, folder: Path, measure: Measure, run: results.Saved) -> Findings:
+def findings(chapter: str, folder: Path, measure: Measure, run: results.Saved) -> Findings:
+    """A saved run told by a measure, with single images where they were kept."""
     table = results.table(chapter, folder)
     there = (folder / f"{chapter}.items.parquet").is_file()
     items = results.items(chapter, folder) if there else Outcome.of_rows([]).items

@@ -159,7 +159,7 @@ def _say_differences(axis: Axes, scale: _Scale, row: Row, arms: Sequence[str], t
     plain = [f"{looks.of(arm).short} {said.partition(' ')[2]}" for arm, said in named.items()]
     whole = ", ".join(said.replace(" ", "\xa0") for said in plain)
     lines = textwrap.wrap("minus alone: " + whole, 44)
-    middle = top + (page.bars[0] + 16 if page is _NARROW else page.each / 2)
+    middle = top + (page.bars[0] + 16.0 if page is _NARROW else page.each / 2)
     text = "\n".join(lines).replace("\xa0", " ")
     _text(axis, scale(0) + 14, middle, text, page.size - 6, color=_FADED, gid="differences")
 
@@ -176,7 +176,7 @@ def _draw_mark(axis: Axes, scale: _Scale, arm: str, found: Answer | None, top: f
     if scale.low <= found["estimate"] <= scale.high:
         hollow = found["word"] == CANNOT_TELL
         face, edge = ("white", look.colour) if hollow else (look.colour, "white")
-        drawn = {"ms": size, "mfc": face, "mec": edge, "mew": 1.3}
+        drawn: dict[str, Any] = {"ms": size, "mfc": face, "mec": edge, "mew": 1.3}
         axis.plot(scale(found["estimate"]), at, look.marker, gid=arm, **drawn)
 
 
@@ -211,6 +211,6 @@ def _legend(axis: Axes, page: _Page, at: float, arms: Sequence[str]) -> None:
     wide = (page.width - 60) / columns
     for number, (marker, colour, name) in enumerate(entries):
         x, y = 45 + number % columns * wide, at + 40 * (number // columns)
-        face = {"mfc": colour or "white", "mec": colour or _FADED}
+        face: dict[str, Any] = {"mfc": colour or "white", "mec": colour or _FADED}
         axis.plot(x, y, marker, ms=11, **face)
         _text(axis, x + 18, y, name, page.size - 4)
