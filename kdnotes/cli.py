@@ -204,7 +204,7 @@ def build_book(
 
     started = time.perf_counter()
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    index = site.build(given_texts(p, preset), names, jobs, out, edition, _report)
+    index = site.build(given_texts(p, preset), names, jobs, out, edition, _report, typer.echo)
     typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
     typer.echo(index)
 
@@ -436,8 +436,8 @@ def _parameters(items: Sequence[Any]) -> str:
 
 def _plan(request: Request) -> str:
     """What would be trained, by arm, and for about how long."""
-    from kdnotes.book import running
-    from kdnotes.training import cache, pool
+    from kdnotes.book import costs, running
+    from kdnotes.training import cache
 
     wanted = running.needed_networks([request])
     lacking = cache.missing(wanted)
@@ -445,9 +445,7 @@ def _plan(request: Request) -> str:
     rows = [("arm", "networks", "to train")]
     rows += [(arm, str(count), str(to_train[arm])) for arm, count in trained.items()]
     rows.append(("all", str(len(wanted)), str(len(lacking))))
-    workers = max(1, min(pool.cores(), len(lacking)))
-    minutes = sum(map(pool.cost, lacking)) / workers / 60
-    return f"{_aligned(rows)}\nabout {minutes:.1f} minutes of training on {pool.cores()} cores"
+    return f"{_aligned(rows)}\n{costs.estimate([request])}"
 
 
 def _size(count: int) -> str:

@@ -53,10 +53,12 @@ def build(
     out: Path | None = None,
     edition: Edition = "full",
     report: Callable[[Done], None] = lambda done: None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Run the chapters (or ``only`` those named), then build the site in ``out``: its first page.
 
-    ``given``: texts for parameters, those of every chapter.
+    ``given``: texts for parameters, those of every chapter. ``announce`` is told beforehand for
+    about how long will be trained.
     Chapters whose every input is unchanged are reused. Chapters left out keep their last run if it
     is still valid, else they appear without outputs. A site that fails its checks does not replace
     the last good one. Raises RequestError before anything is run, and RunFailedError with what was
@@ -69,6 +71,7 @@ def build(
     requests = [running.request(each, given) for each in every]
     out = running.make_folder(out or paths.build_folder())
     folder = running.make_folder(out / "runs" / preset)
+    announce(costs.estimate([each for each in requests if each.chapter.name in chosen], jobs))
     done: list[Done] = []
     forked = False
     # What reads the results of other chapters comes after them.

@@ -16,7 +16,7 @@ from kdnotes.figures.looks import label as label
 _HOMES = {
     "drawing": ["SMALL_FONT_SIZE", "WIDTH", "name_axes", "style", "subplots"],
     "tables": ["NOTHING", "brief", "markdown_table", "number"],
-    "rows": ["closed", "grouped", "panels", "points", "scorecard"],
+    "rows": ["closed", "grouped", "panels", "points"],
     "curves": ["curve", "doses", "gains", "paired", "plane"],
     "grids": ["heatmap", "image_grid", "versions"],
     "casts": ["Kind", "taught"],
