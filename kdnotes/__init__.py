@@ -21,6 +21,7 @@ _WHERE = {
     "arms": "kdnotes.study.arms",
     "audit": "kdnotes.audit",
     "claims": "kdnotes.stats.claims",
+    "cover": "kdnotes.book.cover",
     "data": "kdnotes.data",
     "figures": "kdnotes.figures",
     "methods": "kdnotes.methods",

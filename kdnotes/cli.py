@@ -31,7 +31,6 @@ STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 MET = 3  # a condition of an audit
-MAIN_NUMBERS = 40  # rows of means that `show` prints for each chapter
 
 
 class Commands(TyperGroup):
@@ -232,7 +231,7 @@ def build_book(
 
     started = time.perf_counter()
     names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    index = site.build(given_texts(p, preset), names, jobs, out, edition, _report)
+    index = site.build(given_texts(p, preset), names, jobs, out, edition, _report, typer.echo)
     typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
     typer.echo(index)
 
@@ -377,18 +376,41 @@ def _three(option: str, text: str | None) -> tuple[float, ...]:
 def show_results(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a sweep.")],
 ) -> None:
-    """A run's parameters, verdicts and main numbers.
+    """What a run changed of its preset, what it answers, and its verdicts.
 
     \b
     kdnotes show _build/runs/laptop
     """
+    from kdnotes.book import compared
+
+    names = _chapters_in(folder)
+    typer.echo("\n\n".join(compared.shown(name, folder) for name in names))
+
+
+@app.command("compare")
+def compare_results(
+    first: Annotated[Path, typer.Argument(metavar="DIR1", help="Folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR2", help="Folder of another.")],
+) -> None:
+    """What differs between two runs: parameters, main numbers, verdicts.
+
+    \b
+    kdnotes compare _build/runs/laptop tau-8
+    """
+    from kdnotes.book import compared
+
+    for folder in (first, second):
+        _chapters_in(folder)
+    typer.echo(compared.compared(first, second))
+
+
+def _chapters_in(folder: Path) -> list[str]:
     from kdnotes.book import results
 
     what = "results in" if folder.is_dir() else "folder"
-    names = results.chapters(folder)
-    if not names:
+    if not (names := results.chapters(folder)):
         raise RequestError(f"no {what} {str(folder)!r}; name the --out folder of a run")
-    typer.echo("\n\n".join(_results(name, folder) for name in names))
+    return names
 
 
 @cached.command("list")
@@ -493,8 +515,8 @@ def _parameters(items: Sequence[Any]) -> str:
 
 def _plan(request: Request) -> str:
     """What would be trained, by arm, and for about how long."""
-    from kdnotes.book import running
-    from kdnotes.training import cache, pool
+    from kdnotes.book import costs, running
+    from kdnotes.training import cache
 
     wanted = running.needed_networks([request])
     lacking = cache.missing(wanted)
@@ -502,47 +524,7 @@ def _plan(request: Request) -> str:
     rows = [("arm", "networks", "to train")]
     rows += [(arm, str(count), str(to_train[arm])) for arm, count in trained.items()]
     rows.append(("all", str(len(wanted)), str(len(lacking))))
-    workers = max(1, min(pool.cores(), len(lacking)))
-    minutes = sum(map(pool.cost, lacking)) / workers / 60
-    return f"{_aligned(rows)}\nabout {minutes:.1f} minutes of training on {pool.cores()} cores"
-
-
-def _results(name: str, folder: Path) -> str:
-    """Parameters, verdicts and main numbers of a chapter's run, or of a sweep."""
-    from kdnotes.book import results
-
-    saved, table = results.load(name, folder), results.table(name, folder)
-    parameters = [(f"  {key}", str(value)) for key, value in saved.parameters.items()]
-    parts = [f"{name} ({saved.seconds:.0f} s)", f"parameters\n{_aligned(parameters)}"]
-    if saved.claims:
-        rows = [("  claim", "measure", "estimate", "95% interval", "verdict")]
-        for claim in saved.claims:
-            point = "".join(f" {key}={value}" for key, value in claim.get("point", {}).items())
-            estimate, low, high = (_number(claim[key]) for key in ("estimate", "low", "high"))
-            interval = f"[{low}, {high}]" if low else ""
-            rows.append(
-                (f"  {claim['id']}{point}", claim["measure"], estimate, interval, claim["verdict"])
-            )
-        parts.append(f"verdicts\n{_aligned(rows)}")
-    if len(table):
-        main = table["measure"].isin({"accuracy", *(claim["measure"] for claim in saved.claims)})
-        shown = table[main] if main.any() else table
-        axes = [column for column in table.columns if column not in results.COLUMNS]
-        keys = [*axes, "measure", "condition", "arm"]
-        means = shown.groupby(keys, sort=False)["value"].agg(["mean", "count"]).reset_index()
-        numbers = [(f"  {keys[0]}", *keys[1:], "mean", "networks")]
-        for first, *labels, mean, count in means.head(MAIN_NUMBERS).itertuples(index=False):
-            numbers.append((f"  {first}", *map(str, labels), _number(mean), str(count)))
-        more = len(means) - MAIN_NUMBERS
-        rest = f"\n  and {more} more in {folder / name}.csv" if more > 0 else ""
-        parts.append(f"main numbers\n{_aligned(numbers)}{rest}")
-    return "\n\n".join(parts)
-
-
-def _number(value: float | None) -> str:
-    from kdnotes.stats import format_number
-
-    return "" if value is None else format_number(value)
+    return f"{_aligned(rows)}\n{costs.estimate([request])}"
 
 
 def _size(count: int) -> str:

@@ -48,7 +48,7 @@ def test_help_is_quick_and_shows_an_example_of_each_command() -> None:
     ).stdout.split()
     assert time.process_time() - started < 5
     assert not {"torch", "pandas", "numpy", "papermill", "rich", "nbformat"} & set(loaded)
-    commands = ("list", "run", "build", "sweep", "audit", "show")
+    commands = ("list", "run", "build", "sweep", "audit", "show", "compare")
     caches = ("list", "verify", "clear", "export", "import")
     for words in [(name,) for name in commands] + [("cache", name) for name in caches]:
         shown = kdnotes(*words, "--help")
@@ -128,8 +128,8 @@ def test_run_then_show(make_book: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert shown.exit_code == 0
     for expected in (
         r"scorecard \(2 s\)",
-        r"tau +0\.1",
-        r"warm +tau +\.10 +\[\.00, 9\.00\] +agrees",
+        r"tau 0\.1, preset 4",
+        r"warm +agrees +\.10 \[\.00, 9\.00\] +tau",
         r"tau +kl +\.10 +1",
     ):
         assert re.search(expected, shown.stdout), expected

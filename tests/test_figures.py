@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 from asked import NOTEBOOKS, study_of
 from matplotlib import pyplot as plt
-from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -121,7 +120,6 @@ def make_figures() -> dict[str, Figure]:
         ),
         "curve": draw.curve(sweep, same, strengths, list(VALUES), "Strength", "Same answer"),
         "heatmap": draw.heatmap({"": make_shares()}, "Method", "Property", "Share", low=-1),
-        "scorecard": draw.scorecard(make_claims()),
         "image_grid": draw.image_grid(pictures, ["a", "b", "c"], maps, overlay_label="Map"),
         "versions": draw.versions({"original": pictures, "changed": pictures}),
     }
@@ -478,42 +476,6 @@ def test_scorecard_says_every_claim_with_its_verdict(figures: dict[str, Figure])
     assert not any(".60" in text for text in texts)
 
 
-def test_scorecard_tints_where_a_claim_has_to_lie(figures: dict[str, Figure]) -> None:
-    axis = figures["scorecard"].axes[0]
-    left, right = axis.get_xlim()
-    grounds = [ground.get_datalim(axis.transData) for ground in axis.collections]
-    grounds = [ground for ground in grounds if ground.height == pytest.approx(0.8)]
-    tinted = [[max(ground.x0, left), min(ground.x1, right)] for ground in grounds]
-    np.testing.assert_allclose(tinted, [[0.05, right], [-0.05, 0.05], [0.04, right]])
-    assert left < -0.14
-    assert right > 0.45
-
-
-def test_scorecard_tints_nothing_where_no_margin_applies() -> None:
-    claims = make_claims().iloc[:2].assign(margin=None, equivalence_margin=None)
-    axis = draw.scorecard(claims.assign(verdict="open")).axes[0]
-    grounds = [each for each in axis.collections if isinstance(each, PolyCollection)]
-    corners = [path.vertices[:, 0] for ground in grounds for path in ground.get_paths()]
-    assert all(np.ptp(across) == 0 for across in corners)
-    assert len(axis.containers) == 2
-
-
-def test_scorecard_calls_chapters_by_their_titles_as_far_as_it_is_wide() -> None:
-    longest = "10. Are the student's decision boundaries where its teacher's are, or not?"
-    figure = draw.scorecard(make_claims(), {"looks": longest})
-    texts = {text.get_text().replace("\n", " "): text for text in figure.axes[0].texts}
-    assert {longest, "Fooled"} <= set(texts)
-    figure.canvas.draw()
-    assert texts[longest].get_window_extent().x1 <= figure.bbox.x1
-
-
-def test_scorecard_calls_arms_as_all_figures_do() -> None:
-    claims = make_claims().iloc[:1]
-    claims = claims.assign(id="looks-crd-plain-over-kl", arm="crd-plain", reference="kl")
-    ticks = draw.scorecard(claims).axes[0].get_yticklabels()
-    assert [tick.get_text().replace("\n", " ") for tick in ticks] == ["CRD plain over KL"]
-
-
 def test_image_grid_keeps_one_scale_for_all_maps() -> None:
     pictures = np.zeros((2, 3, 8, 8), dtype=np.uint8)
     pictures[1] = 255
@@ -586,7 +548,6 @@ def test_bytes_do_not_depend_on_settings_or_time() -> None:
 def test_figures_are_not_left_open_for_pyplot() -> None:
     before = plt.get_fignums()
     draw.points(make_table(), "same_answer")
-    draw.scorecard(make_claims())
     assert plt.get_fignums() == before
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdnotes.book import running
-from kdnotes.book.running import Done
+from kdnotes.book.running import Done, Request
 from kdnotes.figures import looks
 from kdnotes.stats import claims
 from kdnotes.stats.words import format_number
@@ -43,6 +44,24 @@ def table(done: Sequence[Done]) -> str:
         minutes = sum(cache.seconds(item.spec) for item in networks) / 60
         rows.append((name, len(networks), f"{minutes:.1f} min of one core", f"{spent:.0f} s"))
     return columns_table(("chapter", "networks", "training", "the chapter itself"), ":---", rows)
+
+
+def estimate(requests: Sequence[Request], jobs: int | None = None) -> str:
+    """For about how long the requests will train, on how many cores, in a line.
+
+    Networks that were trained here before say how fast this machine is.
+    """
+    from kdnotes.training import cache, pool
+
+    wanted = running.needed_networks(requests)
+    lacking = cache.missing(wanted)
+    left = {id(item) for item in lacking}
+    there = [item for item in wanted if id(item) not in left and pool.cost(item)]
+    speed = [cache.seconds(item.spec) / pool.cost(item) for item in there]
+    slower = statistics.median(speed) if speed else 1.0
+    cores = jobs or pool.cores()
+    minutes = slower * sum(map(pool.cost, lacking)) / max(1, min(cores, len(lacking))) / 60
+    return f"about {minutes:.1f} minutes of training on {cores} cores"
 
 
 def profile(done: Sequence[Done]) -> str:

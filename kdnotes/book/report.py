@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import methods, paths, stats
-from kdnotes.book import planning, results, running
+from kdnotes import paths, stats
+from kdnotes.book import compared, cover, planning, results, running
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks, tables
+from kdnotes.probes import wording
 from kdnotes.probes.findings import Findings
 from kdnotes.probes.wording import Text
 from kdnotes.stats import claims
-from kdnotes.study import arms
 from kdnotes.training import cache
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 # What chapters that are judged together should have been run with.
 _IMAGES_AND_NETWORKS = ("preset", "dataset", "teacher", "student", "train_count")
-# What data sets are called where their folder's name is not what readers know them by.
-CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
 _SHARED = (*_IMAGES_AND_NETWORKS, "student_epochs", "tau", "seeds", "teacher_count", "first_seed")
 
 
@@ -98,10 +97,28 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     decided = claims.evaluate(asked, outcome, study.settings.images, short)
     if len(own) == 2:
         decided = claims.by_teacher(decided, [claims.evaluate(asked, each) for each in own])
+    decided = [entry | {"criterion": wording.asked(entry)} for entry in decided]
     runs = published(study)
     elsewhere = {name: run.answers for name, (run, _) in runs.items() if run.answers}
     options = {"methods": study.settings.methods, "elsewhere": elsewhere} | options
-    return Findings(outcome, measure, claims=decided, **options)
+    found = Findings(outcome, measure, claims=decided, **options)
+    return replace(found, changed=what_changed(study, found))
+
+
+def what_changed(study: Study, found: Findings) -> str:
+    """What differs from the preset's published run, and what that changed; empty where nothing."""
+    used = study.parameters()
+    if not (changes := compared.changed(study.chapter, used)):
+        return ""
+    line = f"**Changed here:** {compared.said(changes)}"
+    if not (folder := compared.reference(study.chapter, used["preset"])):
+        return f"{line}."
+    there = cover.findings(
+        study.chapter, folder, found.measure, results.load(study.chapter, folder)
+    )
+    effects = compared.effects(found.answers(), there.answers())
+    said = "; ".join(f"{looks.of(arm).short} {effect}" for arm, effect in effects.items())
+    return f"{line}: {said or 'it was not measured with the preset'}."
 
 
 def gather(study: Study, folder: Path | None = None) -> dict[str, results.Saved]:
@@ -111,8 +128,7 @@ def gather(study: Study, folder: Path | None = None) -> dict[str, results.Saved]
     by default where this page's go, and then RequestError is raised if there are none.
     """
     study.started = study.started or time.perf_counter()
-    for name in study.settings.methods:  # no cast is planned, which would say how they are called
-        arms.taught_by(methods.get(name)())
+    cover.declare_methods()  # no cast is planned, which would say how they are called
     there = {claim.chapter for claim in claims.load()} & set(results.chapters(folder))
     names = [name for name in running.chapter_paths() if name in there]
     if not (names or folder):
@@ -127,7 +143,30 @@ def judged(runs: Mapping[str, results.Saved]) -> pd.DataFrame:
     """The book's claims as several chapters found them, with verdicts of all together."""
     known = {claim.id for claim in claims.load()}
     found = [claim for run in runs.values() for claim in run.claims if claim["id"] in known]
+    found = [claim | {"criterion": wording.asked(claim)} for claim in found]
     return stats.scorecard_verdicts(found)
+
+
+def folded(title: str, text: str) -> str:
+    """Markdown behind a line that opens it."""
+    return f":::{{dropdown}} {title}\n{text}\n:::"
+
+
+def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
+    """A Markdown table of the twelve findings: what the paper has, what was found, where."""
+    rows = ["| | what the paper found | here | verdict |", "|:--|:--|:--|:--|"]
+    all_claims = [claim.model_dump() for claim in claims.load()]
+    for row in primaries.itertuples():
+        parts = [claim for claim in all_claims if claim["family"] == row.primary]
+        mine = judged_claims[judged_claims["family"] == row.primary]
+        told = claims.records(mine)
+        paper = " ".join(dict.fromkeys(claim["paper"]["text"] for claim in parts))
+        here = "<br>".join(f"{wording.asked(claim)} {claims.estimate(claim)}" for claim in told)
+        decided_on = {claim["decided_on"] for claim in parts}
+        where = ", ".join(sorted(cover.CALLED.get(name, name) for name in decided_on))
+        verdict = f"{stats.VERDICTS[row.verdict]} {row.verdict} (decided on {where})"
+        rows.append(f"| {row.primary} | {paper} | {here or tables.NOTHING} | {verdict} |")
+    return "\n".join(rows)
 
 
 def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:
@@ -193,7 +232,7 @@ def published(study: Study) -> dict[str, tuple[results.Saved, pd.DataFrame]]:
     folder = paths.root() / "results" / "published"
     there = [each for each in sorted(folder.glob("*")) if each.name != study.settings.images]
     return {
-        CALLED.get(each.name, each.name): (
+        cover.CALLED.get(each.name, each.name): (
             results.load(study.chapter, each),
             results.table(study.chapter, each),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -18,7 +17,17 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from kdnotes import data, paths, store
-from kdnotes.book import costs, execution, kernels, paper_tables, parameters, results, running
+from kdnotes.book import (
+    costs,
+    cover,
+    execution,
+    kernels,
+    paper_tables,
+    parameters,
+    results,
+    running,
+)
+from kdnotes.book.cover import PUBLISHED_PRESET
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError, RunFailedError
 
@@ -26,7 +35,6 @@ Edition = Literal["full", "student"]
 SOLUTION_TAG = "solution"
 TABLES = "tables"  # where pages find the chapters' tables, beside the pages
 FIRST_SCREEN = "first-screen"  # tag of the cells that hold a chapter's answer
-PUBLISHED_PRESET = "laptop"
 # Formulas are drawn by MathJax in one file, which this package carries: pages need no network.
 MATHS_CARRIER, MATHS = "sphinx-mathjax-offline", "static/mathjax/tex-svg.js"
 _ERROR_TAG = "papermill-error-cell-tag"
@@ -47,10 +55,12 @@ def build(
     out: Path | None = None,
     edition: Edition = "full",
     report: Callable[[Done], None] = lambda done: None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Run the chapters (or ``only`` those named), then build the site in ``out``: its first page.
 
-    ``given``: texts for parameters, those of every chapter.
+    ``given``: texts for parameters, those of every chapter. ``announce`` is told beforehand for
+    about how long will be trained.
     Chapters whose every input is unchanged are reused. Chapters left out keep their last run if it
     is still valid, else they appear without outputs; a damaged one is refused. A site that fails
     its checks does not replace the last good one. Raises RequestError before anything is run, and
@@ -66,6 +76,7 @@ def build(
     for run in (Run(each, folder) for each in requests):
         if run.title not in chosen and run.notebook.exists():
             running.stamp(run.notebook)
+    announce(costs.estimate([each for each in requests if each.chapter.name in chosen], jobs))
     done: list[Done] = []
     forked = False
     # What reads the results of other chapters comes after them.
@@ -123,7 +134,9 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
     shutil.copy(root / "_toc.yml", folder)
     (book / TABLES).mkdir()
+    (book / "_static").mkdir(exist_ok=True)
     generated = {
+        "cover.md": cover.page(book / "_static"),
         "costs.md": costs.table(done),
         "profile.md": costs.profile(done),
         "benchmarks.md": costs.benchmarks(root / "results" / "benchmarks"),
@@ -156,7 +169,6 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
             cells = notebook["cells"]
             notebook["cells"] = [cell for cell in cells if not _tagged(cell, SOLUTION_TAG)]
         (book / template.name).write_text(json.dumps(notebook), encoding="utf-8")
-    _stage_cover(runs, book / "_static")
     carried = metadata.distribution(MATHS_CARRIER).locate_file(f"{MATHS_CARRIER}/{MATHS}")
     shutil.copy(str(carried), book / "_static")
     config = yaml.safe_load((root / "_config.yml").read_text())
@@ -185,21 +197,6 @@ def _sized(cell: dict[str, Any]) -> dict[str, Any]:
             options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
             options["width"] = f"{width}px"
     return cell
-
-
-def cover_chapter() -> str:
-    """The chapter whose first figure stands for the whole run: the first that reads the others'."""
-    return next((each.name for each in running.chapters() if not each.numbered), "")
-
-
-def _stage_cover(runs: Mapping[str, Run], folder: Path) -> None:
-    """The picture on the first page: this run's, else the published one, where there is one."""
-    name = cover_chapter()
-    published = paths.root() / "results" / PUBLISHED_PRESET / f"{name}.png"
-    if name in runs and (picture := _first_figure(runs[name].notebook)):
-        (folder / published.name).write_bytes(picture)
-    elif published.is_file():
-        shutil.copy(published, folder)
 
 
 def _read(notebook: Path) -> dict[str, Any]:
@@ -356,7 +353,7 @@ class _Page(HTMLParser):
 
 
 def publish_results(preset: str) -> list[Path]:
-    """Copy a run's small files and cover figure to results/PRESET; returns what was written.
+    """Copy a run's small files to results/PRESET and draw the cover; returns what was written.
 
     Raises RequestError when a chapter has not been run with that preset, or its files are damaged.
     """
@@ -370,18 +367,13 @@ def publish_results(preset: str) -> list[Path]:
         )
     for each in names:
         running.stamp(source / f"{each}.ipynb")
-    name = cover_chapter()
-    cover = _first_figure(source / f"{name}.ipynb") if name else None
-    if not cover:
-        raise RequestError(f"no figure for the cover in {source / f'{name}.ipynb'}")
     target.mkdir(parents=True, exist_ok=True)
     files = [source / f"{each}{suffix}" for each in names for suffix in (".csv", ".json")]
-    (target / f"{name}.png").write_bytes(cover)
-    return [*(Path(shutil.copy(file, target)) for file in files), target / f"{name}.png"]
+    return [*(Path(shutil.copy(file, target)) for file in files), *cover.publish()]
 
 
 def publish_run(folder: Path) -> list[Path]:
-    """Copy a run on one set of images to results/published/IMAGES; returns what was written.
+    """Copy a run on one set of images to results/published/IMAGES, and draw the cover anew.
 
     With ``images.csv``, the image files that it used (split, file) in the order that it had them.
     Raises RequestError where the folder holds no run of the preset `published`, or several sets.
@@ -405,7 +397,7 @@ def publish_run(folder: Path) -> list[Path]:
         with store.appearing(target / "images.csv") as path:
             path.write_text("\n".join(lines) + "\n")
         written.append(target / "images.csv")
-    return written
+    return [*written, *cover.publish()]
 
 
 def _image_files(run: results.Saved) -> Iterator[tuple[str, str]]:
@@ -420,14 +412,6 @@ def _image_files(run: results.Saved) -> Iterator[tuple[str, str]]:
         names = [photo.name for photo in photos.split(spec.split)]
         for number in data.load(spec).sources.tolist():
             yield spec.split, names[number % data.image_data.TEST_SOURCE_OFFSET]
-
-
-def _first_figure(notebook: Path) -> bytes | None:
-    for cell in _read(notebook)["cells"]:
-        for output in cell.get("outputs", ()):
-            if picture := output.get("data", {}).get("image/png"):
-                return base64.b64decode("".join(picture))
-    return None
 
 
 if __name__ == "__main__":

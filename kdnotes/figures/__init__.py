@@ -16,10 +16,11 @@ from kdnotes.figures.looks import label as label
 _HOMES = {
     "drawing": ["SMALL_FONT_SIZE", "WIDTH", "name_axes", "style", "subplots"],
     "tables": ["NOTHING", "brief", "markdown_table", "number"],
-    "rows": ["closed", "grouped", "panels", "points", "scorecard"],
+    "rows": ["closed", "grouped", "panels", "points"],
     "curves": ["curve", "doses", "gains", "paired", "plane"],
     "grids": ["heatmap", "image_grid", "versions"],
     "casts": ["Kind", "taught"],
+    "cover": ["Row", "inherited"],
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["VERDICTS", "colour", "label", "looks", *_HOME]

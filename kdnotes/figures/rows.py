@@ -6,20 +6,16 @@ NotMeasuredError is raised for whatever measure, condition or arm a table does n
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from kdnotes import stats
 from kdnotes.figures import drawing, looks
-from kdnotes.figures.looks import VERDICTS, Look
 from kdnotes.figures.tables import Which, choose, number, select, teachers_in
-from kdnotes.stats import GapClosed, Interval
+from kdnotes.stats import GapClosed
 
 
 @drawing.styled
@@ -124,69 +120,3 @@ def _name_rows(axis: Axes, names: Iterable[str]) -> None:
     axis.set_yticks(range(len(lines)), lines)
     axis.set_ylim(len(lines) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
-
-
-# Of claims, by kind: marker and name.
-_KINDS = {"difference": ("o", "difference"), "gap closed": ("s", "share of the gap")}
-_FAR = 100.0  # beyond every estimate
-
-
-@drawing.styled
-def scorecard(claims: DataFrame, titles: Mapping[str, str] | None = None) -> Figure:
-    """All claims on one page: interval, in tint where it had to lie, and the verdict in a word.
-
-    ``claims`` has one row per claim, in order, as `kdnotes.stats.scorecard_verdicts` returns them;
-    ``titles`` are the chapters', by name. A claim that is not applicable shows its verdict only.
-    """
-    claims = claims.astype({"margin": float, "equivalence_margin": float})  # None where not given
-    chapters = claims.groupby("chapter", sort=False)
-    bottom = len(claims) + len(chapters)
-    figure, (axis,) = drawing.subplots(0.6 + 0.41 * bottom)
-    drawing.name_axes(axis, "Difference, or share of the gap")
-    axis.axvline(0, color=drawing.GREY, linewidth=1.2)
-    rows: dict[int, Any] = {}
-    for place, (chapter, part) in enumerate(chapters):
-        top, units = len(rows) + place, ("figure fraction", "data")
-        called = (titles or {}).get(str(chapter), str(chapter).replace("-", " ").capitalize())
-        title = axis.annotate(textwrap.fill(called, 56), (0.02, top), None, units)
-        title.set(weight="bold", va="center", in_layout=False, backgroundcolor="white")
-        rows |= dict(enumerate(part.itertuples(), start=top + 1))
-    words = [_draw_claim(axis, claim, row) for row, claim in rows.items()]
-    beside = axis.twinx()
-    for side, texts in ((axis, list(map(_claim_name, rows.values()))), (beside, words)):
-        side.set_yticks(list(rows), texts)
-        side.set_ylim(bottom - 0.5, -0.5)
-        side.tick_params(axis="y", length=0, labelsize=drawing.SMALL_FONT_SIZE)
-        side.grid(visible=False, axis="y")
-        side.spines[["left", "right", "top"]].set_visible(False)
-    for text, claim in zip(beside.get_yticklabels(), rows.values(), strict=True):
-        text.set_color(VERDICTS[claim.verdict])
-    known = claims[claims["verdict"] != "not applicable"]
-    axis.set_xlim(min(known["low"].min(), 0) - 0.05, max(known["high"].max(), 0) + 0.05)
-    for marker, name in _KINDS.values():
-        axis.plot([], [], marker, color="#999999", markeredgecolor="black", label=name)
-    drawing.legend(figure)
-    return figure
-
-
-def _draw_claim(axis: Axes, claim: Any, row: int) -> str:
-    """A claim's estimate and interval, and where it has to lie; the words that stand beside it."""
-    words = f"{stats.VERDICTS[claim.verdict]} {claim.verdict}"
-    if claim.verdict == "not applicable" or not math.isfinite(claim.estimate):
-        return words
-    same = claim.equivalence_margin
-    needed = {"greater": (claim.margin, _FAR), "less": (-_FAR, claim.margin)}
-    reach = needed.get(claim.direction, (-same, same))
-    axis.fill_between(reach, row - 0.4, row + 0.4, color="#DDEBE6", zorder=0)
-    found = Interval(claim.estimate, claim.low, claim.high, 0, math.nan, math.nan)
-    look = Look(claim.id, claim.id, VERDICTS[claim.verdict], _KINDS[claim.kind][0], "")
-    drawing.marks(axis, look, row, found, gid=claim.id, label=None)
-    return f"{words}\n{number(found)}"
-
-
-def _claim_name(claim: Any) -> str:
-    """A claim's id without the word for its chapter, its arms called as in all figures."""
-    name = claim.id.partition("-")[2]
-    for arm in (str(claim.arm), str(claim.reference)):
-        name = name.replace(arm, looks.of(arm).short)
-    return textwrap.fill((name[:1].upper() + name[1:]).replace("-", " "), 19)

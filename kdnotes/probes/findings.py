@@ -34,7 +34,8 @@ class Findings:
 
     methods: the arms whose inheritance is asked for; reference: the arm at 0 of a share; claims:
     entries of `kdnotes.claims.evaluate`; elsewhere: what runs on
-    other images answered (see `answers`), by the name of the images.
+    other images answered (see `answers`), by the name of the images; changed: what differs from the
+    preset, and what that changed.
     """
 
     outcome: Outcome
@@ -43,6 +44,7 @@ class Findings:
     reference: str = "independent"
     claims: Sequence[Mapping[str, Any]] = ()
     elsewhere: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    changed: str = ""
 
     @property
     def end(self) -> str:
@@ -243,7 +245,7 @@ class Findings:
             rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
-        answer = Text("\n\n".join([self._sentence(shares), table, gap]))
+        answer = Text("\n\n".join(filter(None, [self._sentence(shares), self.changed, table, gap])))
         return FirstScreen(answer, self.points(), self._how_sure(shares))
 
     def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from kdnotes import figures, stats
-from kdnotes.stats.words import CANNOT_TELL, how_much
+from kdnotes.stats.words import CANNOT_TELL, format_number, how_much
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,3 +160,60 @@ def _limit(found: stats.Interval, called: str) -> str:
     of_images = found.item_standard_error**2
     differ = found.standard_error**2 - of_images > of_images
     return "how students of different seeds differ" if differ else f"which {called} were tested"
+
+
+# --- claims -----------------------------------------------------------------------------------
+
+
+def asked(claim: Mapping[str, Any]) -> str:
+    """What decides a claim, in the words of the measure that it is about.
+
+    ``Is fooled by the same images (share): KL minus alone lies above 0.``
+    """
+    name, condition = claim["measure"], claim["condition"]
+    measure = declared(name, condition)
+    sentence, unit, usual = (
+        (measure.sentence, measure.unit, measure.condition)
+        if measure
+        else (name.replace("_", " "), "", "")
+    )
+    where = _where(condition, usual)
+    reference = claim["reference"]
+    other = _called(reference) if isinstance(reference, str) else format_number(reference)
+    what = f"{short(claim['arm'])} minus {other}"
+    if claim["kind"] == "gap closed":
+        way = f"from {other} to {_called(claim['ceiling'])}"
+        what = f"the share of the way {way} that {short(claim['arm'])} goes"
+    if (same := claim["equivalence_margin"]) is not None:
+        lies = f"between -{format_number(same)} and {format_number(same)}"
+    else:
+        margin = format_number(claim["margin"]) if claim["margin"] else "0"
+        lies = f"{'above' if claim['direction'] == 'greater' else 'below'} {margin}"
+    counted_in = f" ({unit})" if unit else ""
+    return f"{sentence[0].upper()}{sentence[1:]}{where}{counted_in}: {what} lies {lies}."
+
+
+def declared(name: str, condition: str) -> Measure | None:
+    """The measure of a name that is declared for a condition, the one that is mainly so first."""
+    from kdnotes import probes
+
+    known = [each for each in probes.measures() if each.name == name]
+    fitting = [each for each in known if each.is_measured_under(condition)]
+    mainly = [each for each in fitting if replace(each, others=()).is_measured_under(condition)]
+    exactly = [each for each in mainly if each.condition == condition]
+    return next(iter((*exactly, *mainly, *fitting)), None)
+
+
+def _called(arm: str) -> str:
+    """An arm as what another is compared with."""
+    return "alone" if arm == "independent" else short(arm)
+
+
+def _where(condition: str, usual: str) -> str:
+    """A condition in words, without what is understood."""
+    factors = [each for each in condition.split(",") if each and each not in usual.split(",")]
+    pairs = [each.partition("=") for each in factors]
+    words = [
+        f"{key} {value}".replace("-", " ").strip() for key, _, value in pairs if value != "primary"
+    ]
+    return f" [{', '.join(words)}]" if words else ""

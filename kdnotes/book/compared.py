@@ -1,0 +1,201 @@
+"""Two runs beside each other, or one beside its preset's: what was changed, what that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdnotes import paths
+from kdnotes.book import cover, parameters, results, running
+from kdnotes.errors import RequestError
+from kdnotes.figures import looks, tables
+from kdnotes.probes import wording
+from kdnotes.stats.words import format_number
+from kdnotes.study.presets import PRESETS
+
+ARROW = "\N{RIGHTWARDS ARROW}"
+_LARGEST = 30  # rows of means, where a run has no answer
+
+
+def reference(chapter: str, preset: str) -> Path | None:
+    """The folder of the published run of a chapter with a preset, where there is one."""
+    folder = paths.root() / "results" / preset
+    return folder if chapter in results.chapters(folder) else None
+
+
+def changed(chapter: str, used: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Parameters of a run that differ from its preset's: the run's value, and the preset's.
+
+    The preset's is that of its published run, else the chapter's own, else the preset's for all.
+    """
+    name = str(used.get("preset"))
+    known = running.chapter_paths()
+    declared = parameters.read(known[chapter]) if chapter in known else {}
+    preset = PRESETS[name].model_dump() if name in PRESETS else {}
+    usual = preset | {"seeds": preset.get("students")}
+    usual |= {key: each.default for key, each in declared.items() if each.default is not None}
+    if folder := reference(chapter, name):
+        usual |= results.load(chapter, folder).parameters
+    return {
+        key: (value, usual[key])
+        for key, value in used.items()
+        if key in declared
+        and key not in ("preset", "device", "data_dir")
+        and usual.get(key) is not None
+        and value is not None
+        and value != usual[key]
+    }
+
+
+def said(changes: Mapping[str, tuple[Any, Any]], whose: str = "preset ") -> str:
+    """Changes of parameters in words: ``tau 8, preset 4; seeds 3, preset 5``."""
+    return "; ".join(
+        f"{key} {_setting(here)}, {whose}{_setting(there)}"
+        for key, (here, there) in changes.items()
+    )
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def effects(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, str]:
+    """What each method's amount was there and is here; nothing where other things were asked."""
+    if any(here.get(key) != there.get(key) for key in ("measure", "condition")):
+        return {}
+    pairs = {arm: (there["methods"].get(arm), now) for arm, now in here["methods"].items()}
+    return {
+        arm: f"{before['amount']} {ARROW} {now['amount']} ({before['word']} {ARROW} {now['word']})"
+        for arm, (before, now) in pairs.items()
+        if before
+    }
+
+
+# --- one run ----------------------------------------------------------------------------------
+
+
+def shown(name: str, folder: Path) -> str:
+    """What differs from the preset, the answer and the verdicts of a chapter's run, or of a sweep.
+
+    Raises RequestError where the results cannot be read.
+    """
+    cover.declare_methods()
+    run = results.load(name, folder)
+    parts = [f"{name} ({run.seconds:.0f} s)", _settings(run)]
+    if run.answers:
+        rows = [
+            (f"  {looks.of(arm).short}", each["word"], each["amount"])
+            for arm, each in run.answers["methods"].items()
+        ]
+        parts.append(f"{run.answers['sentence']}\n{aligned(rows)}")
+    if run.claims:
+        rows = [("  claim", "verdict", "estimate", "what was asked")]
+        for claim in run.claims:
+            point = "".join(f" {key}={value}" for key, value in claim.get("point", {}).items())
+            rows.append(
+                (f"  {claim['id']}{point}", claim["verdict"], _estimate(claim), _asked(claim))
+            )
+        parts.append(f"verdicts\n{aligned(rows)}")
+    if not run.answers:
+        parts += _means(run, name, folder)
+    return "\n\n".join(parts)
+
+
+def _settings(run: results.Saved) -> str:
+    preset = run.parameters.get("preset")
+    differs = changed(run.chapter, run.parameters)
+    return f"preset {preset}: {said(differs) or 'nothing was changed'}"
+
+
+def _means(run: results.Saved, name: str, folder: Path) -> Iterator[str]:
+    table = results.table(name, folder)
+    if not len(table):
+        return
+    main = table["measure"].isin({"accuracy", *(claim["measure"] for claim in run.claims)})
+    kept = table[main] if main.any() else table
+    axes = [column for column in table.columns if column not in results.COLUMNS]
+    keys = [*axes, "measure", "condition", "arm"]
+    means = kept.groupby(keys, sort=False)["value"].agg(["mean", "count"]).reset_index()
+    rows = [(f"  {keys[0]}", *keys[1:], "mean", "networks")]
+    for first, *labels, mean, count in means.head(_LARGEST).itertuples(index=False):
+        rows.append((f"  {first}", *map(str, labels), format_number(mean), str(count)))
+    more = len(means) - _LARGEST
+    rest = f"\n  and {more} more in {folder / name}.csv" if more > 0 else ""
+    yield f"main numbers\n{aligned(rows)}{rest}"
+
+
+def _estimate(claim: Mapping[str, Any]) -> str:
+    numbers = [claim[key] for key in ("estimate", "low", "high")]
+    if numbers[0] is None:
+        return tables.NOTHING
+    bounds = [format_number(each) for each in numbers[1:] if each is not None]
+    return f"{format_number(numbers[0])} [{', '.join(bounds)}]"
+
+
+def _asked(claim: Mapping[str, Any]) -> str:
+    return wording.asked(claim) if "direction" in claim else claim["measure"]
+
+
+# --- two runs ---------------------------------------------------------------------------------
+
+
+def compared(first: Path, second: Path) -> str:
+    """What differs between the runs in two folders, by chapter: parameters, answers, verdicts.
+
+    Raises RequestError where the folders have no chapter in common.
+    """
+    cover.declare_methods()
+    both = [name for name in results.chapters(first) if name in results.chapters(second)]
+    if not both:
+        raise RequestError(
+            f"{str(first)!r} and {str(second)!r} hold no results of the same chapter: "
+            f"{', '.join(results.chapters(first)) or 'none'}; "
+            f"{', '.join(results.chapters(second)) or 'none'}"
+        )
+    return "\n\n".join(_compared(name, first, second) for name in both)
+
+
+def _compared(name: str, *folders: Path) -> str:
+    one, other = (results.load(name, folder) for folder in folders)
+    keys = dict.fromkeys([*one.parameters, *other.parameters])
+    pairs = {key: (one.parameters.get(key), other.parameters.get(key)) for key in keys}
+    rows = [
+        (f"  {key}", _setting(here), _setting(there))
+        for key, (here, there) in pairs.items()
+        if here != there
+    ]
+    parts = [f"{name}\n{aligned(rows) if rows else '  the same parameters'}"]
+    if one.answers and other.answers:
+        parts.append(_answers(one.answers, other.answers))
+    known = {claim["id"]: claim for claim in other.claims}
+    lines = [("  claim", str(folders[0]), "", str(folders[1]), "")]
+    flips = 0
+    for claim in one.claims:
+        there = known.get(claim["id"])
+        flips += there is not None and there["verdict"] != claim["verdict"]
+        told = [
+            (each["verdict"], _estimate(each)) if each else ("not asked", "")
+            for each in (claim, there)
+        ]
+        lines.append((f"  {claim['id']}", *told[0], *told[1]))
+    if one.claims:
+        parts.append(f"verdicts: {flips} of {len(one.claims)} differ\n{aligned(lines)}")
+    return "\n\n".join(parts)
+
+
+def _answers(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    if (one["measure"], one["condition"]) != (other["measure"], other["condition"]):
+        return f"not the same question\n  {one['sentence']}\n  {other['sentence']}"
+    rows = []
+    for arm in dict.fromkeys([*one["methods"], *other["methods"]]):
+        told = [each["methods"].get(arm) for each in (one, other)]
+        cells = [f"{each['word']}, {each['amount']}" if each else "not measured" for each in told]
+        rows.append((f"  {looks.of(arm).short}", cells[0], ARROW, cells[1]))
+    return f"{one['sentence'].partition(':')[0]}\n{aligned(rows)}"
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Rows as columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,0 +1,216 @@
+"""The cover: what a student inherits, a row for each property, with all ways of teaching."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kdnotes.figures import drawing, looks
+from kdnotes.stats.words import CANNOT_TELL
+
+Answer = Mapping[str, Any]  # word, amount, share, estimate, low, high: see `Findings.answers`
+
+
+@dataclass(frozen=True)
+class Row:
+    """A property: what ends "A student ...", in which world, and each method's answer.
+
+    ``elsewhere``: what ``word`` is on other images, by their name; ``note``: a mark behind the
+    word, of a footnote.
+    """
+
+    sentence: str
+    world: str
+    methods: Mapping[str, Answer]
+    elsewhere: Mapping[str, str]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Where things are, in pixels; on a narrow page names stand above the bars."""
+
+    width: int
+    left: int  # of the bars
+    right: int
+    words: int
+    there: int
+    top: int
+    each: int  # from one row to the next
+    bars: tuple[int, int]  # depth of the first bar within its row, and from one to the next
+    names: int  # depth of the name within its row
+    size: int  # of text
+
+
+_WIDE = _Page(1400, 490, 930, 960, 1175, 84, 50, (12, 13), 18, 22)
+_ALONE = _Page(1400, 490, 1130, 1160, 0, 84, 50, (12, 13), 18, 22)  # nothing known of other images
+_NARROW = _Page(780, 40, 740, 740, 40, 130, 152, (92, 20), 24, 30)
+_LOWEST, _HIGHEST = -0.6, 1.4  # intervals that reach further end in an arrow
+_FADED = "#767676"  # the lightest grey that is legible on white
+
+
+@drawing.styled
+def inherited(
+    rows: Sequence[Row], arms: Sequence[str], notes: Sequence[str], narrow: bool = False
+) -> Figure:
+    """A row per property, in the given order, with the share of the gap of each of the arms.
+
+    The first arm's word stands beside it: bold, or grey where nobody can tell. A mark is hollow
+    where its interval leaves the answer open. ``notes`` are written below; ``narrow``: for a phone.
+    """
+    page = _NARROW if narrow else _WIDE if any(row.elsewhere for row in rows) else _ALONE
+    wrapped = _wrapped(notes, page)
+    bottom = page.top + page.each * len(rows)
+    legend, first_note = bottom + (120 if narrow else 88), bottom + (212 if narrow else 124)
+    step = page.size + 4
+    height = first_note + step * len(wrapped)
+    figure = plt.figure(figsize=(page.width / 100, height / 100), dpi=100, layout="none")
+    plt.close(figure)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, page.width), ylim=(height, 0))
+    axis.set_axis_off()
+    ends = [
+        mark[end]
+        for row in rows
+        for mark in row.methods.values()
+        for end in ("low", "high")
+        if mark["share"]
+    ]
+    low = max(_LOWEST, min([-0.2, *ends]))
+    high = min(_HIGHEST, max([1.1, *ends]))
+    scale = _Scale(page, low, high)
+    for number, row in enumerate(rows):
+        _draw_row(axis, scale, row, page.top + number * page.each, arms, shaded=number % 2 == 0)
+    _draw_frame(axis, scale, bottom, looks.of(arms[0]).short if arms else "")
+    _legend(axis, page, legend, arms)
+    for number, line in enumerate(wrapped):
+        at = first_note + step * number
+        _text(axis, 40 if narrow else 20, at, line, page.size - 5, color="#444444")
+    return figure
+
+
+def _wrapped(notes: Sequence[str], page: _Page) -> list[str]:
+    letters = int((page.width - 60) / (page.size - 5) * 1.75)
+    return [line for note in notes for line in textwrap.wrap(note, letters)]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    page: _Page
+    low: float
+    high: float
+
+    def __call__(self, share: float) -> float:
+        """The place of a share on the page, that of the nearer end where it lies beyond."""
+        page, inside = self.page, min(max(share, self.low), self.high)
+        return page.left + (inside - self.low) / (self.high - self.low) * (page.right - page.left)
+
+
+def _text(axis: Axes, x: float, y: float, text: str, size: float, **options: Any) -> None:
+    """Text ``size`` pixels high, centred at a depth."""
+    axis.text(x, y, text, **{"size": size * 0.72, "va": "center", "linespacing": 1.1, **options})
+
+
+def _draw_row(
+    axis: Axes, scale: _Scale, row: Row, top: float, arms: Sequence[str], shaded: bool
+) -> None:
+    page, narrow = scale.page, scale.page is _NARROW
+    if shaded:
+        span = (0, page.width) if narrow else (page.left - 6, page.right + 6)
+        axis.fill_between(span, top, top + page.each, color="#F1F3F5", linewidth=0, zorder=0)
+    for share in (0, 1):
+        reach = (top + page.bars[0] - 14, top + page.each - 4) if narrow else (top, top + page.each)
+        axis.plot([scale(share)] * 2, reach, color="#555555", lw=1.8, zorder=1)
+    side, at = ("left", page.left) if narrow else ("right", page.left - 18)
+    below = top + page.names + 0.95 * page.size + (8 if narrow else 0)
+    there = [f"{word} ({name})" for name, word in row.elsewhere.items()]
+    world = ", ".join([row.world, *there]) if narrow else row.world
+    _text(axis, at, top + page.names, row.sentence, page.size, ha=side)
+    _text(axis, at, below, world, page.size - 6, ha=side, color=_FADED)
+    first = row.methods[arms[0]]
+    sure = first["share"] and first["word"] != CANNOT_TELL
+    style = {"weight": "bold"} if sure else {"color": _FADED}
+    said = first["word"] if narrow else textwrap.fill(first["word"], 16)
+    size, middle = page.size - min(2 * said.count("\n"), 4), top + page.each / 2
+    ends = {"ha": "right" if narrow else "left", **style}
+    _text(axis, page.words, below if narrow else middle, said + row.note, size, **ends)
+    if page.there and not narrow:
+        small = page.size - 3 - 2 * len(there)
+        _text(axis, page.there, middle, "\n".join(there), small, color="#333333")
+    if any(found["share"] for found in row.methods.values()):
+        for place, arm in enumerate(arms):
+            _draw_mark(axis, scale, arm, row.methods.get(arm), top + place * page.bars[1])
+    else:
+        _say_differences(axis, scale, row, arms, top)
+
+
+def _say_differences(axis: Axes, scale: _Scale, row: Row, arms: Sequence[str], top: float) -> None:
+    """Where no method has a share of a gap: the plain differences, in words."""
+    page = scale.page
+    named = {
+        arm: row.methods[arm]["amount"].partition(" (")[0] for arm in arms if arm in row.methods
+    }
+    plain = [f"{looks.of(arm).short} {said.partition(' ')[2]}" for arm, said in named.items()]
+    whole = ", ".join(said.replace(" ", "\xa0") for said in plain)
+    lines = textwrap.wrap("minus alone: " + whole, 44)
+    middle = top + (page.bars[0] + 16.0 if page is _NARROW else page.each / 2)
+    text = "\n".join(lines).replace("\xa0", " ")
+    _text(axis, scale(0) + 14, middle, text, page.size - 6, color=_FADED, gid="differences")
+
+
+def _draw_mark(axis: Axes, scale: _Scale, arm: str, found: Answer | None, top: float) -> None:
+    if found is None or not found["share"]:
+        return
+    look, size, at = looks.of(arm), 0.72 * scale.page.bars[1], top + scale.page.bars[0]
+    for end, pointing in (("low", "<"), ("high", ">")):
+        if not scale.low <= found[end] <= scale.high:
+            axis.plot(scale(found[end]), at, pointing, color=look.colour, ms=6)
+    span = [scale(found["low"]), scale(found["high"])]
+    axis.plot(span, [at, at], color=look.colour, alpha=0.55, lw=size / 3, solid_capstyle="butt")
+    if scale.low <= found["estimate"] <= scale.high:
+        hollow = found["word"] == CANNOT_TELL
+        face, edge = ("white", look.colour) if hollow else (look.colour, "white")
+        drawn: dict[str, Any] = {"ms": size, "mfc": face, "mec": edge, "mew": 1.3}
+        axis.plot(scale(found["estimate"]), at, look.marker, gid=arm, **drawn)
+
+
+def _draw_frame(axis: Axes, scale: _Scale, bottom: float, first: str) -> None:
+    page, narrow = scale.page, scale.page is _NARROW
+    small, above = page.size - 4, page.top - 36
+    for share, name in ((0, "trained\nalone"), (1, "like the\nteacher")):
+        _text(axis, scale(share), above, name, page.size - 3, ha="center")
+    for share, name in ((0, "0"), (0.5, ".5"), (1, "1")):
+        _text(axis, scale(share), bottom + 20, name, small, ha="center")
+    what = "share of the way from a student trained alone to its teacher"
+    middle, depth = (page.left + page.right) / 2, bottom + (60 if narrow else 46)
+    _text(axis, middle, depth, textwrap.fill(what, 44 if narrow else 80), small - 1, ha="center")
+    side, at = ("left", page.left) if narrow else ("right", page.left - 18)
+    over = 28 if narrow else above + 12
+    _text(axis, at, over, "A student ...", page.size, ha=side, style="italic")
+    hands = f"{first} hands on ..."
+    if narrow:
+        _text(axis, page.words, over, hands, page.size, ha="right", style="italic")
+    else:
+        _text(axis, page.words, above, textwrap.fill(hands, 9), page.size - 3)
+    if page.there and not narrow:
+        _text(axis, page.there, above, "on other\nimages", page.size - 3)
+
+
+def _legend(axis: Axes, page: _Page, at: float, arms: Sequence[str]) -> None:
+    """A mark and a name for each arm, and what a hollow mark is, in a line or two."""
+    narrow = page is _NARROW
+    entries = [(looks.of(arm).marker, looks.of(arm).colour, looks.label(arm)) for arm in arms]
+    entries.append(("o", "", "hollow: cannot tell"))
+    columns = 2 if narrow else len(entries)
+    wide = (page.width - 60) / columns
+    for number, (marker, colour, name) in enumerate(entries):
+        x, y = 45 + number % columns * wide, at + 40 * (number // columns)
+        face: dict[str, Any] = {"mfc": colour or "white", "mec": colour or _FADED}
+        axis.plot(x, y, marker, ms=11, **face)
+        _text(axis, x + 18, y, name, page.size - 4)
