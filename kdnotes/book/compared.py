@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def shown(name: str, folder: Path) -> str:
     run = results.load(name, folder)
     parts = [f"{name} ({run.seconds:.0f} s)", _settings(run)]
     if run.answers:
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (f"  {looks.of(arm).short}", each["word"], each["amount"])
             for arm, each in run.answers["methods"].items()
         ]
@@ -195,7 +195,7 @@ def _answers(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return f"{one['sentence'].partition(':')[0]}\n{aligned(rows)}"
 
 
-def aligned(rows: list[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[tuple[Any, ...]]) -> str:
     """Rows as columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -183,9 +183,9 @@ def _draw_mark(axis: Axes, scale: _Scale, arm: str, found: Answer | None, top: f
 def _draw_frame(axis: Axes, scale: _Scale, bottom: float, first: str) -> None:
     page, narrow = scale.page, scale.page is _NARROW
     small, above = page.size - 4, page.top - 36
-    for share, name in ((0, "trained\nalone"), (1, "like the\nteacher")):
+    for share, name in ((0.0, "trained\nalone"), (1.0, "like the\nteacher")):
         _text(axis, scale(share), above, name, page.size - 3, ha="center")
-    for share, name in ((0, "0"), (0.5, ".5"), (1, "1")):
+    for share, name in ((0.0, "0"), (0.5, ".5"), (1.0, "1")):
         _text(axis, scale(share), bottom + 20, name, small, ha="center")
     what = "share of the way from a student trained alone to its teacher"
     middle, depth = (page.left + page.right) / 2, bottom + (60 if narrow else 46)

@@ -9,6 +9,7 @@ from kdnotes.networks.building import (
     PRESET_NETS,
     TRAINED_HERE,
     build,
+    check_fits,
     check_name,
     map_sides,
     multiply_adds,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # Found when first asked for: torch and timm take seconds, which planning need not pay.
 _HOMES = {
     "anatomy": "layout_of",
-    "features": "check_fits differentiable features_at features_of forward_with_features "
+    "features": "differentiable features_at features_of forward_with_features "
     "hint_layer tapped taps",
     "weights": "Opened load_published load_user_model open_network",
     "wrapping": "Composite Normalized answers example freeze",
@@ -33,6 +34,7 @@ __all__ = [
     "PRESET_NETS",
     "TRAINED_HERE",
     "build",
+    "check_fits",
     "check_name",
     "map_sides",
     "multiply_adds",

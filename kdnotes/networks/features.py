@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from kdnotes.errors import RequestError
 from kdnotes.networks.anatomy import Layout, anatomy_of, layout_of
 from kdnotes.networks.architectures import Staged
-from kdnotes.networks.building import PRESET_NETS, build
-from kdnotes.networks.wrapping import Composite, Normalized, answers, example, measuring
+from kdnotes.networks.wrapping import Composite, Normalized
 
 
 def taps(network: nn.Module) -> tuple[str, ...]:
@@ -33,29 +32,6 @@ def taps(network: nn.Module) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def check_fits(name: str, size: int, small_images: bool, least: int = 0) -> None:
-    """Raise RequestError unless a named architecture answers images of a size in pixels.
-
-    ``least``: the side in cells that the maps of its last stage must have. The book's own do.
-    """
-    if name in PRESET_NETS:
-        return
-    network = build(name, 10, 0, small_images=small_images)
-    network.size = size
-    try:
-        answers(network, images := example(network))
-        last = taps(network)[-1]
-        with measuring(network):
-            side = min(features_at(network, images, last).shape[2:])
-    except RequestError as error:
-        raise RequestError(f"{name}: {error}") from error
-    if side < least:
-        raise RequestError(
-            f"{name} gives last maps of {side} x {side} cells from images of {size} pixels; "
-            f"{least} x {least} are needed: choose a network that shrinks them less"
-        )
-
-
 def hint_layer(network: Normalized | Composite, where: str) -> str:
     """Dotted path of a layer to match: ``logits``, a path as it is, or the end of a third.
 
