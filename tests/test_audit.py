@@ -23,6 +23,7 @@ from kdnotes.book import results
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.probes.base import Cast, Measure, Member, Outcome, Recorder
+from kdnotes.stats import format_number
 
 FILES = ["audit.changes.csv", "audit.csv", "audit.items.parquet", "audit.json", "report.html"]
 
@@ -83,6 +84,9 @@ def test_all_that_is_measured(tmp_path: Path, photos: Path, models: list[str]) -
             assert not re.search(rf"[\s`:\"]{tmp_path}".encode(), path.read_bytes())
     page = (out / "report.html").read_text()
     assert "<script" not in page
+    right = table["teacher", "", "accuracy"]
+    assert f"teacher {format_number(right, 3)}; student {format_number(right, 3)}" in page
+    assert "object at 0x" not in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
 
 

@@ -291,9 +291,7 @@ def _shown_measure(audit: Audit, outcome: Outcome, claim: Mapping[str, Any]) -> 
         if math.isfinite(claim["values"].get(arm, math.nan))
     ]
     unit = f" ({measure.unit})"
-    row = _row(claim) | {
-        "values": f"{'; '.join(values)}{unit}. Student: {_text(claim['student'])}."
-    }
+    row = _row(claim) | {"said": f"{'; '.join(values)}{unit}. Student: {_text(claim['student'])}."}
     row["control"] = _control(claim, measure)
     row["maps"], row["maps_rule"] = [], ""
     row["shown"] = None
