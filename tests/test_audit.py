@@ -470,7 +470,7 @@ def test_flips_and_changes_by_class() -> None:
     assert values["negative_flips"] == pytest.approx(8 / 14)
     assert values["positive_flips"] == pytest.approx(2 / 14)
     assert values["lost_answers"] == 0
-    table = answers.changes(found, "independent", ["a"] * 10 + ["b"] * 4).set_index("name")
+    table = answers.by_name(found, "independent", ["a"] * 10 + ["b"] * 4).set_index("name")
     # Exact sign test: 2 / 2^8 and 2 / 2^2; Holm doubles the smaller one.
     assert table.loc["a", "p"] == pytest.approx(2 / 2**8)
     assert table.loc["a", "p_holm"] == pytest.approx(4 / 2**8)
