@@ -23,6 +23,7 @@ from kdnotes.book import results
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.probes.base import Cast, Measure, Member, Outcome, Recorder
+from kdnotes.stats import format_number
 
 FILES = ["audit.changes.csv", "audit.csv", "audit.items.parquet", "audit.json", "report.html"]
 
@@ -83,6 +84,9 @@ def test_all_that_is_measured(tmp_path: Path, photos: Path, models: list[str]) -
             assert not re.search(rf"[\s`:\"]{tmp_path}".encode(), path.read_bytes())
     page = (out / "report.html").read_text()
     assert "<script" not in page
+    right = table["teacher", "", "accuracy"]
+    assert f"teacher {format_number(right, 3)}; student {format_number(right, 3)}" in page
+    assert "object at 0x" not in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
 
 
@@ -466,7 +470,7 @@ def test_flips_and_changes_by_class() -> None:
     assert values["negative_flips"] == pytest.approx(8 / 14)
     assert values["positive_flips"] == pytest.approx(2 / 14)
     assert values["lost_answers"] == 0
-    table = answers.changes(found, "independent", ["a"] * 10 + ["b"] * 4).set_index("name")
+    table = answers.by_name(found, "independent", ["a"] * 10 + ["b"] * 4).set_index("name")
     # Exact sign test: 2 / 2^8 and 2 / 2^2; Holm doubles the smaller one.
     assert table.loc["a", "p"] == pytest.approx(2 / 2**8)
     assert table.loc["a", "p_holm"] == pytest.approx(4 / 2**8)

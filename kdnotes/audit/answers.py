@@ -87,7 +87,7 @@ def by_image(found: Outcome, measure: str, arm: str, of: str = "value") -> pd.Da
     return rows.pivot(index="item", columns="seed", values=of)
 
 
-def changes(found: Outcome, reference: str, names: Sequence[str]) -> pd.DataFrame:
+def by_name(found: Outcome, reference: str, names: Sequence[str]) -> pd.DataFrame:
     """By the images' names (a class, a group): who is right how often, and whether that changed.
 
     Rows sorted by p: name, images, gained and lost (right where the reference is wrong, and the

@@ -55,6 +55,8 @@ def page(
     main = _main(compared)
     has_answers = "confidence" in set(outcome.table["measure"])
     warnings = [*audit.notes, *(_chance(audit, outcome) if has_answers else ())]
+    if "independent" not in audit.cast.arms:
+        warnings.insert(0, SETTLES)
     content = {
         "answer": answer(main),
         "about": _about(audit),
@@ -205,7 +207,7 @@ def _reading(audit: Audit) -> str:
 
 def _limits(audit: Audit) -> list[str]:
     if "independent" not in audit.cast.arms:
-        return [SETTLES]
+        return []
     lines = [
         "More than one trained alone is not yet this teacher's doing: anybody's soft labels do "
         "some of it. A student of another teacher would tell."
@@ -291,9 +293,7 @@ def _shown_measure(audit: Audit, outcome: Outcome, claim: Mapping[str, Any]) -> 
         if math.isfinite(claim["values"].get(arm, math.nan))
     ]
     unit = f" ({measure.unit})"
-    row = _row(claim) | {
-        "values": f"{'; '.join(values)}{unit}. Student: {_text(claim['student'])}."
-    }
+    row = _row(claim) | {"said": f"{'; '.join(values)}{unit}. Student: {_text(claim['student'])}."}
     row["control"] = _control(claim, measure)
     row["maps"], row["maps_rule"] = [], ""
     row["shown"] = None
@@ -457,7 +457,7 @@ def _flips(audit: Audit, outcome: Outcome) -> dict[str, Any]:
                 {"sentence": measure.sentence, "count": f"{count:g}", "share": _text(share)}
             )
     reference = "independent" if "independent" in audit.cast.arms else "teacher"
-    tables = [_changes(of, table, reference) for of, table in changes(audit, outcome).items()]
+    tables = [_changes(of, table, reference) for of, table in by_names(audit, outcome).items()]
     shown = {"images": [], "rule": ""}
     if audit.has_networks and reference == "independent":
         own = answers.by_image(outcome, answers.INHERITED_MISTAKES.name, "student").mean(axis=1)
@@ -473,12 +473,12 @@ def _flips(audit: Audit, outcome: Outcome) -> dict[str, Any]:
     return {"totals": totals, "tables": tables, "shown": shown}
 
 
-def changes(audit: Audit, outcome: Outcome) -> dict[str, pd.DataFrame]:
-    """By class, and by every grouping of the images, as `answers.changes`."""
+def by_names(audit: Audit, outcome: Outcome) -> dict[str, pd.DataFrame]:
+    """By class, and by every grouping of the images, as `answers.by_name`."""
     reference = "independent" if "independent" in audit.cast.arms else "teacher"
     classes = [audit.listed.classes[at] for at in audit.listed.labels]
     named = {"class": classes, **audit.listed.groupings}
-    return {of: answers.changes(outcome, reference, names) for of, names in named.items()}
+    return {of: answers.by_name(outcome, reference, names) for of, names in named.items()}
 
 
 def _changes(of: str, table: pd.DataFrame, reference: str) -> dict[str, Any]:

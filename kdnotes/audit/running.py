@@ -104,7 +104,7 @@ def run(request: Request, out: Path) -> Done:
     parameters = given | {"measured_images": len(audit.images), "measured_size": audit.images.size}
     results.save(NAME, found.outcome, compared, parameters, seconds, out)
     if "fidelity" in parts:
-        changed = report.changes(audit, found.outcome)
+        changed = report.by_names(audit, found.outcome)
         tables = [table.assign(by=of) for of, table in changed.items()]
         with store.appearing(out / report.CHANGES) as path:
             pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
