@@ -401,7 +401,7 @@ def compare_results(
 
     for folder in (first, second):
         _chapters_in(folder)
-    typer.echo(compared.compared(first, second))
+    typer.echo(compared.differences(first, second))
 
 
 def _chapters_in(folder: Path) -> list[str]:
@@ -443,7 +443,7 @@ def verify_cached() -> None:
     if problems := cache.verify():
         listed = "\n".join(problems)
         raise RunFailedError(f"{listed}\nthe next run that needs them trains them again")
-    tables = f" and {count} teacher tables" if (count := len(cache.tables())) else ""
+    tables = f" and {count} teacher tables" if (count := len(cache.table_folders())) else ""
     typer.echo(f"{len(cache.entries())} networks{tables} are sound")
 
 

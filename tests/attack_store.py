@@ -193,7 +193,7 @@ def attack_tables(numbers: random.Random, networks: list[Any]) -> Count:
 
     students = [item for item in networks if item.spec.teacher is not None]
     weights = [(cache.folder_of(item.spec) / cache.WEIGHTS).read_bytes() for item in students]
-    folders = cache.tables()
+    folders = cache.table_folders()
     whole = {folder: contents(folder) for folder in folders}
     count = Count()
     for attempt in range(TABLES):

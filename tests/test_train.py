@@ -291,10 +291,10 @@ def test_every_teacher_and_every_kind_of_views_has_a_table_of_its_own(
     for number, each in enumerate(specs, start=1):
         table = cache._teacher_of(each, data, "cpu").table
         assert table.fill(*EIGHT) == 8
-        assert len(cache.tables()) == number
+        assert len(cache.table_folders()) == number
     again = specs[0].model_copy(update={"seed": 7, "method": KL(tau=2.0)})
     assert cache._teacher_of(again, data, "cpu").table.fill(*EIGHT) == 0
-    assert len(cache.tables()) == len(specs)
+    assert len(cache.table_folders()) == len(specs)
     assert cache.verify() == []
     assert "wrong" not in capsys.readouterr().err
 

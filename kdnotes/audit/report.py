@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdnotes import paths
+from kdnotes import paths, store
 from kdnotes.audit import answers, judging, measuring
 from kdnotes.book import results
 from kdnotes.figures import looks
@@ -558,8 +560,30 @@ def _not_asked(audit: Audit) -> list[tuple[str, str]]:
 
 
 def _made_with(audit: Audit, seconds: float) -> list[tuple[str, str]]:
-    from kdnotes.audit.running import hashes
-
     rows = [(f"sha256 of {name}", value) for name, value in hashes(audit).items()]
     rows += [(name, value) for name, value in results.versions().items()]
     return [*rows, ("hardware", results.hardware()), ("this run", f"{seconds:.0f} s")]
+
+
+def hashes(audit: Audit) -> dict[str, str]:
+    """SHA-256 of the files that an audit was made of, by name, and of all its images together."""
+    import torch
+
+    found = dict(audit.listed.files)
+    request = audit.request
+    for text in (
+        request.teacher or "",
+        *request.students,
+        *request.independents,
+        request.map or "",
+    ):
+        path = Path(text.partition(":")[2] or text).expanduser()
+        for place in (paths.base_folder() / path,):
+            if place.is_file():
+                found[os.fspath(path.name)] = store.checksum(place)
+    if audit.has_networks:
+        state = hashlib.sha256()
+        for indices in torch.arange(len(audit.images)).split(256):
+            state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
+        found[f"pixels of {len(audit.images)} images"] = state.hexdigest()
+    return found

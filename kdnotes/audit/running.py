@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -336,27 +335,3 @@ def _say(line: str) -> None:
 
 def _listed(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name} ({why})" for name, why in reasons.items())
-
-
-def hashes(audit: Audit) -> dict[str, str]:
-    """SHA-256 of the files that an audit was made of, by name, and of all its images together."""
-    import torch
-
-    found = dict(audit.listed.files)
-    request = audit.request
-    for text in (
-        request.teacher or "",
-        *request.students,
-        *request.independents,
-        request.map or "",
-    ):
-        path = Path(text.partition(":")[2] or text).expanduser()
-        for place in (paths.base_folder() / path,):
-            if place.is_file():
-                found[os.fspath(path.name)] = store.checksum(place)
-    if audit.has_networks:
-        state = hashlib.sha256()
-        for indices in torch.arange(len(audit.images)).split(256):
-            state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
-        found[f"pixels of {len(audit.images)} images"] = state.hexdigest()
-    return found

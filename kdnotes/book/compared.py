@@ -140,7 +140,7 @@ def _asked(claim: Mapping[str, Any]) -> str:
 # --- two runs ---------------------------------------------------------------------------------
 
 
-def compared(first: Path, second: Path) -> str:
+def differences(first: Path, second: Path) -> str:
     """What differs between the runs in two folders, by chapter: parameters, answers, verdicts.
 
     Raises RequestError where the folders have no chapter in common.

@@ -219,14 +219,14 @@ def _row(
         elif not own:
             run, folder = published, other
     measure = _measure(entry)
-    found = findings(chapter, folder, measure, run)
+    found = of_runs(chapter, folder, measure, run)
     methods_ = _answers(run, found)
     if not methods_:
         return None, run
     first = next(iter(methods_))
     elsewhere = {}
     for name, (published, where) in beside.items():
-        answer = _answers(published, findings(chapter, where, measure, published)).get(first)
+        answer = _answers(published, of_runs(chapter, where, measure, published)).get(first)
         if answer:
             elsewhere[name] = answer["word"]
     row = Row(measure.sentence, entry["world"], methods_, elsewhere)
@@ -249,7 +249,7 @@ def _measure(entry: Mapping[str, str]) -> Measure:
     return measure.at(condition, entry.get("sentence", ""))
 
 
-def findings(chapter: str, folder: Path, measure: Measure, run: results.Saved) -> Findings:
+def of_runs(chapter: str, folder: Path, measure: Measure, run: results.Saved) -> Findings:
     """A saved run told by a measure, with single images where they were kept."""
     table = results.table(chapter, folder)
     there = (folder / f"{chapter}.items.parquet").is_file()

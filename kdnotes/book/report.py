@@ -113,9 +113,7 @@ def what_changed(study: Study, found: Findings) -> str:
     line = f"**Changed here:** {compared.said(changes)}"
     if not (folder := compared.reference(study.chapter, used["preset"])):
         return f"{line}."
-    there = cover.findings(
-        study.chapter, folder, found.measure, results.load(study.chapter, folder)
-    )
+    there = cover.of_runs(study.chapter, folder, found.measure, results.load(study.chapter, folder))
     effects = compared.effects(found.answers(), there.answers())
     said = "; ".join(f"{looks.of(arm).short} {effect}" for arm, effect in effects.items())
     return f"{line}: {said or 'it was not measured with the preset'}."

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kdnotes.store import checksum
-
 
 class DataSpec(BaseModel):
     """Which images: enough to make the same ones again, and to name them in a cache key.
@@ -36,4 +34,6 @@ class DataSpec(BaseModel):
 
     def key(self) -> str:
         """Content hash of the specification."""
+        from kdnotes.store import checksum  # late: modules lie no more than ten imports deep
+
         return checksum(json.dumps(self.identity(), sort_keys=True).encode())[:16]

@@ -27,7 +27,7 @@ _HOMES = {
     "features": "differentiable features_at features_of forward_with_features "
     "hint_layer tapped taps",
     "weights": "Opened load_published load_user_model open_network",
-    "wrapping": "Composite Normalized answers example freeze",
+    "wrapping": "Composite Normalized example freeze logits_once",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = [

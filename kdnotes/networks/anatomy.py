@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdnotes.errors import RequestError, brief
 from kdnotes.networks.architectures import Staged
-from kdnotes.networks.wrapping import Normalized, answers, example, measuring
+from kdnotes.networks.wrapping import Normalized, evaluating, example, logits_once
 
 Axes = Literal["NCHW", "NHWC", "NTC", "other"]
 
@@ -68,7 +68,7 @@ class Anatomy:
 
 
 def anatomy_of(network: nn.Module) -> Anatomy:
-    """The stages and the last layer of a network, found once. Raises RequestError as `answers`."""
+    """The stages and the last layer of a network, found once; raises as `logits_once`."""
     if network.__dict__.get("anatomy") is None:
         body = getattr(network, "body", None)
         if isinstance(network, Normalized) and isinstance(body, Staged):
@@ -103,7 +103,7 @@ def _looked_at(network: nn.Module, path: str) -> Layout:
             f"no layer {brief(repr(path), 60)} in the network; it has {', '.join(near)}"
         )
     images = example(network)
-    with _watched(network, {path: known[path]}) as found, measuring(network):
+    with _watched(network, {path: known[path]}) as found, evaluating(network):
         found[path] = []  # a layer that is never reached gives nothing
         network(images)
     if not found[path]:
@@ -154,7 +154,7 @@ def _run(
         for path, module in network.named_modules():
             if path not in ("", "body"):
                 hooks.enter_context(_hook(module, path, note))
-        logits = answers(network, images)
+        logits = logits_once(network, images)
     return found, _head(network, calls, logits)
 
 
@@ -199,7 +199,7 @@ def _declared_maps(network: Normalized, images: Tensor) -> list[Tensor]:
         return []
     options = {"intermediates_only": True, "output_fmt": "NCHW"}
     try:
-        with measuring(network):
+        with evaluating(network):
             maps = body.forward_intermediates(network.normalize(images), **options)
     except Exception:
         return []

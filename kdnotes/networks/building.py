@@ -189,14 +189,14 @@ def _timm_map_sides(name: str, size: int, small_images: bool = False) -> tuple[i
     import torch
 
     from kdnotes.networks.features import tapped, taps
-    from kdnotes.networks.wrapping import answers, example, measuring
+    from kdnotes.networks.wrapping import evaluating, example, logits_once
 
     network = build(name, 10, 0, small_images=small_images)
     network.size = size
     try:
-        answers(network, images := example(network))
+        logits_once(network, images := example(network))
         paths = taps(network)
-        with measuring(network), torch.inference_mode(), tapped(network, paths) as outputs:
+        with evaluating(network), torch.inference_mode(), tapped(network, paths) as outputs:
             network(images)
     except RequestError as error:
         raise RequestError(f"{name}: {error}") from error

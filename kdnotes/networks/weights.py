@@ -26,7 +26,7 @@ from kdnotes.networks.building import (
     is_timms,
     unknown,
 )
-from kdnotes.networks.wrapping import Normalized, answers, example
+from kdnotes.networks.wrapping import Normalized, example, logits_once
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
@@ -115,7 +115,7 @@ def load_published(name: str, weights: str, num_classes: int) -> Normalized:
 def _tried(opened: Opened, text: str, classes: int | None) -> Opened:
     """The same, if it answers random images as it should; with the number of its classes."""
     network = opened.network.eval()
-    logits = answers(network, example(network))
+    logits = logits_once(network, example(network))
     if not bool(logits.isfinite().all()):
         raise RequestError(f"{brief(text)} answers with numbers that are not finite")
     found = logits.shape[1]

@@ -105,9 +105,9 @@ def freeze(network: _Network) -> _Network:
     if any(isinstance(each, nn.BatchNorm2d) for each in frozen.modules()):
         try:
             images = example(frozen)
-            plain = answers(frozen, images)
+            plain = logits_once(frozen, images)
             _fold_batch_norm(frozen)
-            same = differ(answers(frozen, images), plain) <= SAME
+            same = differ(logits_once(frozen, images), plain) <= SAME
         except RequestError:  # no images to try it on, or folding has broken it
             same = False
         if not same:
@@ -133,7 +133,7 @@ def example(network: nn.Module, count: int = 2) -> Tensor:
         if known:
             return images
         try:
-            answers(network, images)
+            logits_once(network, images)
         except RequestError as error:
             problem = problem or error
         else:
@@ -149,10 +149,10 @@ def _random(count: int, size: int, network: nn.Module) -> Tensor:
     return images.to(next(network.parameters(), images).device)
 
 
-def answers(network: nn.Module, images: Tensor) -> Tensor:
+def logits_once(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, classes) in evaluation mode. Raises RequestError where there are none."""
     try:
-        with measuring(network):
+        with evaluating(network):
             logits = network(images)
     except RequestError:
         raise
@@ -169,7 +169,7 @@ def answers(network: nn.Module, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def measuring(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for a while; each part is then as it was."""
     training = [each for each in network.modules() if each.training]
     network.eval()

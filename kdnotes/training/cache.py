@@ -380,7 +380,7 @@ def entries() -> list[Entry]:
     return found
 
 
-def tables() -> list[Path]:
+def table_folders() -> list[Path]:
     """The folders of the teachers' tables."""
     return _folders("tables")
 
@@ -400,7 +400,7 @@ def verify() -> list[str]:
     from kdnotes.training import teachers
 
     found = [_damage(folder) for folder in _folders("networks")]
-    return [damage for damage in (*found, *map(teachers.damage, tables())) if damage]
+    return [damage for damage in (*found, *map(teachers.damage, table_folders())) if damage]
 
 
 def clear() -> int:
