@@ -27,6 +27,8 @@ SOLUTION_TAG = "solution"
 TABLES = "tables"  # where pages find the chapters' tables, beside the pages
 FIRST_SCREEN = "first-screen"  # tag of the cells that hold a chapter's answer
 PUBLISHED_PRESET = "laptop"
+# Formulas are drawn by MathJax in one file, which this package carries: pages need no network.
+MATHS_CARRIER, MATHS = "sphinx-mathjax-offline", "static/mathjax/tex-svg.js"
 _ERROR_TAG = "papermill-error-cell-tag"
 # A notebook names its own number, to be right wherever it is opened; on the site, the table of
 # contents numbers titles, and with them figures and exercises.
@@ -83,16 +85,23 @@ def build(
 
 
 def require_jupyter_book() -> None:
-    """Raise RequestError unless Jupyter Book 1.x is here: 2.x would publish nothing, silently."""
-    try:
-        found = f"version {metadata.version('jupyter-book')} is installed"
-    except metadata.PackageNotFoundError:
-        found = "it is not installed"
-    if not found.startswith("version 1."):
-        raise RequestError(
-            f"building the site needs Jupyter Book 1.x, but {found}; "
-            "install it with: pip install -r requirements.txt"
-        )
+    """Raise RequestError unless Jupyter Book 1.x is here, with the package that carries MathJax.
+
+    2.x would publish nothing, silently.
+    """
+    for package, called, wanted in (
+        ("jupyter-book", "Jupyter Book 1.x", "1."),
+        (MATHS_CARRIER, MATHS_CARRIER, ""),
+    ):
+        try:
+            found = f"version {metadata.version(package)} is installed"
+        except metadata.PackageNotFoundError:
+            found = "it is not installed"
+        if not found.startswith(f"version {wanted}"):
+            raise RequestError(
+                f"building the site needs {called}, but {found}; "
+                "install it with: pip install -r requirements.txt"
+            )
 
 
 # --- staging --------------------------------------------------------------------------------
@@ -130,7 +139,7 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
     templates = running.chapter_paths()
     for name, template in templates.items():
         notebook = _read(runs[name].notebook if name in runs else template)
-        notebook["cells"] = answer_first(notebook["cells"])
+        notebook["cells"] = [_sized(cell) for cell in answer_first(notebook["cells"])]
         title = notebook["cells"][0]
         title["source"] = _TITLE_NUMBER.sub("# ", "".join(title["source"]))
         if name in runs:
@@ -145,7 +154,12 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
             notebook["cells"] = [cell for cell in cells if not _tagged(cell, SOLUTION_TAG)]
         (book / template.name).write_text(json.dumps(notebook), encoding="utf-8")
     _stage_cover(runs, book / "_static")
+    carried = metadata.distribution(MATHS_CARRIER).locate_file(f"{MATHS_CARRIER}/{MATHS}")
+    shutil.copy(str(carried), book / "_static")
     config = yaml.safe_load((root / "_config.yml").read_text())
+    if not (config.get("repository") or {}).get("url"):
+        for option in ("repository", "launch_buttons"):  # there is nothing that could be launched
+            config.pop(option, None)
     if len(runs) < len(templates):
         # Text may refer to the figures of chapters that were not run.
         sphinx = config["sphinx"]["config"]
@@ -159,6 +173,15 @@ def answer_first(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     A notebook has to declare and measure before it can answer; a reader asks for the answer first.
     """
     return [*cells[:1], *sorted(cells[1:], key=lambda cell: not _tagged(cell, FIRST_SCREEN))]
+
+
+def _sized(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell whose picture is shown as wide as its notebook says, which is half of what it holds."""
+    for output in cell.get("outputs", ()):
+        if width := output.get("metadata", {}).get("image/png", {}).get("width"):
+            options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
+            options["width"] = f"{width}px"
+    return cell
 
 
 def cover_chapter() -> str:

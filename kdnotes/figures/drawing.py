@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
@@ -30,8 +31,17 @@ _Arguments = ParamSpec("_Arguments")
 
 
 def style() -> None:
-    """Set the look of the book's figures for figures of one's own."""
+    """Set the look of the book's figures for figures of one's own.
+
+    A notebook stores them at twice the size that it shows: screens of phones would blur them.
+    """
     plt.style.use(_STYLE)
+    ipython = sys.modules.get("IPython")
+    if shell := ipython and ipython.get_ipython():
+        from matplotlib_inline.config import InlineBackend
+
+        backend = InlineBackend.instance(parent=shell)
+        backend.shell, backend.figure_formats = shell, {"retina"}
 
 
 def styled(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
