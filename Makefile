@@ -16,13 +16,12 @@ export OMP_NUM_THREADS := 1
 book: .venv/.installed
 	$(BIN)/kdnotes build --preset $(PRESET)
 
-# Each line of checks needs the one before it.
+# Each stage of checks needs the one before it; its seconds are printed.
 test:
-	$(MAKE) lint
-	$(MAKE) unit
-	$(MAKE) smoke
-	$(MAKE) nbval
-	$(MAKE) site-checks
+	@for stage in lint unit smoke nbval site-checks; do \
+		began=$$(date +%s); $(MAKE) $$stage || exit; \
+		echo "make test: $$stage took $$(($$(date +%s) - began)) s"; \
+	done
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

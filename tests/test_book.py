@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quiet_notebooks
 import tiny_book
 from tiny_book import REPOSITORY, chapter, code, exercise, figure, files_under, kdnotes, markdown
 
@@ -61,16 +62,30 @@ def test_the_chapters_are_there_and_in_the_table_of_contents() -> None:
 
 @each_notebook
 def test_committed_notebooks_are_clean(path: Path) -> None:
-    notebook = read(path)
-    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    assert set(notebook["metadata"].get("language_info", {})) <= {"name"}
-    identifiers = [cell["id"] for cell in notebook["cells"]]
-    assert len(set(identifiers)) == len(identifiers)
-    for number, cell in enumerate(notebook["cells"], start=1):
-        assert not cell.get("outputs"), number
-        assert cell.get("execution_count") is None, number
-        assert set(cell["metadata"]) <= {"tags", "mystnb"}, number
+    assert quiet_notebooks.noises(read(path)) == []
+
+
+def test_what_a_run_or_an_editor_leaves_in_a_notebook_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook = read(NOTEBOOKS[0])
+    first, second, *_ = (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    first |= {"outputs": [{"output_type": "stream"}], "execution_count": 3}
+    second["metadata"]["collapsed"] = True
+    second["id"] = first["id"]
+    notebook["metadata"] |= {"widgets": {}, "kernelspec": {"name": "mine"}}
+    (path := tmp_path / "a.ipynb").write_text(json.dumps(notebook))
+    places = [notebook["cells"].index(cell) + 1 for cell in (first, second)]
+    assert quiet_notebooks.main([str(path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path}: metadata 'widgets'",
+        f"{path}: kernel 'mine', not 'python3'",
+        f"{path}: cell {places[0]}: outputs",
+        f"{path}: cell {places[0]}: an execution count",
+        f"{path}: cell {places[1]}: metadata 'collapsed'",
+        f"{path}: cell {places[1]}: no id of its own",
+    ]
+    assert quiet_notebooks.main([str(each) for each in NOTEBOOKS]) == 0
 
 
 @each_notebook
@@ -270,6 +285,32 @@ def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkey
     files = [*generated, "scorecard.csv", "scorecard.json", "trained-out.md"]
     assert files_under(tables) == files
     assert "| scorecard | 0 | 0.0 min of one core | 7 s |" in (tables / "costs.md").read_text()
+
+
+@pytest.mark.parametrize("url", ["", "https://github.com/someone/inherit"])
+def test_chapters_can_be_launched_where_the_repository_is_named(
+    small_book: Path, tmp_path: Path, url: str
+) -> None:
+    config = small_book / "_config.yml"
+    text = config.read_text()
+    assert '  url: ""\n' in text
+    config.write_text(text.replace('  url: ""\n', f'  url: "{url}"\n'))
+    site.stage([], tmp_path / "stage")
+    site.publish_pages(tmp_path / "stage", tmp_path / "html")
+    page = (tmp_path / "html" / "book" / "scorecard.html").read_text()
+    notebook = "main/book/scorecard.ipynb"
+    colab = f"https://colab.research.google.com/github/someone/inherit/blob/{notebook}"
+    binder = "https://mybinder.org/v2/gh/someone/inherit/main?urlpath=lab/tree/book/scorecard.ipynb"
+    assert [address in page for address in (colab, binder)] == [bool(url)] * 2
+    assert ("colab." in page, "mybinder." in page) == (bool(url), bool(url))
+    assert (tmp_path / "html" / "_static" / "tex-svg.js").stat().st_size > 1_000_000
+
+
+def test_a_picture_is_shown_at_half_of_its_pixels() -> None:
+    output = {"output_type": "display_data", "data": {}, "metadata": {"image/png": {"width": 572}}}
+    cell = {"metadata": {"mystnb": {"image": {"alt": "A line"}}}, "outputs": [output]}
+    assert site._sized(cell)["metadata"]["mystnb"]["image"] == {"alt": "A line", "width": "572px"}
+    assert site._sized({"metadata": {}, "outputs": []}) == {"metadata": {}, "outputs": []}
 
 
 def test_jupyter_book_2_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,9 +109,10 @@ def test_a_page_needs_no_network_and_keeps_nobody_out(browser: Any, page: str) -
     with Opened(browser, page, viewport=DESK, color_scheme="light") as opened:
         pictures = opened.page.evaluate(PICTURES)
         assert opened.faults == []
-        assert opened.page.locator("mjx-container svg").count() == opened.page.locator(
-            "article .math"
-        ).count()
+        assert (
+            opened.page.locator("mjx-container svg").count()
+            == opened.page.locator("article .math").count()
+        )
         for picture in pictures:
             assert picture["pixels"] > 0, picture
             assert picture["shown"], picture
@@ -128,7 +129,8 @@ def test_a_page_can_be_read_in_the_dark(browser: Any, page: str) -> None:
         red, green, blue = map(
             int,
             re.findall(
-                r"\d+", opened.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+                r"\d+",
+                opened.page.evaluate("() => getComputedStyle(document.body).backgroundColor"),
             )[:3],
         )
         assert max(red, green, blue) < 64

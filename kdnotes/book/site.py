@@ -176,7 +176,7 @@ def answer_first(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _sized(cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell whose picture is shown as wide as its notebook says, which is half of what it holds."""
+    """A cell whose picture is shown as wide as its notebook says: at half of its pixels."""
     for output in cell.get("outputs", ()):
         if width := output.get("metadata", {}).get("image/png", {}).get("width"):
             options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
