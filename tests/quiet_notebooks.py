@@ -1,6 +1,6 @@
 """Notebooks as they are committed: without outputs, with quiet metadata.
 
-As a command: python tests/quiet_notebooks.py NOTEBOOK... prints what is wrong; exit 1 if anything is.
+As a command: python tests/quiet_notebooks.py NOTEBOOK... prints what is wrong, then exits with 1.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import Any
 def noises(notebook: dict[str, Any]) -> list[str]:
     """What a notebook holds that a run has left, or an editor."""
     about = notebook["metadata"]
-    found = [
-        f"metadata {name!r}" for name in sorted(set(about) - {"kernelspec", "language_info"})
-    ]
+    found = [f"metadata {name!r}" for name in sorted(set(about) - {"kernelspec", "language_info"})]
     if (kernel := about.get("kernelspec", {}).get("name")) != "python3":
         found.append(f"kernel {kernel!r}, not 'python3'")
     language = sorted(set(about.get("language_info", {})) - {"name"})
