@@ -400,6 +400,14 @@ def test_panels_of_different_measures_have_scales_of_their_own() -> None:
         draw.panels(table, {"fooled": ("fooled", "")}, ["kl"])
 
 
+def test_an_axis_of_epochs_has_no_half_epochs() -> None:
+    epochs = {f"epoch={number}": number for number in range(1, 13)}
+    figure = draw.curve(make_table(tuple(epochs)), "same_answer", epochs, ["kl"], "Epoch", "Same")
+    ticks = figure.axes[0].get_xticks()
+    assert len(ticks) > 2
+    assert all(tick == int(tick) for tick in ticks)
+
+
 def test_curve_draws_means_and_networks_at_the_given_places() -> None:
     table = make_table(("eps=8/255", "eps=2/255", ""))
     places = {"eps=8/255": 8, "eps=2/255": 2}
