@@ -55,8 +55,7 @@ def estimate(requests: Sequence[Request], jobs: int | None = None) -> str:
 
     wanted = running.needed_networks(requests)
     lacking = cache.missing(wanted)
-    left = {id(item) for item in lacking}
-    there = [item for item in wanted if id(item) not in left and pool.cost(item)]
+    there = [item for item in wanted if cache.is_complete(item.spec) and pool.cost(item)]
     speed = [cache.seconds(item.spec) / pool.cost(item) for item in there]
     slower = statistics.median(speed) if speed else 1.0
     cores = jobs or pool.cores()

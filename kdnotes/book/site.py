@@ -373,7 +373,7 @@ def publish_results(preset: str) -> list[Path]:
 
 
 def publish_run(folder: Path) -> list[Path]:
-    """Copy a run on one set of images to results/published/IMAGES, and draw the cover anew.
+    """Copy a run on one set of images to results/published/IMAGES; returns what was written.
 
     With ``images.csv``, the image files that it used (split, file) in the order that it had them.
     Raises RequestError where the folder holds no run of the preset `published`, or several sets.
