@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,6 @@ def root() -> Path:
     if folder := os.environ.get("KDNOTES_BOOK"):
         return Path(folder).expanduser().absolute()
     return Path(__file__).resolve().parents[1]
-
-
-def writer() -> str:
-    """This process, as the names of unfinished files have it: machine and number."""
-    return f"{platform.node()}-{os.getpid()}"
 
 
 def build_folder() -> Path:

@@ -24,8 +24,6 @@ from kdnotes.errors import RequestError, RunFailedError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-from kdnotes import paths
-
 UNFINISHED = ".writing-"  # how names begin that nobody may read
 DAY = 24 * 60 * 60  # seconds
 UNSEALED = '"seal": ""'  # in JSON that `sealed` completes; inside a text, its quotes are escaped
@@ -150,9 +148,14 @@ def first_problem(error: ValidationError) -> str:
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".lstrip(": ")
 
 
+def writer() -> str:
+    """This process, as the names of unfinished files have it: machine and number."""
+    return f"{platform.node()}-{os.getpid()}"
+
+
 def _scratch(path: Path) -> Path:
     # Made by open and mkdir, not by tempfile, whose files are for their owner only.
-    return path.with_name(f"{UNFINISHED}{path.name}.{paths.writer()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{UNFINISHED}{path.name}.{writer()}-{secrets.token_hex(4)}")
 
 
 # --- what a process leaves that was killed ------------------------------------------------------
@@ -171,7 +174,7 @@ def temporary_files() -> Iterator[None]:
 
     So are those of processes that were killed.
     """
-    before, own = tempfile.gettempdir(), f"kdnotes-{paths.writer()}-"
+    before, own = tempfile.gettempdir(), f"kdnotes-{writer()}-"
     clear_unfinished(Path(before), "kdnotes-*")
     with tempfile.TemporaryDirectory(prefix=own, ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = os.environ["TMPDIR"] = folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def main(count: int) -> int:
     every = requests()
     chosen = random.Random(15).sample(every, count)
     found: Counter[str] = Counter()
-    slowest = 0.0
+    slowest = (0.0, "")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["KDNOTES_CACHE"] = str(Path(folder, "cache"))
@@ -51,14 +52,14 @@ def main(count: int) -> int:
             started = time.perf_counter()
             done = kdnotes(*command(chapter, given))
             seconds = time.perf_counter() - started
-            slowest = max(slowest, seconds)
+            slowest = max(slowest, (seconds, f"{chapter} -p {given}"))
             refused = done.exit_code == 2 and done.stderr.startswith("kdnotes: ")
             found["refused with status 2 and one message"] += refused
             found[f"within {SLOW:g} s"] += seconds < SLOW
             found["nothing written"] += files_under(Path(folder)) == []
             if not refused:
                 print(f"accepted: {chapter} -p {given!r}: {done.exit_code} {done.output[:200]}")
-        print(f"{count} of {len(every)} bad requests; slowest {slowest:.2f} s")
+        print(f"{count} of {len(every)} bad requests; slowest {slowest[0]:.2f} s: {slowest[1]}")
         for what, times in found.items():
             print(f"  {what}: {times}")
         own = []
@@ -71,6 +72,9 @@ def main(count: int) -> int:
         print(
             f"{COMMANDS} commands: {times} refused; seconds {seconds[0]:.2f} to {seconds[-1]:.2f}"
         )
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = (used.ru_utime + used.ru_stime) / COMMANDS
+        print(f"  of which the processor worked {cpu:.2f} s on average")
         print(f"load of the machine {os.getloadavg()[0]:.1f}; left: {files_under(Path(folder))}")
         os.chdir("/")
     return 0 if set(found.values()) == {count} and times == COMMANDS else 1

@@ -20,7 +20,7 @@ import tiny_book
 from asked import study_of
 from tiny_book import SAVE_TAU, chapter, code, files_under, kdnotes
 
-from kdnotes import paths
+from kdnotes import store
 from kdnotes.book import results, running
 from kdnotes.book.parameters import SHARED
 
@@ -346,7 +346,7 @@ def test_what_a_killed_run_leaves_goes_with_the_next(
     assert alive == []  # the kernel misses its parent
     assert len(files_under(out)) == 1
     assert any(name.endswith(".json") for name in files_under(temporary))  # the kernel's file
-    own, others = f".writing-a.{paths.writer()}-0", ".writing-b.elsewhere-1-0"
+    own, others = f".writing-a.{store.writer()}-0", ".writing-b.elsewhere-1-0"
     (out / f".writing-c.{platform.node()}-{process.pid}-0").mkdir()
     for name in (own, others, ".mine.ipynb"):
         (out / name).touch()

@@ -69,7 +69,7 @@ class Run:
     @property
     def working(self) -> Path:
         """Where the notebook is while it is executed."""
-        return self.folder / f".{self.request.chapter.name}.{paths.writer()}.ipynb"
+        return self.folder / f".{self.request.chapter.name}.{store.writer()}.ipynb"
 
     @property
     def partial(self) -> Path:
