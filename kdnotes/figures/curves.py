@@ -45,7 +45,7 @@ def curve(
     if len(places) <= 8:
         axis.set_xticks(places, names or None)
     elif all(float(place).is_integer() for place in places):  # there is no half an epoch
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
     drawing.legend(figure)
     return figure
 
