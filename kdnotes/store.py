@@ -5,6 +5,7 @@ The only place that writes what others will read: results, networks, tables, cop
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -176,12 +177,14 @@ def temporary_files() -> Iterator[None]:
     """
     before, own = tempfile.gettempdir(), f"kdnotes-{writer()}-"
     clear_unfinished(Path(before), "kdnotes-*")
-    with tempfile.TemporaryDirectory(prefix=own, ignore_cleanup_errors=True) as folder:
-        tempfile.tempdir = os.environ["TMPDIR"] = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = os.environ["TMPDIR"] = before
+    folder = tempfile.mkdtemp(prefix=own)
+    # At the very end: what workers shared lies in it, and is given up when the process ends.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = os.environ["TMPDIR"] = before
 
 
 def _is_abandoned(path: Path) -> bool:
