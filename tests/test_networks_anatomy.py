@@ -19,7 +19,7 @@ from kdnotes.probes import localization
 VARIED = {
     "swin_tiny_patch4_window7_224": 7,  # channels last
     "mambaout_femto": 7,
-    "sequencer2d_s": 14,
+    "sequencer2d_s": 16,
     "vgg11_bn": 7,  # works in place
     "hrnet_w18_small": 7,  # branches
     "efficientvit_b0": 7,
@@ -56,7 +56,7 @@ def read_as_it_is(body: Any, network: networks.Normalized, last: Tensor, images:
         assert all(output.ndim == 4 for output in outputs.values())
         sides = [output.shape[2] for output in outputs.values()]
         assert sides == sorted(sides, reverse=True)
-        torch.testing.assert_close(outputs[stages[-1]], last, rtol=1e-4, atol=1e-5)
+        assert differ(outputs[stages[-1]], last) <= 10 * SAME
 
 
 @pytest.mark.parametrize("name", VARIED)
@@ -200,7 +200,9 @@ def test_what_cannot_be_folded_is_left() -> None:
     network = networks.Normalized(body, (0.0,) * 3, (1.0,) * 3, 32)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(networks.freeze(network)(images), network(images))
+        frozen = networks.freeze(network)
+        assert isinstance(frozen.body.bn1, nn.BatchNorm2d)
+        assert differ(frozen(images), network(images)) <= SAME
 
 
 def test_layers_that_are_none_are_refused_in_few_words() -> None:

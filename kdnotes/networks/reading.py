@@ -103,7 +103,8 @@ def _harmless() -> list[Any]:
     import numpy as np
 
     array: Any = np.array([0])
-    rebuild, scalar = array.__reduce__()[0], np.float32(0).__reduce__()[0]
+    one: Any = np.float32(0)
+    rebuild, scalar = array.__reduce__()[0], one.__reduce__()[0]
     kinds = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
     paths = [
         (
@@ -204,7 +205,7 @@ def choose(found: list[Weights], name: str) -> Weights:
     """
     first = found[0]
     equals = [each for each in found if _rank(each.where) == _rank(first.where)]
-    distinct = [each for each in equals if not _alike(each.tensors, first.tensors)]
+    distinct = [each for each in equals[1:] if not _alike(each.tensors, first.tensors)]
     if distinct:
         several = " and ".join(_said(each.where) for each in (first, distinct[0]))
         raise RequestError(

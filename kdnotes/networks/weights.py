@@ -80,7 +80,8 @@ def open_network(text: str, classes: int | None = None, size: int | None = None)
     """
     name, _, file = text.partition(":")
     if not _is_architecture(name):
-        if file and all(each.isidentifier() for each in (*name.split("."), *file.split("."))):
+        parts = (*name.split("."), *file.split("."))
+        if all(each.isidentifier() for each in parts) and Path(file).suffix not in ENDINGS:
             return _tried(_from_function(name, file), text, classes)
         if Path(text.partition("#")[0]).suffix in ENDINGS and not file:
             raise RequestError(f"{brief(_plain(text))}: say of which architecture, as {FORMS}")
