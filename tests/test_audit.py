@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -260,7 +261,12 @@ def test_damaged_files_are_named_and_left_out_on_request(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "1 files could not be read" in page
     assert "test/dark/3.png" in page
-    assert results.load("audit", tmp_path / "out").parameters["measured_images"] == 23
+    parameters = results.load("audit", tmp_path / "out").parameters
+    assert parameters["measured_images"] == 23
+    for name in ("1", "2"):
+        content = (tmp_path / f"{name}.safetensors").read_bytes()
+        marks = {Path(file).stem: mark for file, mark in parameters["sha256"].items()}
+        assert marks[name] == hashlib.sha256(content).hexdigest()
 
 
 def test_all_images_of_a_folder_without_splits_are_measured(photos: Path) -> None:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -50,6 +49,7 @@ def page(
     compared: Sequence[Mapping[str, Any]],
     judged: Sequence[str],
     command: str,
+    marks: Mapping[str, str],
     seconds: float,
 ) -> str:
     """The page as HTML; all names from outside are escaped by the template."""
@@ -75,7 +75,7 @@ def page(
         "damaged": audit.damaged,
         "judged": judged,
         "command": command,
-        "made_with": _made_with(audit, seconds),
+        "made_with": _made_with(marks, seconds),
     }
     return _template().render(content)
 
@@ -559,31 +559,25 @@ def _not_asked(audit: Audit) -> list[tuple[str, str]]:
     return lines
 
 
-def _made_with(audit: Audit, seconds: float) -> list[tuple[str, str]]:
-    rows = [(f"sha256 of {name}", value) for name, value in hashes(audit).items()]
-    rows += [(name, value) for name, value in results.versions().items()]
+def _made_with(marks: Mapping[str, str], seconds: float) -> list[tuple[str, str]]:
+    rows = [(f"sha256 of {name}", value) for name, value in marks.items()]
+    rows += list(results.versions().items())
     return [*rows, ("hardware", results.hardware()), ("this run", f"{seconds:.0f} s")]
 
 
 def hashes(audit: Audit) -> dict[str, str]:
-    """SHA-256 of the files that an audit was made of, by name, and of all its images together."""
+    """SHA-256 of the files that an audit was made of, by name, and of all its pixels together."""
     import torch
 
-    found = dict(audit.listed.files)
-    request = audit.request
-    for text in (
-        request.teacher or "",
-        *request.students,
-        *request.independents,
-        request.map or "",
-    ):
-        path = Path(text.partition(":")[2] or text).expanduser()
-        for place in (paths.base_folder() / path,):
-            if place.is_file():
-                found[os.fspath(path.name)] = store.checksum(place)
+    found, request = dict(audit.listed.files), audit.request
+    models = (request.teacher or "", *request.students, *request.independents)
+    for text in (*(each.partition(":")[2] for each in models), request.map or ""):
+        path = paths.base_folder() / Path(text).expanduser()
+        if text and path.is_file():
+            found[paths.without_absolute_paths(text)] = store.checksum(path)
     if audit.has_networks:
         state = hashlib.sha256()
         for indices in torch.arange(len(audit.images)).split(256):
-            state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
+            state.update(audit.images.batch(indices).contiguous().numpy())
         found[f"pixels of {len(audit.images)} images"] = state.hexdigest()
     return found

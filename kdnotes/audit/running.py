@@ -100,20 +100,26 @@ def run(request: Request, out: Path) -> Done:
     judged = [each.is_met(found) for each in audit.gates]
     seconds = time.perf_counter() - started
     given = {key: value for key, value in asdict(request).items() if value not in (None, (), False)}
-    parameters = given | {"measured_images": len(audit.images), "measured_size": audit.images.size}
+    marks, said = report.hashes(audit), [text for _, text in judged]
+    parameters = given | {
+        "measured_images": len(audit.images),
+        "measured_size": audit.images.size,
+        "not_measured": found.skipped,
+        "conditions": said,
+        "sha256": marks,
+    }
     results.save(NAME, found.outcome, compared, parameters, seconds, out)
     if "fidelity" in parts:
         changed = report.by_names(audit, found.outcome)
         tables = [table.assign(by=of) for of, table in changed.items()]
         with store.appearing(out / report.CHANGES) as path:
             pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
-    said = [text for _, text in judged]
-    page = report.page(audit, found, compared, said, command_of(request, out), seconds)
+    page = report.page(audit, found, compared, said, command_of(request, out), marks, seconds)
     with store.appearing(out / "report.html") as path:
         path.write_text(page, encoding="utf-8")
     if failed:
         raise RunFailedError(f"{_listed(failed)}; everything else is in {out / 'report.html'}")
-    lines = [*report.answers_as_text(compared), "", *(text for _, text in judged)]
+    lines = [*report.answers_as_text(compared), "", *said]
     return Done("\n".join(lines).strip(), [text for met, text in judged if met])
 
 
