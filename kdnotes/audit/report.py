@@ -578,6 +578,6 @@ def hashes(audit: Audit) -> dict[str, str]:
     if audit.has_networks:
         state = hashlib.sha256()
         for indices in torch.arange(len(audit.images)).split(256):
-            state.update(audit.images.batch(indices).contiguous().numpy())
+            state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
         found[f"pixels of {len(audit.images)} images"] = state.hexdigest()
     return found
