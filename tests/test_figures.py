@@ -61,20 +61,6 @@ def make_table(conditions: tuple[str, ...] = ("",)) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "condition", "measure", "value"])
 
 
-def make_claims() -> pd.DataFrame:
-    nan = float("nan")
-    rows = [
-        ("looks-gap-kl", "looks", "gap closed", 0.38, 0.31, 0.45, "greater", 0.05, nan),
-        ("looks-any-soft-label-at-all", "looks", "difference", 0.01, -0.02, 0.04, *_WITHIN),
-        ("fooled-crd", "fooled", "difference", -0.1, -0.14, -0.05, "greater", 0.04, nan),
-        ("fooled-hint-weak", "fooled", "difference", 0.6, 0.5, 0.7, "less", 0.3, nan),
-    ]
-    names = ["id", "chapter", "kind", "estimate", "low", "high", "direction", "margin"]
-    words = ["agrees", "open", "disagrees", "not applicable"]
-    frame = pd.DataFrame(rows, columns=[*names, "equivalence_margin"]).assign(verdict=words)
-    return frame.assign(arm=["kl", "control-smoothed", "crd", "hint"], reference="independent")
-
-
 _WITHIN = ("equivalent", 0.0, 0.05)
 
 
@@ -268,7 +254,7 @@ def test_same_arm_same_colour_in_every_figure(figures: dict[str, Figure]) -> Non
 
 
 def test_axes_are_labelled(figures: dict[str, Figure]) -> None:
-    for name in ("points", "closed", "panels", "grouped", "scorecard"):
+    for name in ("points", "closed", "panels", "grouped"):
         assert figures[name].axes[0].get_xlabel(), name
     for name in ("curve", "heatmap", "plane"):
         assert figures[name].axes[0].get_xlabel(), name
@@ -467,23 +453,6 @@ def test_heatmaps_stand_side_by_side_on_one_scale() -> None:
     assert [axis.get_ylabel() for axis in panels] == ["Teacher's layer", "", "Teacher's layer"]
 
 
-def test_scorecard_says_every_claim_with_its_verdict(figures: dict[str, Figure]) -> None:
-    figure = figures["scorecard"]
-    texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
-    for name in ("Gap KL", "Any soft label at all", "CRD", "Hint weak"):
-        assert name in texts
-    for row in make_claims().itertuples():
-        assert any(row.verdict in text for text in texts)
-    assert texts.count("Looks") == 1
-    assert "\N{CHECK MARK} agrees .38 [.31, .45]" in texts
-    assert "\N{BALLOT X} disagrees -.10 [-.14, -.05]" in texts
-    (interval,) = bars_named(figure, "looks-gap-kl")
-    np.testing.assert_allclose(interval, [0.31, 0.45])
-    # A claim that is not applicable has no number: what it has is no answer to the claim.
-    assert not lines_named(figure, "fooled-hint-weak")
-    assert not any(".60" in text for text in texts)
-
-
 def test_image_grid_keeps_one_scale_for_all_maps() -> None:
     pictures = np.zeros((2, 3, 8, 8), dtype=np.uint8)
     pictures[1] = 255
@@ -532,7 +501,7 @@ def test_text_is_legible_on_a_phone_and_nothing_is_cut_off(figures: dict[str, Fi
 
 
 def test_tick_labels_have_no_zero_before_the_point(figures: dict[str, Figure]) -> None:
-    for name in ("points", "closed", "curve", "scorecard"):
+    for name in ("points", "closed", "curve"):
         for text in shown_texts(figures[name]):
             assert not text.get_text().lstrip("-").startswith("0."), name
 

@@ -92,7 +92,7 @@ def test_the_ends_of_every_range_are_allowed() -> None:
         ("bias -p groups=groups.csv", "groups and unseen are for a folder of images"),
         ("bias -p dataset=digits -p unseen=dark", "name the CSV with it as groups, too"),
         ("localization -p student=vgg11", "those of vgg11 have 2 and 1 on a side"),
-        ("fidelity -p student=vit_tiny_patch16_224", "takes no images of 32 pixels"),
+        ("fidelity -p student=vit_tiny_patch16_224", "cannot be shown images of 32 x 32 pixels"),
         ("architectures -p eps=4 -p attacked=3", "'attacked' must be a whole number (4 to"),
     ],
 )

@@ -22,6 +22,8 @@ def beside_the_paper(numbers: Path, published: Path) -> str:
     ``numbers``: a YAML file of the paper's tables; ``published``: the folder of published runs.
     Differences are from students trained alone, with an interval over paired seeds alone.
     """
+    if not numbers.is_file():
+        return "The paper's tables do not come with this copy of the book."
     for name in methods.known():  # no cast is planned, which would say how they are called
         arms.taught_by(methods.get(name)())
     parts = []

@@ -172,37 +172,10 @@ def _title(path: Path) -> str:
 
 
 def needed_networks(requests: Iterable[Request]) -> list[Planned]:
-    """Every network that the requests need, each once, teachers first.
-
-    Raises RequestError for one that cannot be shown the images, or has no maps to look at.
-    """
+    """Every network that the requests need, each once, teachers first."""
     from kdnotes.training import cache
 
-    listed = list(requests)
-    for each in listed:
-        _check_networks(each.study)
-    return cache.with_teachers(item for each in listed for item in each.study.networks)
-
-
-def _check_networks(study: Study) -> None:
-    """Whether timm's networks fit the images and the property of a chapter, before any training."""
-    from kdnotes import networks, probes
-    from kdnotes.data import FOLDER_PREFIX
-    from kdnotes.training import pool
-
-    others = {item.spec.model: item.spec for item in study.networks}
-    others = {name: spec for name, spec in others.items() if name not in networks.PRESET_NETS}
-    needs = {
-        need
-        for each in probes.properties()
-        if each.name == study.chapter.replace("-", "_")
-        for need in each.needs
-    }
-    least = probes.localization.SMALLEST_MAP if {"maps", "gradients"} <= needs else 0
-    for spec in others.values():
-        sized = spec.recipe.resized is not None or "size" in spec.data.options
-        if sized or not spec.data.name.startswith(FOLDER_PREFIX):
-            networks.check_fits(spec.model, pool.pixels(spec), not spec.large_images, least)
+    return cache.with_teachers(item for each in requests for item in each.study.networks)
 
 
 def train(requests: Sequence[Request], jobs: int | None = None) -> int:

@@ -170,28 +170,13 @@ def map_sides(name: str, size: int) -> tuple[int, ...]:
     return (*halved, halved[-1]) if net.family == "resnet" else tuple(halved)
 
 
-def check_fits(name: str, size: int, small_images: bool, least: int = 0) -> None:
-    """Raise RequestError unless a named architecture answers images of a size in pixels.
-
-    ``least``: the side in cells that the maps of its last stage must have. The book's own do.
-    """
-    if name in PRESET_NETS:
-        return
-    side = _timm_map_sides(name, size, small_images)[-1]
-    if side < least:
-        raise RequestError(
-            f"{name} gives last maps of {side} x {side} cells from images of {size} pixels; "
-            f"{least} x {least} are needed: choose a network that shrinks them less"
-        )
-
-
-def _timm_map_sides(name: str, size: int, small_images: bool = False) -> tuple[int, ...]:
+def _timm_map_sides(name: str, size: int) -> tuple[int, ...]:
     import torch
 
     from kdnotes.networks.features import tapped, taps
     from kdnotes.networks.wrapping import evaluating, example, logits_once
 
-    network = build(name, 10, 0, small_images=small_images)
+    network = build(name, 10, seed=0)
     network.size = size
     try:
         logits_once(network, images := example(network))

@@ -154,7 +154,7 @@ def logits_once(network: nn.Module, images: Tensor) -> Tensor:
     try:
         with evaluating(network):
             logits = network(images)
-    except RequestError:
+    except (RequestError, FloatingPointError):
         raise
     except Exception as error:  # of any library, at any layer
         pixels = f"{images.shape[-1]} x {images.shape[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -214,6 +215,8 @@ def _where(condition: str, usual: str) -> str:
     factors = [each for each in condition.split(",") if each and each not in usual.split(",")]
     pairs = [each.partition("=") for each in factors]
     words = [
-        f"{key} {value}".replace("-", " ").strip() for key, _, value in pairs if value != "primary"
+        re.sub("[-_]", " ", f"{key} {value}").strip()
+        for key, _, value in pairs
+        if value != "primary"
     ]
     return f" [{', '.join(words)}]" if words else ""
