@@ -79,7 +79,8 @@ def test_all_that_is_measured(tmp_path: Path, photos: Path, models: list[str]) -
     expected = 1 - table["independent", "", "agreement"]
     assert by_id["audit-agreement"]["estimate"] == pytest.approx(expected)
     offered = {each.name for each in probes.properties() if each.audited} | {"accuracy"}
-    assert {claim["property"] for claim in saved.claims} == offered
+    # No attack may succeed on networks that were never trained; then there is nothing to compare.
+    assert offered - {"adversarial"} <= {claim["property"] for claim in saved.claims} <= offered
     for path in out.iterdir():
         if path.is_file():
             assert not re.search(rf"[\s`:\"]{tmp_path}".encode(), path.read_bytes())
@@ -156,7 +157,7 @@ def test_a_property_that_fails_costs_no_other(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"--student": "OTHER"}, "--student: checkpoint other.safetensors does not fit"),
+        ({"--student": "OTHER"}, "has a head of 3 classes; 2 are needed"),
         ({"--student": "BROKEN"}, "weights that are not finite"),
         ({"--independent": "vgg-small:none.pt"}, "--independent: no checkpoint 'none.pt'"),
         ({"--teacher": "no-such-net"}, "--teacher: unknown model 'no-such-net'"),
@@ -580,6 +581,7 @@ def test_the_items_of_a_sample_keep_their_numbers() -> None:
     found = kd.measure(cast, images, ["fidelity", "adversarial"], gradient_images=10)
     items = found.outcome.items
     success = items[(items["measure"] == "attack_success") & (items["arm"] == "teacher")]
+    success = success[success["condition"] == "attack=teacher,eps=primary"]
     assert len(success) == 10
     assert success["item"].is_monotonic_increasing
     assert success["item"].max() >= 10
@@ -595,7 +597,7 @@ def test_the_commands_of_the_readme(
     table.to_csv("predictions.csv", index=False)
     (photos / "test").rename("imagenet-samples")
     names = [*re.findall(r"[a-z0-9_]+:\w+\.(?:pt|safetensors)", text)]
-    commands = re.findall(r"^kdnotes audit (.*(?:\\\n.*)*)", text, re.MULTILINE)
+    commands = re.findall(r"^kdnotes audit ((?:.*\\\n)*.*)", text, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         for place, name in enumerate(dict.fromkeys(names)):

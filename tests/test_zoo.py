@@ -572,7 +572,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("free", "file"), [(4096, "marks"), (20_000, "rows"), (1_400_000, "")])
+@pytest.mark.parametrize(("free", "file"), [(4096, "marks"), (20_000, "rows"), (700_000, "")])
 def test_a_full_cache_names_the_file_and_goes_on_when_there_is_room(
     free: int, file: str, tmp_path: Path
 ) -> None:

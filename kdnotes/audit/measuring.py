@@ -337,7 +337,10 @@ def with_classes(of: Cast, images: ImageData) -> Cast:
     few = to_float(images.batch(torch.arange(min(2, len(images)))))
     widths = {}
     for member in of.everyone():
-        logits = logits_of(member.network, few.to(device_of(member.network)))
+        try:
+            logits = logits_of(member.network, few.to(device_of(member.network)))
+        except FloatingPointError as error:  # a network whose answers are no numbers
+            raise RequestError(str(error)) from error
         if logits.ndim != 2:
             raise RequestError(
                 f"the {member.arm} answers with {tuple(logits.shape)} numbers, not with logits "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdnotes import networks
 from kdnotes.errors import RequestError
-from kdnotes.probes.base import BATCH_SIZE, Member, device_of
+from kdnotes.probes.base import BATCH_SIZE, Member, check_finite, device_of
 from kdnotes.study.resolving import resolve_device
 
 if TYPE_CHECKING:
@@ -164,7 +164,12 @@ def _bytes_of_layers(network: nn.Module, size: int) -> tuple[int, int]:
 
 def _is_watched(network: nn.Module) -> bool:
     """Whether somebody wants to see what a layer gives: then it has to give it."""
-    return any(each._forward_hooks or each._forward_pre_hooks for each in network.modules())
+    hooks = [
+        hook
+        for each in network.modules()
+        for hook in (*each._forward_hooks.values(), *each._forward_pre_hooks.values())
+    ]
+    return any(hook is not check_finite for hook in hooks)
 
 
 def _mark(image: Tensor) -> bytes:

@@ -56,7 +56,7 @@ class Member:
         """Have every answer of the network checked, whichever probe asks for it."""
         if not hasattr(self.network, "answers_as"):
             self.network.answers_as = f"{self.arm}, seed {self.seed}"  # type: ignore[assignment]
-            self.network.register_forward_hook(_check_finite)
+            self.network.register_forward_hook(check_finite)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Cast:
         yield from self.members
 
 
-def _check_finite(network: nn.Module, images: object, logits: Tensor) -> None:
+def check_finite(network: nn.Module, images: object, logits: Tensor) -> None:
     refuse_not_finite(network, "logits", logits)
 
 

@@ -454,10 +454,13 @@ def import_(path: Path) -> int:
     networks, before one of them counts.
     """
     try:
-        if not sum(1 for _ in _archived(path, built=True)):
+        keys = [key for key, _, _ in _archived(path, built=True)]
+        if not keys:
             raise ValueError("it holds none")
     except (tarfile.TarError, OSError, DamagedError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is no archive of sound networks: {error}") from error
+    if not any(_damage(networks_folder() / key) for key in keys):
+        return 0
     make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
     new = 0
     for key, manifest, weights in _archived(path):

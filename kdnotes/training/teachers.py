@@ -193,7 +193,7 @@ def _marks_of(rows: np.ndarray, places: np.ndarray, folder: Path) -> np.ndarray:
 
 def damage(folder: Path) -> str:
     """What is wrong with the table in a folder, empty if nothing is."""
-    if not (folder / MARKS).exists():
+    if not ((marked := folder / MARKS).exists() and np.fromfile(marked, np.uint32).any()):
         return ""  # nothing in it is used
     try:
         marks, rows = _opened(folder, (folder / MARKS).stat().st_size // 4)
