@@ -480,3 +480,9 @@ def test_a_page_shows_the_answer_before_what_led_to_it() -> None:
     ]
     shown = [each["id"] for each in site.answer_first(cells)]
     assert shown == ["question", "answer", "figure", "parameters", "cast", "rest"]
+    cells[0] |= {
+        "source": "# 5. Why?\n\nIt matters. And this is more\nabout it.\n\n**Time:** long."
+    }
+    first, *_, rest = site.answer_first(cells)[:4]
+    assert first["source"] == "# 5. Why?\n\nIt matters."
+    assert rest["source"] == "And this is more\nabout it.\n\n**Time:** long."

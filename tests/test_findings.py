@@ -263,7 +263,8 @@ def test_the_first_screen_of_a_full_table() -> None:
     ]
     there = found(rows({arm: FULL[arm] for arm in ("teacher", "independent", "kl")})).answers()
     screen = found(rows(FULL), claims=claims, elsewhere={"CIFAR-10": there}).first_screen()
-    sentence, table, gap = screen.answer.split("\n\n")
+    sentence, table = screen.answer.split("\n\n")
+    gap = screen.sure.split("\n\n")[0]
     assert sentence == found(rows(FULL)).sentence()
     kl, hint, crd = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]

@@ -41,6 +41,10 @@ _ERROR_TAG = "papermill-error-cell-tag"
 # A notebook names its own number, to be right wherever it is opened; on the site, the table of
 # contents numbers titles, and with them figures and exercises.
 _TITLE_NUMBER = re.compile(r"^# \d+\. ")
+# The title of a chapter with the first sentence under it, and what follows.
+_OPENING = re.compile(r"(.*?^# [^\n]+\n+.+?[.?!:])\s+(.+)", re.DOTALL | re.MULTILINE)
+# A list of no items, to a reader of screens: what it holds are entries of a bibliography.
+_NO_LIST = 'role="list" class="citation-list"', 'class="citation-list"'
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NOT_RUN = (
     ":::{note}\nThis chapter was not run for this build of the book: it has no numbers and no "
@@ -183,11 +187,17 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
 
 
 def answer_first(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells as a page shows them: those tagged first-screen right after the first one.
+    """The cells as a page shows them: title, one sentence, those tagged first-screen, the rest.
 
     A notebook has to declare and measure before it can answer; a reader asks for the answer first.
     """
-    return [*cells[:1], *sorted(cells[1:], key=lambda cell: not _tagged(cell, FIRST_SCREEN))]
+    shown = [cell for cell in cells if _tagged(cell, FIRST_SCREEN)]
+    opening = _OPENING.match("".join(cells[0].get("source", ""))) if shown else None
+    if opening is None:
+        return [*cells[:1], *shown, *(cell for cell in cells[1:] if cell not in shown)]
+    first, rest = ({**cells[0], "source": text.strip()} for text in opening.groups())
+    rest.pop("id", None)
+    return [first, *shown, rest, *(cell for cell in cells[1:] if cell not in shown)]
 
 
 def _sized(cell: dict[str, Any]) -> dict[str, Any]:
@@ -246,6 +256,9 @@ def publish_pages(stage_folder: Path, target: Path) -> Path:
     problems = page_problems(pages, toc_pages(stage_folder / "_toc.yml"))
     if problems:
         raise _failed("the site has problems", problems, pages)
+    for page in pages.rglob("*.html"):
+        if _NO_LIST[0] in (text := page.read_text(encoding="utf-8")):
+            page.write_text(text.replace(*_NO_LIST), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     pages.rename(target)
     return target / "index.html"

@@ -245,8 +245,8 @@ class Findings:
             rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
-        answer = Text("\n\n".join(filter(None, [self._sentence(shares), self.changed, table, gap])))
-        return FirstScreen(answer, self.points(), self._how_sure(shares))
+        answer = Text("\n\n".join(filter(None, [self._sentence(shares), self.changed, table])))
+        return FirstScreen(answer, self.points(), Text(f"{gap}\n\n{self._how_sure(shares)}"))
 
     def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:
         return Text(wording.sentence(self.measure, shares, self._gap()))
