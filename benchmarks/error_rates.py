@@ -21,7 +21,7 @@ from kdnotes import paths, stats
 from kdnotes.book import results
 from kdnotes.stats import families
 
-DRAWS = 200  # of exchanged images, for each claim
+DRAWS = 40  # of exchanged images, for each claim
 FAMILIES = 10_000  # of one such draw for every claim
 
 

@@ -31,6 +31,7 @@ def run_of(folder: Path, tau: float, share: float, word: str, verdict: str) -> P
     about = {"measure": "agreement", "condition": "", "sentence": "A student does: KL."}
     run["answers"] = about | {"methods": {"kl": answer(share, word)}}
     folder.mkdir()
+    run.pop("seal")  # changed by hand
     (folder / "fidelity.json").write_text(json.dumps(run))
     shutil.copy(LAPTOP / "fidelity.csv", folder)
     return folder

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from kdnotes.figures import drawing, looks
 from kdnotes.stats.words import CANNOT_TELL
 
+NO_CLEAR_GAP = "no clear gap"  # one word for a gap that is not there, or too uncertain
 Answer = Mapping[str, Any]  # word, amount, share, estimate, low, high: see `Findings.answers`
 
 
@@ -136,7 +137,8 @@ def _draw_row(
     first = row.methods[arms[0]]
     sure = first["share"] and first["word"] != CANNOT_TELL
     style = {"weight": "bold"} if sure else {"color": _FADED}
-    said = first["word"] if narrow else textwrap.fill(first["word"], 16)
+    short = first["word"] if first["share"] or len(first["word"]) < 18 else NO_CLEAR_GAP
+    said = short if narrow else textwrap.fill(short, 16)
     size, middle = page.size - min(2 * said.count("\n"), 4), top + page.each / 2
     ends = {"ha": "right" if narrow else "left", **style}
     _text(axis, page.words, below if narrow else middle, said + row.note, size, **ends)
