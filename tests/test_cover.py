@@ -106,12 +106,12 @@ def test_other_images_stand_beside_the_rows_that_were_asked_there(tmp_path: Path
         (photos / f"{name}.json").write_text(json.dumps(run))
     same_images = tmp_path / "scenes"
     same_images.mkdir()
-    table = pd.read_csv(LAPTOP / "bias.csv", keep_default_na=False, na_values={"value": [""]})
-    taught = (table["arm"] == "kl") & (table["measure"] == "deficit") & (table["condition"] == "")
-    alone = (table["arm"] == "independent") & (table["measure"] == "deficit")
-    table.loc[taught, "value"] = table[alone & (table["condition"] == "")]["value"].mean()
-    table.to_csv(same_images / "bias.csv", index=False)
-    results.load("bias", LAPTOP).write(same_images)
+    shutil.copy(LAPTOP / "bias.csv", same_images)
+    run = results.load("bias", LAPTOP)
+    methods = run.answers["methods"] | {
+        "kl": run.answers["methods"]["kl"] | {"estimate": 0.0, "low": -0.1, "high": 0.1}
+    }
+    run.model_copy(update={"answers": run.answers | {"methods": methods}}).write(same_images)
 
     found = cover.read(published=tmp_path)
     assert found is not None
