@@ -28,12 +28,13 @@ FAMILIES = 10_000  # of one such draw for every claim
 def main() -> None:
     """Read the run, simulate, exchange, write the table."""
     folder = Path(sys.argv[1])
-    claims = [
+    found = [
         claim
         for path in sorted(folder.glob("*.json"))
         for claim in json.loads(path.read_text())["claims"]
         if claim.get("family") in stats.PRIMARIES and claim["p_agrees"] is not None
     ]
+    claims = list({claim["id"]: claim for claim in found}.values())  # the scorecard has them again
     frame, rng = pd.DataFrame(claims), np.random.default_rng(0)
     frame = frame.sort_values("seed_sd").drop_duplicates("family")  # a primary needs all its parts
     sd, item, seeds = (frame[name] for name in ("seed_sd", "item_standard_error", "seeds"))

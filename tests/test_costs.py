@@ -104,3 +104,20 @@ def test_verdicts_of_both_editions_stand_side_by_side(tmp_path: Path) -> None:
         "| `gone` | reproduced | no longer asked |",
         "| `new` | not asked | **agrees** (difference .10 [.05, .15]) |",
     ]
+
+
+def test_two_runs_are_compared_by_their_verdicts(tmp_path: Path) -> None:
+    def run(name: str, *verdicts: str) -> Path:
+        claims = [
+            dict.fromkeys(results.CLAIM_KEYS, 0) | {"id": f"c{number}", "verdict": verdict}
+            for number, verdict in enumerate(verdicts)
+        ]
+        results.save("scorecard", None, claims, {}, 1.0, tmp_path / name)
+        return tmp_path / name
+
+    assert costs.again(run("a"), tmp_path / "none").startswith("The laptop edition was not run")
+    said = costs.again(
+        run("b", "agrees", "open", "agrees", "agrees"),
+        run("c", "agrees", "agrees", "disagrees", "open"),
+    )
+    assert "Of 4 verdicts 3 differ; 1 of these are firm in both, and opposite." in said

@@ -150,6 +150,25 @@ def error_rates(path: Path) -> str:
     return columns_table(heads, ":---", shares)
 
 
+def again(first: Path, second: Path) -> str:
+    """How many verdicts of one run differ in another, as a sentence; empty without the two."""
+    from kdnotes.book import results
+
+    if not all("scorecard" in results.chapters(each) for each in (first, second)):
+        return "The laptop edition was not run a second time for this edition of the book."
+    runs = [results.load("scorecard", each) for each in (first, second)]
+    one, other = ({claim["id"]: claim["verdict"] for claim in run.claims} for run in runs)
+    differ = [
+        (one[name], other[name]) for name in one if name in other and one[name] != other[name]
+    ]
+    firm = sum("open" not in pair and "not applicable" not in pair for pair in differ)
+    return (
+        f"The laptop edition was trained twice, on {runs[0].hardware} and on {runs[1].hardware}, "
+        f"whose arithmetic rounds otherwise. Of {len(one)} verdicts {len(differ)} differ; {firm} of "
+        "these are firm in both, and opposite."
+    )
+
+
 def changed(first_edition: Path, runs: Path) -> str:
     """A Markdown table of the first edition's verdicts beside those of the published laptop run."""
     import pandas as pd

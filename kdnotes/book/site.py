@@ -146,6 +146,7 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         "benchmarks.md": costs.benchmarks(root / "results" / "benchmarks"),
         "trained-out.md": costs.trained_out(root / "results" / "trained-out.csv"),
         "error-rates.md": costs.error_rates(root / "results" / "error-rates.csv"),
+        "again.md": costs.again(root / "results" / "laptop", root / "results" / "laptop-again"),
         "beside-the-paper.md": paper_tables.beside_the_paper(
             root / "book" / "paper-tables.yml", root / "results"
         ),
