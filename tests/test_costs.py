@@ -109,7 +109,8 @@ def test_verdicts_of_both_editions_stand_side_by_side(tmp_path: Path) -> None:
 def test_two_runs_are_compared_by_their_verdicts(tmp_path: Path) -> None:
     def run(name: str, *verdicts: str) -> Path:
         claims = [
-            dict.fromkeys(results.CLAIM_KEYS, 0) | {"id": f"c{number}", "verdict": verdict}
+            dict.fromkeys(results.CLAIM_KEYS, 0)
+            | {"id": f"c{number}", "verdict": verdict, "measure": "any", "criterion": "any"}
             for number, verdict in enumerate(verdicts)
         ]
         results.save("scorecard", None, claims, {}, 1.0, tmp_path / name)
