@@ -158,14 +158,13 @@ def again(first: Path, second: Path) -> str:
         return "The laptop edition was not run a second time for this edition of the book."
     runs = [results.load("scorecard", each) for each in (first, second)]
     one, other = ({claim["id"]: claim["verdict"] for claim in run.claims} for run in runs)
-    differ = [
-        (one[name], other[name]) for name in one if name in other and one[name] != other[name]
-    ]
-    firm = sum("open" not in pair and "not applicable" not in pair for pair in differ)
+    pairs = [(one[name], other[name]) for name in one if name in other]
+    differ = [{*pair} for pair in pairs if pair[0] != pair[1]]
+    firm = sum(not {"open", "not applicable"} & pair for pair in differ)
     return (
         f"The laptop edition was trained twice, on {runs[0].hardware} and on {runs[1].hardware}, "
-        f"whose arithmetic rounds otherwise. Of {len(one)} verdicts {len(differ)} differ; {firm} of "
-        "these are firm in both, and opposite."
+        f"whose arithmetic rounds otherwise. Of {len(one)} verdicts {len(differ)} differ; {firm} "
+        "of these are firm in both, and opposite."
     )
 
 
