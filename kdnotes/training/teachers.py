@@ -193,7 +193,8 @@ def _marks_of(rows: np.ndarray, places: np.ndarray, folder: Path) -> np.ndarray:
 
 def damage(folder: Path) -> str:
     """What is wrong with the table in a folder, empty if nothing is."""
-    if not ((marked := folder / MARKS).exists() and np.fromfile(marked, np.uint32).any()):
+    marked, has_rows = folder / MARKS, (folder / ROWS).exists()
+    if not marked.exists() or not (has_rows or np.fromfile(marked, np.uint32).any()):
         return ""  # nothing in it is used
     try:
         marks, rows = _opened(folder, (folder / MARKS).stat().st_size // 4)
