@@ -572,7 +572,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("free", "file"), [(4096, "marks"), (20_000, "rows")])
+@pytest.mark.parametrize(("free", "file"), [(4096, "marks"), (20_000, "rows"), (600_000, "")])
 def test_a_full_cache_names_the_file_and_goes_on_when_there_is_room(
     free: int, file: str, tmp_path: Path
 ) -> None:
@@ -580,7 +580,7 @@ def test_a_full_cache_names_the_file_and_goes_on_when_there_is_room(
     done = run_on(tmp_path / "disk", 20_000_000, FULL, str(free))
     assert done.returncode == 0, done.stderr
     said, clean, after = done.stdout.splitlines()
-    name = f"tables/[0-9a-f]{{20}}/{file}"
+    name = f"tables/[0-9a-f]{{20}}/{file}" if file else "networks/[0-9a-f]{20}"
     assert re.fullmatch(f"cannot write .*/{name}: No space left on device", said)
     assert clean.strip() == "[]"
     assert after == "2 []"
