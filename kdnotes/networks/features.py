@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -115,22 +115,31 @@ def tapped(network: nn.Module, paths: tuple[str, ...]) -> Iterator[dict[str, Ten
     block ends. Raises RequestError when there is no such layer.
     """
     outputs: dict[str, Tensor] = {}
+
+    def keep(path: str, layout: Layout, output: Any) -> None:
+        tensor = layout.tensor(output)
+        outputs[path] = layout.map(tensor.clone() if layout.copied else tensor)
+
+    with _seen_by(network, paths, keep):
+        yield outputs
+
+
+@contextmanager
+def _seen_by(
+    network: nn.Module, paths: tuple[str, ...], see: Callable[[str, Layout, Any], Any]
+) -> Iterator[None]:
+    """Have what each layer gives shown, with its path and layout; what is returned takes its place.
+
+    Hooks go when the block ends.
+    """
     with ExitStack() as hooks:
         for path in paths:
-            layout = layout_of(network, path)
-
-            def keep(
-                module: nn.Module,
-                inputs: Any,
-                output: Any,
-                path: str = path,
-                layout: Layout = layout,
-            ) -> None:
-                tensor = layout.tensor(output)
-                outputs[path] = layout.map(tensor.clone() if layout.copied else tensor)
-
-            hooks.enter_context(network.get_submodule(path).register_forward_hook(keep))
-        yield outputs
+            shown = partial(see, path, layout_of(network, path))
+            hook = network.get_submodule(path).register_forward_hook(
+                lambda module, inputs, output, shown=shown: shown(output)
+            )
+            hooks.enter_context(hook)
+        yield
 
 
 @contextmanager
@@ -142,25 +151,16 @@ def differentiable(
     With the layout that makes a map of it, and of its gradient. Parameters may be frozen.
     """
     outputs: dict[str, tuple[Tensor, Layout]] = {}
-    with ExitStack() as hooks:
-        for path in paths:
-            layout = layout_of(network, path)
 
-            def keep(
-                module: nn.Module,
-                inputs: Any,
-                output: Any,
-                path: str = path,
-                layout: Layout = layout,
-            ) -> Any:
-                tensor = layout.tensor(output)
-                tensor = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-                outputs[path] = tensor, layout
-                onwards = tensor.clone()  # what follows may work in place
-                if layout.part is None:
-                    return onwards
-                several = [onwards if n == layout.part else x for n, x in enumerate(output)]
-                return type(output)(several)
+    def keep(path: str, layout: Layout, output: Any) -> Any:
+        tensor = layout.tensor(output)
+        tensor = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        outputs[path] = tensor, layout
+        onwards = tensor.clone()  # what follows may work in place
+        if layout.part is None:
+            return onwards
+        several = [onwards if n == layout.part else x for n, x in enumerate(output)]
+        return type(output)(several)
 
-            hooks.enter_context(network.get_submodule(path).register_forward_hook(keep))
+    with _seen_by(network, paths, keep):
         yield outputs
