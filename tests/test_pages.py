@@ -27,6 +27,8 @@ PICTURES = """() => [...document.querySelectorAll("article img")].map((image) =>
   source: image.currentSrc, alt: image.alt, pixels: image.naturalWidth, width: image.width,
   shown: image.checkVisibility({visibilityProperty: true}) || !!image.closest("details"),
   ground: getComputedStyle(image).backgroundColor,
+  squeezed: image.width && getComputedStyle(image).objectFit !== "contain"
+    ? image.width * image.naturalHeight / image.height / image.naturalWidth - 1 : 0,
 }))"""
 SIDEWAYS = "() => document.scrollingElement.scrollWidth - document.documentElement.clientWidth"
 FIRST_SCREEN = """() => {
@@ -117,6 +119,7 @@ def test_a_page_needs_no_network_and_keeps_nobody_out(browser: Any, page: str) -
             assert picture["pixels"] > 0, picture
             assert picture["shown"], picture
             assert picture["alt"].strip(), picture
+            assert abs(picture["squeezed"]) < 0.02, picture
             if picture["source"].endswith(".png"):
                 assert picture["pixels"] >= 2 * picture["width"], picture
         assert opened.barriers() == []
@@ -143,6 +146,8 @@ def test_a_page_can_be_read_in_the_dark(browser: Any, page: str) -> None:
 def test_a_page_fits_a_phone(browser: Any, page: str) -> None:
     with Opened(browser, page, viewport=PHONE, has_touch=True) as opened:
         assert opened.page.evaluate(SIDEWAYS) <= 0
+        for picture in opened.page.evaluate(PICTURES):
+            assert abs(picture["squeezed"]) < 0.02, picture
         if page in CHAPTERS:
             room = opened.page.evaluate(TABLE_ROOM)
             assert room["over"] <= 0, room
