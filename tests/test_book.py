@@ -282,16 +282,7 @@ def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkey
     assert "| scorecard | 0 | 0.0 min of one core | 7 s |" in (tables / "costs.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        pytest.param(
-            "https://github.com/someone/inherit",
-            marks=pytest.mark.xfail(strict=True, reason="the theme shows no buttons to launch yet"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("url", ["", "https://github.com/someone/inherit"])
 def test_chapters_can_be_launched_where_the_repository_is_named(
     small_book: Path, tmp_path: Path, url: str
 ) -> None:

@@ -177,9 +177,12 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
     carried = metadata.distribution(MATHS_CARRIER).locate_file(f"{MATHS_CARRIER}/{MATHS}")
     shutil.copy(str(carried), book / "_static")
     config = yaml.safe_load((root / "_config.yml").read_text())
-    if not (config.get("repository") or {}).get("url"):
-        for option in ("repository", "launch_buttons"):  # there is nothing that could be launched
-            config.pop(option, None)
+    buttons, kept = config.pop("launch_buttons"), config.pop("repository")
+    if kept["url"]:  # else there is nothing that could be launched
+        # Jupyter Book would put these there itself, and then replace them by the others given.
+        options = config["sphinx"]["config"]["html_theme_options"]
+        options |= {"launch_buttons": buttons, "repository_url": kept["url"]}
+        options |= {"repository_branch": kept["branch"]}
     if len(runs) < len(templates):
         # Text may refer to the figures of chapters that were not run.
         sphinx = config["sphinx"]["config"]
