@@ -217,7 +217,8 @@ def test_a_book_is_built_with_other_methods(tmp_path: Path, monkeypatch: Any) ->
         code(tiny_book.CAST, tags=["cast"]),
         code(MEASURE),
     ]
-    last = chapter("scorecard", code("print('compared:', methods)"), figure("main"))
+    compared = code("print('compared:', methods)", tags=["reads-results"])
+    last = chapter("scorecard", compared, figure("main"))
     root = tiny_book.make(tmp_path / "book", {"01-fidelity": measured, "scorecard": last})
     (root / "book" / "claims.yml").write_text("[]")
     (root / "book" / "glossary.md").open("a").write("\n```{include} tables/profile.md\n```\n")
@@ -383,19 +384,20 @@ def test_numbered_chapters_come_first_by_name(tmp_path: Path, monkeypatch: Any) 
     monkeypatch.setenv("KDNOTES_BOOK", str(root))
     found = running.chapters()
     assert [each.name for each in found] == ["a", "b", "c-d", "appendix", "scorecard"]
-    assert [each.numbered for each in found] == [True, True, True, False, False]
     assert [each.name for each in running.chapters(["scorecard", "b"])] == ["b", "scorecard"]
 
 
 def test_a_page_that_reads_other_results_is_run_again_for_those_of_properties_only(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    names = ("01-a", "scorecard", "your-own")
-    root = tiny_book.make(tmp_path, {name: chapter(name) for name in names})
+    reads = code("pass", tags=["reads-results"])
+    pages = {"01-a": (), "b": (reads,), "scorecard": (reads,)}
+    root = tiny_book.make(tmp_path, {name: chapter(name, *more) for name, more in pages.items()})
     monkeypatch.setenv("KDNOTES_BOOK", str(root))
+    assert [each.reads_results for each in running.chapters()] == [False, True, True]
     run = running.Run(running.request(running.chapter("scorecard"), {}), tmp_path)
     before = running.key(run)
-    (tmp_path / "your-own.json").write_text("{}")
+    (tmp_path / "b.json").write_text("{}")
     assert running.key(run) == before
     (tmp_path / "a.json").write_text("{}")
     assert running.key(run) != before

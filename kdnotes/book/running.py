@@ -34,9 +34,9 @@ class Chapter:
     parameters: dict[str, Parameter]
 
     @property
-    def numbered(self) -> bool:
-        """Whether it is one of the properties; the others read the results of these."""
-        return _NUMBER.match(self.path.stem) is not None
+    def reads_results(self) -> bool:
+        """Whether a cell tagged so reads the results of other chapters: it comes after them."""
+        return parameters.cell(self.path, "reads-results") is not None
 
 
 @dataclass(frozen=True)
@@ -221,9 +221,9 @@ def make_folder(folder: Path) -> Path:
 def key(run: Run) -> str:
     """Content hash of everything that an executed chapter is made from: same key, same outputs.
 
-    Template, parameters, networks, the sources of this package, the book's claims and published
-    tables, the versions of the packages, and for a chapter that reads the results of others,
-    those. Empty, which equals no other key, where images come from files that could change.
+    Template, parameters, networks, this package's sources, claims, published tables, versions of
+    the packages, and other chapters' results where it reads them. Empty, which equals no other key,
+    where images come from files that could change.
     """
     which = run.request
     if which.study.data_dir is not None or which.study.settings.is_folder:
@@ -235,8 +235,8 @@ def key(run: Run) -> str:
         *sorted(path for path in (root / "results").rglob("*") if path.is_file()),
         which.chapter.path,
     ]
-    if not which.chapter.numbered:
-        beside = {run.folder / f"{each.name}.json" for each in chapters() if not each.numbered}
+    if which.chapter.reads_results:
+        beside = {run.folder / f"{each.name}.json" for each in chapters() if each.reads_results}
         sources += sorted(set(run.folder.glob("*.json")) - beside)
     state = hashlib.sha256()
     for path in sources:

@@ -63,12 +63,11 @@ def build(
 ) -> Path:
     """Run the chapters (or ``only`` those named), then build the site in ``out``: its first page.
 
-    ``given``: texts for parameters, those of every chapter. ``announce`` is told beforehand for
-    about how long will be trained.
-    Chapters whose every input is unchanged are reused. Chapters left out keep their last run if it
-    is still valid, else they appear without outputs; a damaged one is refused. A site that fails
-    its checks does not replace the last good one. Raises RequestError before anything is run, and
-    RunFailedError with what was wrong.
+    ``given``: texts for parameters, those of every chapter; ``announce`` is told for how long will
+    be trained. Chapters whose every input is unchanged are reused. Those left out keep their last
+    run if it is still valid, else they appear without outputs; a damaged one is refused. A site
+    that fails its checks does not replace the last good one. Raises RequestError before anything is
+    run, and RunFailedError with what was wrong.
     """
     require_jupyter_book()
     every = running.chapters()
@@ -83,15 +82,16 @@ def build(
     announce(costs.estimate([each for each in requests if each.chapter.name in chosen], jobs))
     done: list[Done] = []
     forked = False
-    # What reads the results of other chapters comes after them.
-    for numbered in (True, False):
-        runs = [Run(each, folder) for each in requests if each.chapter.numbered is numbered]
+    for late in (False, True):
+        runs = [Run(each, folder) for each in requests if each.chapter.reads_results is late]
         reused, pending = running.split(runs)
         pending = [run for run in pending if run.title in chosen]
+        # Those with most networks first: nothing long is left to one core at the end.
+        pending.sort(key=lambda run: -len(run.request.study.networks))
         for each in reused:
             if each.run.title in chosen:
                 report(each)
-        if numbered:  # kernels load what they need while networks are trained
+        if not late:  # kernels load what they need while networks are trained
             forked = kernels.preload(len(pending))
             running.train([each for each in requests if each.chapter.name in chosen], jobs)
         done += [*reused, *execution.execute(pending, jobs, report, forked)]

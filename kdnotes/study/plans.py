@@ -227,21 +227,20 @@ class Plan:
         teacher: NetworkSpec,
         second: NetworkSpec | None = None,
         *,
+        others: Seeds = "all",
         smoothed: Seeds = "few",
         permuted: Seeds = "few",
     ) -> None:
         """Students of a second teacher, of labels smoothed as the teacher's are, and permuted.
 
-        Those of the second teacher have all seeds; ``smoothed`` and ``permuted``: the seeds of the
-        other two kinds, all where a claim rests on them (on photographs, where no primary claim
-        does, few). Without all arms, permuted labels are left out
-        where they would have few.
+        ``others``, ``smoothed``, ``permuted``: the seeds of each kind, all where a claim rests on
+        them (few of the last two on photographs). Without all arms, no few permuted ones.
         """
         kl = self.method("kl")
         if self._must_be_short:
             smoothed = permuted = "few"
         if second is not None:
-            self.students(arms.control("second-teacher", kl), second)
+            self.students(arms.control("second-teacher", kl), second, seeds=others)
         self.students(arms.control("smoothed", kl), teacher, seeds=smoothed)
         if permuted == "all" or self.study.settings.all_arms:
             self.students(arms.control("permuted", kl), teacher, seeds=permuted)
