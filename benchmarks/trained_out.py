@@ -5,18 +5,22 @@ stopped). Every chapter's casts are planned at the preset `laptop` with two deve
 each kind of teacher and of student without one, a network is trained for the epochs that it has in
 the book and for twice as many, and its accuracy is measured on test images like those it was
 trained on. Of the students by each method it is noted how much of the method's own loss is left.
-The table goes to results/trained-out.csv.
+The table goes to results/trained-out.csv; with a chapter and parameters, as in
+``python -m benchmarks.trained_out unseen-domains dataset=imagefolder:pacs unseen=photo``, it is
+about these images at the preset `published`, and goes to results/published/IMAGES/trained-out.csv.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from kdnotes import networks, paths
-from kdnotes.book import running
+from kdnotes.book import parameters, running
 from kdnotes.data import load, with_fingerprint
 from kdnotes.probes.base import Member, all_answers
 from kdnotes.study import Plan
@@ -28,19 +32,31 @@ SEEDS = 2
 TEST_IMAGES = 2000
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Train what is missing, measure, write the table."""
     torch.set_num_threads(1)
     asked = {"first_seed": str(DEVELOPMENT.first), "seeds": str(SEEDS)}
+    path = paths.root() / "results" / "trained-out.csv"
+    chapters = running.chapters(arguments[:1])
+    if arguments:
+        asked |= {"preset": "published", "teacher_count": "1"}
+        asked |= parameters.assignments(arguments[1:], "-p")
     plans: dict[str, Plan] = {}  # by what is trained in them: chapters share casts
-    for chapter in running.chapters():
-        if chapter.numbered:
-            for plan in running.request(chapter, asked).study.plans.values():
-                plans.setdefault("|".join(sorted(item.spec.key for item in plan.planned)), plan)
-    alone = {spec.key: (plan, arm, spec) for plan in plans.values() for arm, spec in untaught(plan)}
+    for chapter in chapters:
+        study = running.request(chapter, asked).study
+        if arguments:
+            path = path.with_name("published") / study.settings.images / path.name
+        for plan in study.plans.values():
+            plans.setdefault("|".join(sorted(item.spec.key for item in plan.planned)), plan)
+    write(list(plans.values()), path)
+
+
+def write(plans: Sequence[Plan], path: Path) -> None:
+    """Train what the plans and their doubles lack, and write the table of them."""
+    alone = {spec.key: (plan, arm, spec) for plan in plans for arm, spec in untaught(plan)}
     doubled = [Planned(arm, twice(spec)) for _, arm, spec in alone.values()]
     once = [Planned(arm, spec) for _, arm, spec in alone.values()]
-    taught = [item for plan in plans.values() for item in plan.planned if is_main(plan, item)]
+    taught = [item for plan in plans for item in plan.planned if is_main(plan, item)]
     cache.ensure([*once, *taught, *doubled])
     rows = [
         {
@@ -55,7 +71,7 @@ def main() -> None:
         }
         for plan, arm, spec in alone.values()
     ]
-    for plan in plans.values():
+    for plan in plans:
         for item in plan.planned:
             if is_main(plan, item) and item.spec.method is not None:
                 past = cache.history(item.spec)
@@ -72,7 +88,7 @@ def main() -> None:
                     }
                 )
     table = pd.DataFrame(rows).drop_duplicates()
-    path = paths.root() / "results" / "trained-out.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False, float_format="%.4f")
     print(table.to_string(), f"\n{path}")
 
@@ -108,4 +124,4 @@ def accuracy(spec: NetworkSpec) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

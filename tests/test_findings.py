@@ -384,3 +384,72 @@ def test_words_are_counted_over_properties() -> None:
 def test_a_verdict_on_another_comparison_is_not_the_answer() -> None:
     elsewhere = found(rows(FULL), claims=[claim("kl", "agrees", reference="kl-tau-1")])
     assert "agrees" not in elsewhere.first_screen().answer
+
+
+# Five students alone around .50 and a teacher at .90: each row is KL's students, the word that these
+# give, and what the take-away makes of it.
+BRANCHES = [
+    ([0.80, 0.82, 0.78, 0.81, 0.79], "most", "nearer to its teacher than to one that had none"),
+    ([0.66, 0.68, 0.64, 0.67, 0.65], "part", "comes part of the way"),
+    ([0.57, 0.53, 0.55, 0.60, 0.54], "a little", "stays nearer to one that had none"),
+    ([0.54, 0.84, 0.62, 0.80, 0.62], "some, how much is open", "only more could"),
+    ([0.50, 0.51, 0.49, 0.50, 0.50], "none to speak of", "would have been without a teacher"),
+    ([0.40, 0.42, 0.38, 0.41, 0.39], "the opposite", "further from its teacher"),
+    ([0.30, 0.90, 0.50, 0.70, 0.40], "cannot tell", "only more students could tell"),
+]
+
+
+@pytest.mark.parametrize(("values", "word", "says"), BRANCHES)
+def test_the_take_away_has_a_branch_for_each_outcome(
+    values: list[float], word: str, says: str
+) -> None:
+    run = found(rows(FULL | {"kl": values}), methods=("kl",))
+    assert wording.word(run.share("kl")) == word
+    assert str(run.take_away()) == f"**Here.** KL: {wording.LESSONS[word]}."
+    assert says in run.take_away()
+
+
+def test_the_take_away_where_there_is_no_gap_or_nothing() -> None:
+    alone = FULL["independent"]
+    none = found(rows({"teacher": [0.5], "independent": alone, "kl": alone}), methods=("kl",))
+    assert "nothing to hand on" in none.take_away()
+    small = found(rows(FULL | {"teacher": [0.555]}), methods=("kl",))
+    assert "too little for a share" in small.take_away()
+    assert "not measured" in found(rows(FULL), methods=("dkd",)).take_away()
+    assert set(wording.LESSONS) >= {word for _, word, _ in BRANCHES}
+
+
+def test_the_take_away_says_what_other_images_say_to_it() -> None:
+    cases = {
+        "CIFAR-10": ("the opposite", -0.07, -0.11, -0.03),
+        "PACS": ("part", 0.4, 0.3, 0.5),
+    }
+    elsewhere = {
+        name: {
+            "measure": "same",
+            "condition": "changed",
+            "methods": {
+                "kl": {"word": word, "amount": f"{value}", "low": low, "high": high, "share": True}
+            },
+        }
+        for name, (word, value, low, high) in cases.items()
+    }
+    elsewhere["Faces"] = elsewhere["PACS"] | {"condition": "else"}
+    claims = [claim("kl", "agrees"), claim("hint", "open")]
+    text = found(rows(FULL), claims=claims, elsewhere=elsewhere).take_away()
+    mark, doubt = VERDICTS["agrees"], VERDICTS["open"]
+    assert f"**As in the paper?** KL: {mark} agrees; Hint: {doubt} open." in text
+    assert "**On CIFAR-10.** KL: the opposite, -0.07. Not so here: KL." in text
+    assert "**On PACS.** KL: part, 0.4." in text
+    assert "On PACS.** KL: part, 0.4. Not so" not in text
+    assert "Faces" not in text
+
+
+def test_a_measure_may_name_its_end() -> None:
+    """All of the teacher's images fool the teacher: a share of the way there is out of 1."""
+    fooled = {"teacher": [1.0], "second-teacher": [0.3], "independent": [0.2] * 4 + [0.21]}
+    measure = Measure("same", "is fooled", "changed", of="pair", end="teacher")
+    run = found(rows(fooled | {"kl": [0.6, 0.61, 0.59, 0.6, 0.6]}), measure=measure)
+    assert run.end == "teacher"
+    assert float(run.share("kl")) == pytest.approx((0.6 - 0.202) / (1 - 0.202))
+    assert "Teacher 1.00 minus Independent .20" in str(run.first_screen().sure)

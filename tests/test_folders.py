@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import struct
 import threading
@@ -1032,3 +1033,111 @@ def test_domains_that_cannot_be_used(pacs: Path, vlcs: Path) -> None:
     shutil.rmtree(pacs / "photo" / "cat")
     with pytest.raises(RequestError, match="only the teacher sees, as in unseen=art"):
         read(pacs)
+
+
+def cifar_files(train: int = 20, test: int = 10) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
+    """Files as CIFAR-10's are, with images of noise; and these images by split and name."""
+    labels, pictures, files = cifar_classes(), {}, {}
+    for split, count, batches in (("train", train, 5), ("test", test, 1)):
+        each = count // batches
+        for batch in range(batches):
+            places = range(batch * each, (batch + 1) * each)
+            names = [f"{labels[place % 10]}_s_{place:06}.png" for place in places]
+            pixels = [noise(place + 1000 * (split == "test"), 32, 32) for place in places]
+            pictures |= {f"{split}/{name}": one for name, one in zip(names, pixels, strict=True)}
+            content = {
+                "data": np.stack([one.transpose(2, 0, 1).reshape(-1) for one in pixels]),
+                "labels": [place % 10 for place in places],
+                "filenames": names,
+            }
+            file = f"data_batch_{batch + 1}" if split == "train" else "test_batch"
+            files[f"cifar-10-batches-py/{file}"] = pickle.dumps(content)
+    files["cifar-10-batches-py/batches.meta"] = pickle.dumps({"label_names": list(labels)})
+    return files, pictures
+
+
+def cifar_classes() -> tuple[str, ...]:
+    found = data.source("cifar10").classes
+    assert found
+    return found
+
+
+def test_cifar_by_a_list_equals_a_folder_of_these_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was published from a folder can be made again from the original files."""
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *given: True)
+    files, pictures = cifar_files(train=40)
+    write(tmp_path / "original", files)
+    rows = []
+    for name, pixels in pictures.items():
+        split, file = name.split("/")
+        if split == "test" or int(file[-10:-4]) < 30:
+            within = f"{split}/{file.partition('_')[0]}/{file}"
+            save(tmp_path / "folder" / within, pixels)
+            rows.append((split, within))
+    listed = tmp_path / "images.csv"
+    listed.write_text("split,file\n" + "".join(f"{s},{f}\n" for s, f in sorted(rows)))
+    for split, count in (("train", 30), ("test", 10)):
+        chosen = load(f"cifar10:{listed}", split, tmp_path / "original")
+        folder = load(f"imagefolder:{tmp_path / 'folder'}", split)
+        assert len(chosen) == count
+        assert chosen.classes == folder.classes
+        for attribute in ("images", "labels", "sources"):
+            assert torch.equal(getattr(chosen, attribute), getattr(folder, attribute))
+        whole = load("cifar10", split, tmp_path / "original")
+        assert fingerprint(f"cifar10:{listed}", split) != fingerprint("cifar10", split)
+        assert len(whole) == (40 if split == "train" else 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("file\nairplane_s_000000.png\n", "columns split and file"),
+        ("split,file\ntrain,airplane_s_000000.png\n", "no image of the test split"),
+        ("split,file\ntrain,x.png\ntest,airplane_s_000000.png\n", "names x.png in the train split"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: str
+) -> None:
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *given: True)
+    root = write(tmp_path, cifar_files()[0] | {"images.csv": content.encode()})
+    with pytest.raises(RequestError, match=words):
+        load(f"cifar10:{root / 'images.csv'}", "train", root)
+    with pytest.raises(RequestError, match="unknown data set"):
+        load(f"mnist:{root / 'images.csv'}", "train", root)
+
+
+def test_counts_of_groups(tmp_path: Path) -> None:
+    root = fill(tmp_path / "faces" / "train", {"a": 8, "b": 8})
+    fill(tmp_path / "faces" / "test", {"a": 4, "b": 4}, start=100)
+    root = root.parent
+    rows = [
+        f"{path.relative_to(root).as_posix()},{'old' if int(path.stem) % 2 else 'young'}"
+        for path in sorted(root.rglob("*.png"))
+    ]
+    (root / "groups.csv").write_text("file,group\n" + "\n".join(rows) + "\n")
+    name = f"imagefolder:{root}"
+    chosen = load(name, "train", groups="groups.csv", counts="old=3, young=7")
+    assert chosen.names["group"] == ("old", "young")
+    assert torch.bincount(chosen.factors["group"]).tolist() == [3, 7]
+    again = load(name, "train", groups="groups.csv", counts="old=3, young=7")
+    assert torch.equal(chosen.images, again.images)
+    whole = {one.numpy().tobytes() for one in load(name, "train").images}
+    assert {one.numpy().tobytes() for one in chosen.images} < whole
+    tested = load(name, "test", groups="groups.csv", counts="old=3, young=7")
+    assert torch.bincount(tested.factors["group"]).tolist() == [4, 4]
+    few = load(name, "train", groups="groups.csv", counts="old=0")
+    assert torch.bincount(few.factors["group"]).tolist() == [0, 8]
+    for counts, words in (
+        ("old=9", "old has 8 training images, not 9"),
+        ("new=3", "no image is in the group 'new'"),
+        ("old=3,old=4", "names a group twice"),
+        ("3,4", "such as Black=600"),
+        ("old=-1", "such as Black=600"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            load(name, "train", groups="groups.csv", counts=counts)
+    with pytest.raises(RequestError, match="leave_out and counts name groups"):
+        load(name, "train", counts="old=3")

@@ -52,3 +52,29 @@ def test_the_page_is_made_of_what_is_published() -> None:
     text = paper_tables.beside_the_paper(NUMBERS, ROOT / "results")
     assert text.count("## ") == 4
     assert sum(line.startswith("| on colours | KL |") for line in text.splitlines()) == 2
+
+
+def test_networks_that_never_met_are_shown_with_their_intervals(tmp_path: Path) -> None:
+    path = tmp_path / "strangers.csv"
+    assert "not compared" in paper_tables.strangers(path)
+    path.write_text(
+        "what,who,with,images,value,low,high,kappa,on\n"
+        "shape bias,resnet50,,900,0.221,0.19,0.25,,cues\n"
+        "shape bias,vgg16,,900,0.17,0.15,0.2,,cues\n"
+        "shape bias,subject-01,,900,0.92,0.9,0.94,,cues\n"
+        "shape bias,subject-02,,900,0.99,0.98,1,,cues\n"
+        "same answer,resnet50,vgg16,1280,0.623,0.6,0.65,0.58,cues\n"
+        "same answer,alexnet,vgg16,1280,0.5,0.48,0.52,0.4,cues\n"
+        "same answer,lite0,lite1,1000,0.8,0.77,0.83,0.79,photographs\n"
+    )
+    lines = paper_tables.strangers(path).splitlines()
+    assert lines[2:5] == [
+        "| 2 people | .92 to .99 |",
+        "| vgg16 | .17 [.15, .20] |",
+        "| resnet50 | .22 [.19, .25] |",
+    ]
+    assert lines[-2:] == [
+        "| lite0 | lite1 | photographs | .80 [.77, .83] | .79 |",
+        "| resnet50 | vgg16 | cues | .62 [.60, .65] | .58 |",
+    ]
+    assert not any("alexnet" in line for line in lines)

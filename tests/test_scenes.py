@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from kdnotes.data import DataSpec, ImageData, drawing, glyphs, load, with_fingerprint
+from kdnotes.data.sources import digits as digit_source
 from kdnotes.errors import RequestError
 
 
@@ -158,3 +162,40 @@ def test_subset_keeps_everything_aligned() -> None:
     assert torch.equal(part.masks["marker"], data.masks["marker"][indices])
     assert torch.equal(part.factors["digit"], data.factors["digit"][indices])
     assert torch.equal(part.sources, data.sources[indices])
+
+
+def test_digits_on_photographs_of_a_folder(tmp_path: Path) -> None:
+    """M is the absolute difference between a patch of these photographs and the digit."""
+    rows = np.arange(60, dtype=np.uint8)[:, None, None]
+    photo = np.broadcast_to(rows, (60, 28, 3))  # tells from which row a pixel was taken
+    for split, pixels in (("train", photo), ("test", np.full((40, 50, 3), 200, np.uint8))):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / split / "one.png")
+    how = {"grounds": str(tmp_path), "domain": "m"}
+
+    def drawn(split: Literal["train", "test"], **options: str) -> ImageData:
+        return load(DataSpec(name="digits", split=split, count=50, options=options))
+
+    tested = drawn("test", **how)
+    plain = tested.masks["digit"].logical_not()
+    assert (tested.images.permute(0, 2, 3, 1)[plain] >= 200 - 0.3 * 255 - 1).all()
+    black = (tested.images == 200).all(1)
+    assert black.float().mean() > 0.3  # where no ink is, the photograph
+    trained = drawn("train", **how)
+    down = trained.images[:, 0].long().diff(dim=1)
+    assert (down[:, :3] == 1).all()  # every pixel of the photograph, at the margin without ink
+    assert len({int(top) for top in trained.images[:, 0, 0, 0]}) > 5  # from many places
+    usual = drawn("train", domain="m")
+    assert not torch.equal(usual.images, trained.images)
+    assert torch.equal(usual.labels, trained.labels)
+    marks = {
+        with_fingerprint(DataSpec(name="digits", split=split, options=how), None).fingerprint
+        for split in ("train", "test")
+    }
+    assert len(marks) == 2
+    with pytest.raises(RequestError, match=r"no photographs in .*none/train \(grounds\)"):
+        drawn("train", grounds=str(tmp_path / "none"), domain="m")
+    (tmp_path / "train" / "two.png").write_bytes(b"no image")
+    digit_source._photographs.cache_clear()
+    with pytest.raises(RequestError, match=r"two\.png \(grounds\) is no image"):
+        drawn("train", **how)

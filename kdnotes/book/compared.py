@@ -35,11 +35,17 @@ def changed(chapter: str, used: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]
     preset = PRESETS[name].model_dump() if name in PRESETS else {}
     usual = preset | {"seeds": preset.get("students")}
     usual |= {key: each.default for key, each in declared.items() if each.default is not None}
-    if folder := reference(chapter, name):
-        usual |= results.load(chapter, folder).parameters
+    for published in (
+        cover.PUBLISHED_PRESET,
+        name,
+    ):  # what its images are is the same in all presets
+        if folder := reference(chapter, published):
+            found = results.load(chapter, folder).parameters
+            usual |= found if published == name else {"dataset": found["dataset"]}
+    usual["epochs"] = preset.get("student_epochs") or "what its images take"
     return {
         key: (value, usual[key])
-        for key, value in used.items()
+        for key, value in {**used, "epochs": used.get("student_epochs")}.items()
         if key in declared
         and key not in ("preset", "device", "data_dir")
         and usual.get(key) is not None

@@ -121,13 +121,14 @@ def _durations(notebook: Path) -> tuple[list[float], float]:
 def trained_out(path: Path) -> str:
     """A Markdown table of what doubling the epochs would add, by world and network.
 
-    ``path``: the file that `benchmarks/trained_out.py` writes.
+    ``path``: the file that `benchmarks/trained_out.py` writes; those of published runs follow.
     """
     import pandas as pd
 
     if not path.is_file():
         return "How long is long enough was not measured for this edition of the book."
-    table = pd.read_csv(path)
+    files = [path, *sorted(path.parent.glob(f"published/*/{path.name}"))]
+    table = pd.concat([pd.read_csv(file) for file in files])
     by = ["world", "who", "network", "epochs"]
     rows = []
     for (world, who, network, epochs), part in table.groupby(by, sort=False):

@@ -73,3 +73,34 @@ def _setting(chapter: str, folder: Path) -> str:
         f"teacher `{made['teacher']}`, student `{made['student']}`, {made['seeds']} seeds, "
         f"{run.hardware}. `{run.command or f'kdnotes run {chapter}'}`"
     )
+
+
+def strangers(path: Path) -> str:
+    """Markdown tables of the file that `benchmarks/strangers.py` writes.
+
+    Of people the range is shown, of networks each one's shape bias; of the pairs those with the
+    first network that has most of them, and those on photographs.
+    """
+    if not path.is_file():
+        return "Networks that never met were not compared for this edition of the book."
+    import pandas as pd
+
+    table = pd.read_csv(path).fillna({"with": ""})
+    value, low, high = (table[name].map(format_number) for name in ("value", "low", "high"))
+    table["said"] = value + " [" + low + ", " + high + "]"
+    biases, pairs = (table[table["what"] == what] for what in ("shape bias", "same answer"))
+    people = biases["who"].str.startswith("subject-")
+    span = " to ".join(map(format_number, biases[people]["value"].agg(["min", "max"])))
+    networks = biases[~people].sort_values("value")
+    rows = [(f"{people.sum()} people", span), *zip(networks["who"], networks["said"], strict=True)]
+    first = "resnet50"
+    known = pairs[(pairs[["who", "with"]] == first).any(axis=1) | (pairs["on"] == "photographs")]
+    known = known.sort_values("value", ascending=False)
+    known = known.assign(kappa=known["kappa"].map(format_number))
+    alike = known[["who", "with", "on", "said", "kappa"]].itertuples(index=False, name=None)
+    return "\n\n".join(
+        (
+            columns_table(("who", "answers that go by the shape"), ":-", rows),
+            columns_table(("one", "other", "images", "same answer", "kappa"), ":::--", alike),
+        )
+    )

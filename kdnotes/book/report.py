@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths, stats
+from kdnotes import data, paths, stats
 from kdnotes.book import compared, cover, planning, results, running
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks, tables
@@ -255,7 +255,7 @@ def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
     if about == (measure.name, measure.condition):
         here = found.answers()["methods"]
         there = answers["methods"]
-        unlike = [arm for arm in here if arm in there and _differ(here[arm], there[arm])]
+        unlike = [arm for arm in here if arm in there and wording.contradict(here[arm], there[arm])]
         lines += [
             f"**This is not what the images of this page say of {looks.of(arm).short}**: "
             f"{here[arm]['word']}, {here[arm]['amount']} here; "
@@ -278,17 +278,8 @@ def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
         f"teacher(s), {made['student_epochs']} epochs, on {run.hardware}. To run it again: "
         f"`{run.command}`."
     )
+    images = made["dataset"].rpartition(":")[2]
+    if images in data.names() and data.source(images).takes_list:
+        listed = f"{images}:results/published/{images}/images.csv"
+        lines.append(f"With the original files, of which that list names those used: `{listed}`.")
     return "\n\n".join(lines)
-
-
-def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two answers about a method cannot both be: intervals on two sides, or none and some.
-
-    Intervals of shares, or of differences in the direction of the measure.
-    """
-    if None in (one["low"], one["high"], other["low"], other["high"]):
-        return False
-    sides = [int(each["low"] > 0) - int(each["high"] < 0) for each in (one, other)]
-    words = {one["word"], other["word"]}
-    some_and_none = "none to speak of" in words and len(words) > 1 and any(sides)
-    return sides[0] * sides[1] < 0 or some_and_none

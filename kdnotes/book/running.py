@@ -226,7 +226,10 @@ def key(run: Run) -> str:
     where images come from files that could change.
     """
     which = run.request
-    if which.study.data_dir is not None or which.study.settings.is_folder:
+    of_files = {"a file", "a folder"} & {
+        which.chapter.parameters[name].allowed for name, value in which.given.items() if value
+    }
+    if of_files or ":" in which.study.settings.dataset:
         return ""
     root = paths.root()
     sources = [

@@ -150,6 +150,9 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         "beside-the-paper.md": paper_tables.beside_the_paper(
             root / "book" / "paper-tables.yml", root / "results"
         ),
+        "strangers.md": paper_tables.strangers(
+            root / "results" / "published" / "stimuli" / "strangers.csv"
+        ),
         "changed.md": costs.changed(
             root / "results" / "first-edition.csv", root / "results" / "laptop"
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdnotes.data import glyphs
@@ -82,17 +83,26 @@ def smooth_background(total: int, size: int, generator: torch.Generator) -> Tens
     return enlarged(coarse, size) * 0.5
 
 
-def photo_background(total: int, size: int, generator: torch.Generator) -> Tensor:
-    """Patches (N, 3, size, size) of photographs, of every second pixel: that holds more of them."""
-    photos = glyphs.photographs()
+def photo_background(
+    total: int,
+    size: int,
+    generator: torch.Generator,
+    photos: Sequence[Tensor] = (),
+    step: int = 2,
+) -> Tensor:
+    """Patches (N, 3, size, size) of photographs (3, H, W), of two that are bundled if none.
+
+    Of every ``step``-th pixel: every second one holds more of large photographs.
+    """
+    photos = photos or glyphs.photographs()
     which = torch.randint(len(photos), (total,), generator=generator).tolist()
     spots = torch.rand((total, 2), generator=generator).tolist()
     patches = []
     for photo_index, (down, right) in zip(which, spots, strict=True):
         photo = photos[photo_index]
-        top = int(down * (photo.shape[1] - 2 * size))
-        left = int(right * (photo.shape[2] - 2 * size))
-        patches.append(photo[:, top : top + 2 * size : 2, left : left + 2 * size : 2])
+        top = int(down * (photo.shape[1] - step * size))
+        left = int(right * (photo.shape[2] - step * size))
+        patches.append(photo[:, top : top + step * size : step, left : left + step * size : step])
     return torch.stack(patches)
 
 

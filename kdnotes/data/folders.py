@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from statistics import median_low
 from typing import Any, NamedTuple, NoReturn
 
@@ -45,7 +46,8 @@ class FolderOptions(BaseModel):
     32x32 stay as they are. ``skip_damaged``: leave out damaged files instead of refusing the
     folder. ``groups``: a CSV that sorts photos into groups, ``FILE.csv`` (column ``group``) or
     ``FILE.csv:COLUMN``; its column ``file`` is relative to the folder, as the CSV itself is unless
-    it lies where the command was typed. ``leave_out``: groups whose photos are not read.
+    it lies where the command was typed. ``leave_out``: groups whose photos are not read;
+    ``counts``: training photos of groups, drawn at random, such as ``Black=600,White=50``.
     ``domains``: the folder holds domains, such as PACS's, which hold classes or splits; only these
     domains are read.
     """
@@ -56,6 +58,7 @@ class FolderOptions(BaseModel):
     skip_damaged: bool = False
     groups: str = ""
     leave_out: tuple[str, ...] = ()
+    counts: str = ""
     domains: tuple[str, ...] = ()
 
 
@@ -163,8 +166,8 @@ def survey(name: str, options: FolderOptions) -> Folder:
     splits = _by("split", photos)
     if options.groups:
         splits, names["group"] = _in_groups(root, splits, options)
-    elif options.leave_out:
-        raise RequestError("leave_out names groups: name the CSV that has them as groups")
+    elif options.leave_out or options.counts:
+        raise RequestError("leave_out and counts name groups: name the CSV that has them as groups")
     return Folder(root, options, size, classes, splits, names)
 
 
@@ -387,7 +390,8 @@ def _in_groups(
             f"groups {options.groups!r} names no image of {root}; its column 'file' is relative "
             f"to that folder, such as {shown}"
         )
-    if unknown := set(options.leave_out) - set(groups):
+    counts = _counts(options.counts)
+    if unknown := {*options.leave_out, *counts} - set(groups):
         raise RequestError(
             f"no image is in the group {min(unknown)!r}; groups in {options.groups}: "
             f"{', '.join(groups)}"
@@ -396,7 +400,24 @@ def _in_groups(
         split: [photo for photo in part if photo.group not in options.leave_out]
         for split, part in photos.items()
     }
+    for group, count in counts.items():
+        there = [photo for photo in kept["train"] if photo.group == group]
+        if count > len(there):
+            raise RequestError(f"counts: {group} has {len(there)} training images, not {count}")
+        out = set(Random(0).sample(there, len(there) - count))
+        kept["train"] = [photo for photo in kept["train"] if photo not in out]
     return kept, groups
+
+
+def _counts(text: str) -> dict[str, int]:
+    """Numbers of photos by group, from ``Black=600,White=50``. Raises RequestError."""
+    parts = [part.rpartition("=") for part in text.split(",") if text]
+    if not all(name.strip() and number.strip().isdecimal() for name, _, number in parts):
+        raise RequestError(f"counts must be such as Black=600,White=50, not {text!r}")
+    found = {name.strip(): int(number) for name, _, number in parts}
+    if len(found) < len(parts):
+        raise RequestError(f"counts {text!r} names a group twice")
+    return found
 
 
 def _group_table(root: Path, text: str) -> dict[str, str]:

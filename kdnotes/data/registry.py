@@ -29,7 +29,8 @@ class NoOptions(BaseModel):
 class Source:
     """A data set: what is known without reading it, and how to get it.
 
-    name: with ``takes_path`` a path follows it behind a colon. load: images from a specification,
+    name: with ``takes_path`` a path follows it behind a colon, with ``takes_list`` may follow a CSV
+    of the files to take (split, file). load: images from a specification,
     its checked options and a data folder (None: the default one); fingerprint: from the same a name
     of the content behind them, for cache keys. options: the model that checks them. classes: their
     names, None where only the files tell. mirrored: whether training images may be mirrored. drawn:
@@ -47,6 +48,7 @@ class Source:
     mirrored: bool = False
     drawn: bool = False
     takes_path: bool = False
+    takes_list: bool = False
     size: int = 32
     about: int = 50_000
 
@@ -88,7 +90,7 @@ def source(name: str) -> Source:
     """
     first, colon, _ = name.partition(":")
     found = _sources().get(first)
-    if found is None or found.takes_path != bool(colon):
+    if found is None or (found.takes_path != bool(colon) and not (colon and found.takes_list)):
         raise RequestError(f"unknown data set {name!r}; known: {', '.join(names())}")
     return found
 

@@ -114,7 +114,8 @@ class Measure:
     and its range; chance: its value without teaching or looking, None where that depends on the
     networks; twin: its value for a copy of the teacher, None where that depends on the teacher;
     direction: where more of the teacher's property is; of: one network, or the pair of it and the
-    teacher; items: what it is a mean over; reported: whether an audit shows it.
+    teacher; items: what it is a mean over; reported: whether an audit shows it; end: the arm at 1
+    of a share, where it is not the usual one.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Measure:
     direction: Literal["up", "down", "none"] = "up"
     of: Literal["network", "pair"] = "network"
     items: str = "images"
+    end: str = ""
 
     @property
     def label(self) -> str:

@@ -49,7 +49,8 @@ class Findings:
     @property
     def end(self) -> str:
         """The arm at 1 of a share: a teacher agrees with itself, so pairs have the second one."""
-        return "second-teacher" if self.measure.of == "pair" else "teacher"
+        usual = "second-teacher" if self.measure.of == "pair" else "teacher"
+        return self.measure.end or usual
 
     @property
     def pupil(self) -> str:
@@ -223,7 +224,7 @@ class Findings:
 
     def closed(self, arms: Iterable[str] | None = None) -> Figure:
         """A picture of how much of the gap, for a pair's measure of the headroom, is closed."""
-        what = "headroom" if self.measure.of == "pair" else "gap"
+        what = "headroom" if self.end == "second-teacher" else "gap"
         shares = {arm: self.share(arm) for arm in arms or self.methods}
         return figures.closed(shares, f"Share of the {what} closed")
 
@@ -247,6 +248,24 @@ class Findings:
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
         answer = Text("\n\n".join(filter(None, [self._sentence(shares), self.changed, table])))
         return FirstScreen(answer, self.points(), Text(f"{gap}\n\n{self._how_sure(shares)}"))
+
+    def take_away(self) -> Text:
+        """What the answer comes to, whether it is the paper's, and what other images say to it."""
+        shares, here = {arm: self.share(arm) for arm in self.methods}, self.answers()["methods"]
+        verdicts = {arm: self._verdict(arm) for arm in shares}
+        parts = [f"**Here.** {wording.lessons(shares)}"]
+        if said := wording.listed({arm: each for arm, each in verdicts.items() if each != DASH}):
+            parts.append(f"**As in the paper?** {said}.")
+        for name, there in self.elsewhere.items():
+            if (there["measure"], there["condition"]) == self._where():
+                both = [arm for arm in shares if arm in there["methods"]]
+                unlike = [
+                    arm for arm in both if wording.contradict(here[arm], there["methods"][arm])
+                ]
+                told = wording.listed({arm: self._elsewhere(name, arm) for arm in both})
+                other = f" Not so here: {', '.join(map(wording.short, unlike))}." if unlike else ""
+                parts.append(f"**On {name}.** {told}.{other}")
+        return Text("\n\n".join(parts))
 
     def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:
         return Text(wording.sentence(self.measure, shares, self._gap()))

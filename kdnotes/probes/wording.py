@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 NOT_MEASURED = "not measured"
 DASH = "\N{EN DASH}"
+# What each word comes to, after the methods that it is said of.
+LESSONS = {
+    "most": "a student is nearer to its teacher than to one that had none",
+    "part": "a student comes part of the way to its teacher",
+    "a little": "a student moves towards its teacher, and stays nearer to one that had none",
+    "some, how much is open": "a student moves towards its teacher; how far, only more could tell",
+    "none to speak of": "a student is what it would have been without a teacher",
+    "the opposite": "a student is further from its teacher than one that had none",
+    CANNOT_TELL: "only more students could tell whether anything is handed on",
+    stats.NO_GAP: "teacher and student alone do not differ, so there is nothing to hand on",
+    stats.UNCERTAIN_GAP: "teacher and student alone differ too little for a share of the gap",
+    NOT_MEASURED: "this was not measured",
+}
 
 
 class Text(str):
@@ -114,6 +127,27 @@ def _clauses(shares: Shares) -> Iterator[str]:
             part = of if much in ("most", "part") else ""
             yield f"{short(arm)}{verb} {much}{part}, {number(share)}"
             verb = of = ""
+
+
+def contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two answers about a method cannot both be: intervals on two sides, or none and some.
+
+    Intervals of shares, or of differences in the direction of the measure.
+    """
+    if None in (one["low"], one["high"], other["low"], other["high"]):
+        return False
+    sides = [int(each["low"] > 0) - int(each["high"] < 0) for each in (one, other)]
+    words = {one["word"], other["word"]}
+    some_and_none = "none to speak of" in words and len(words) > 1 and any(sides)
+    return sides[0] * sides[1] < 0 or some_and_none
+
+
+def lessons(shares: Shares) -> str:
+    """What the words come to for a student, one sentence for all methods of a word."""
+    methods: dict[str, list[str]] = {}
+    for arm, share in shares.items():
+        methods.setdefault(word(share), []).append(short(arm))
+    return " ".join(f"{' and '.join(who)}: {LESSONS[said]}." for said, who in methods.items())
 
 
 def how_sure(

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from kdnotes.data import drawing, glyphs
+from kdnotes.data.folders import EXTENSIONS
 from kdnotes.data.image_data import ImageData, joined
 from kdnotes.data.registry import Source
 from kdnotes.data.spec import DataSpec
+from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
+from kdnotes.paths import base_folder
+from kdnotes.store import checksum
 
 DOMAINS = ("orig", "color", "m")
 
 
 class DigitOptions(BaseModel):
-    """Domain of the digits: grey, on random colours, on patches of photographs, or all three."""
+    """Domain of the digits: grey, on random colours, on patches of photographs, or all three.
+
+    ``grounds``: a folder with photographs for these patches in its folders train and test; with
+    that of BSDS500 and MNIST's glyphs, domain m is MNIST-M.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     domain: Literal["orig", "color", "m", "all"] = "orig"
     glyphs: Literal["bundled", "mnist"] = "bundled"
+    grounds: str = ""
 
 
 def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageData:
@@ -33,18 +43,57 @@ def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageD
     difference to a patch of a photograph, as MNIST-M does (Ganin et al. 2016).
     """
     if options.domain != "all":
-        return _drawn(spec, options.domain, options.glyphs, data_dir)
-    each = [_drawn(spec, domain, options.glyphs, data_dir) for domain in DOMAINS]
+        return _drawn(spec, options, options.domain, data_dir)
+    each = [_drawn(spec, options, domain, data_dir) for domain in DOMAINS]
     together = joined(each)
     number = torch.arange(len(DOMAINS)).repeat_interleave(len(each[0]))
     return replace(together, factors=together.factors | {"domain": number})
+
+
+def fingerprint(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> str:
+    """Name of the drawing code, the glyphs and the photographs of grounds, for cache keys."""
+    mark = glyphs.fingerprint(spec, options, data_dir)
+    if not options.grounds:
+        return mark
+    files = [checksum(path) for path in _grounds(options.grounds, spec.split)]
+    return f"{mark}-{checksum(' '.join(files).encode())[:16]}"
+
+
+def _grounds(folder: str, split: str) -> list[Path]:
+    """Files of photographs in a folder's train or test. Raises RequestError where there is none."""
+    root = base_folder() / Path(folder).expanduser() / split
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise RequestError(
+            f"no photographs in {folder}/{split} (grounds): name a folder that has some in its "
+            "folders train and test"
+        )
+    return found
+
+
+@lru_cache(maxsize=2)
+def _photographs(folder: str, split: str) -> tuple[torch.Tensor, ...]:
+    """Photographs of a split, float [0, 1] (3, H, W). Raises RequestError for unusable ones."""
+    from PIL import Image
+    from torchvision.transforms.functional import to_tensor
+
+    photos = []
+    for path in _grounds(folder, split):
+        try:
+            with Image.open(path) as photo:
+                photos.append(to_tensor(photo.convert("RGB")))
+        except OSError as error:
+            raise RequestError(f"{path} (grounds) is no image that can be read") from error
+        if min(photos[-1].shape[1:]) < 28:
+            raise RequestError(f"{path} (grounds) is smaller than a digit, 28 x 28 pixels")
+    return tuple(photos)
 
 
 SOURCES = (
     Source(
         "digits",
         load,
-        glyphs.fingerprint,
+        fingerprint,
         DigitOptions,
         glyphs.CLASSES,
         drawn=True,
@@ -54,10 +103,8 @@ SOURCES = (
 )
 
 
-def _drawn(
-    spec: DataSpec, domain: str, origin: Literal["bundled", "mnist"], data_dir: Path | None
-) -> ImageData:
-    pool = glyphs.load(origin, spec.split, data_dir)
+def _drawn(spec: DataSpec, options: DigitOptions, domain: str, data_dir: Path | None) -> ImageData:
+    pool = glyphs.load(options.glyphs, spec.split, data_dir)
     generator = drawing.generator_for("digits", spec.split, spec.seed, {"domain": domain})
     chosen = torch.arange(len(pool.labels))
     if spec.count is not None:  # classes in turn
@@ -71,7 +118,9 @@ def _drawn(
         background = torch.rand((len(ink), 3, 1, 1), generator=generator)
         images = ink + (1 - ink) * background
     else:
-        images = (drawing.photo_background(len(ink), 28, generator) - ink).abs()
+        patch = partial(drawing.photo_background, len(ink), 28, generator)
+        photos = _photographs(options.grounds, spec.split) if options.grounds else ()
+        images = ((patch(photos, step=1) if photos else patch()) - ink).abs()
     labels = pool.labels[chosen]
     return ImageData(
         drawing.to_bytes(images),

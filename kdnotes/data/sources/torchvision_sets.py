@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import os
+import pickle
 import sys
 from contextlib import nullcontext, redirect_stderr
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from kdnotes.data.image_data import ImageData, file_sources
@@ -15,6 +18,7 @@ from kdnotes.data.registry import NoOptions, Source
 from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
+from kdnotes.paths import base_folder
 from kdnotes.store import checksum
 
 
@@ -85,12 +89,13 @@ def data_folder() -> Path:
 def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData:
     """One split, uint8 (N, 3, H, W); grey images get three equal channels.
 
-    Without a data_dir it is read from, and if need be downloaded into, `data_folder`.
-    Raises RequestError when files are missing or damaged.
+    Without a data_dir it is read from, and if need be downloaded into, `data_folder`. Of CIFAR-10
+    behind a colon: only the images whose files a list names, in its order.
+    Raises RequestError when files are missing or damaged, or a list names others.
     """
     from torchvision import datasets
 
-    name = spec.name
+    name, _, listed = spec.name.partition(":")
     root = Path(data_dir).expanduser() if data_dir is not None else data_folder()
     if data_dir is None and _SETS[name].missing(root):
         _download(name, root)
@@ -109,8 +114,43 @@ def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData
         ) from error
     is_grey = images.ndim == 3
     images = images[:, None].repeat(1, 3, 1, 1) if is_grey else images.permute(0, 3, 1, 2)
-    sources = file_sources(torch.arange(len(labels)), spec.split)
-    return ImageData(images.contiguous(), labels, _classes(name), sources)
+    kept = _numbers(root, listed, spec.split) if listed else torch.arange(len(labels))
+    sources = file_sources(torch.arange(len(kept)), spec.split)
+    return ImageData(images[kept].contiguous(), labels[kept], _classes(name), sources)
+
+
+def _numbers(root: Path, listed: str, split: str) -> torch.Tensor:
+    """Places in a split of CIFAR-10 of the images that a list names, whose bytes were verified."""
+    batches = _SETS["cifar10"].paths
+    number: dict[str, int] = {}
+    for path in batches[:-2] if split == "train" else batches[-2:-1]:
+        with (root / path).open("rb") as stream:
+            content = pickle.load(stream, encoding="latin1")
+        for name in content["filenames"]:
+            number[name] = len(number)
+    names = [name for which, name in _listed(listed) if which == split]
+    if unknown := [name for name in names if name not in number]:
+        raise RequestError(
+            f"{listed} names {unknown[0]} in the {split} split, which CIFAR-10 does not have there"
+        )
+    return torch.tensor([number[name] for name in names])
+
+
+def _listed(text: str) -> list[tuple[str, str]]:
+    """Split and file of each row of a list; the folders before a file's name do not matter."""
+    path = base_folder() / Path(text).expanduser()
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [
+                (row["split"], PurePosixPath(row["file"]).name) for row in csv.DictReader(stream)
+            ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"{text} (dataset) must be a CSV with the columns split and file: {error!r}"
+        ) from error
+    if lost := {"train", "test"} - {split for split, _ in rows}:
+        raise RequestError(f"{text} (dataset) names no image of the {min(lost)} split")
+    return rows
 
 
 def fingerprint(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> str:
@@ -118,12 +158,17 @@ def fingerprint(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> st
 
     Raises RequestError when files are missing in data_dir.
     """
+    name, _, listed = spec.name.partition(":")
+    chosen = [checksum(json.dumps(_listed(listed)).encode())] if listed else []
     if data_dir is None:
-        return _SETS[spec.name].content
-    root = Path(data_dir).expanduser()
-    _check_present(spec.name, root)
-    marks = [checksum(root / file) for file in _SETS[spec.name].paths]
-    return checksum(" ".join(marks).encode())[:16]
+        marks = [_SETS[name].content]
+        if not chosen:
+            return marks[0]
+    else:
+        root = Path(data_dir).expanduser()
+        _check_present(name, root)
+        marks = [checksum(root / file) for file in _SETS[name].paths]
+    return checksum(" ".join(marks + chosen).encode())[:16]
 
 
 def _classes(name: str) -> tuple[str, ...]:
@@ -163,6 +208,14 @@ def _download(name: str, root: Path) -> None:
 
 
 SOURCES = tuple(
-    Source(name, load, fingerprint, classes=_classes(name), mirrored=each.mirrored, size=each.size)
+    Source(
+        name,
+        load,
+        fingerprint,
+        classes=_classes(name),
+        mirrored=each.mirrored,
+        takes_list=name == "cifar10",
+        size=each.size,
+    )
     for name, each in _SETS.items()
 )
