@@ -26,6 +26,7 @@ from kdnotes.probes.base import Cast, Outcome, Property
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdnotes import networks
     from kdnotes.data import ImageData
 
 NAME = "audit"
@@ -195,12 +196,13 @@ def _cast(
     named = [("teacher", request.teacher or "")]
     named += [("student", text) for text in request.students]
     named += [("independent", text) for text in request.independents]
-    loaded = [_load(arm, text, classes) for arm, text in named]
-    sizes = [request.size or size for _, size, _ in loaded]
+    loaded = [_load(arm, text, classes, request.size) for arm, text in named]
+    sizes = [request.size or opened.size for opened in loaded]
     side = max((size for size in sizes if size), default=0)
     side = side or folders.usual_size(listed.root, sorted(listed.names))
     made: dict[str, list[Any]] = {}
-    for (arm, text), (network, _, _), size in zip(named, loaded, sizes, strict=True):
+    for (arm, text), opened, size in zip(named, loaded, sizes, strict=True):
+        network = opened.network
         for name, values in (("mean", request.mean), ("std", request.std)):
             if values:
                 getattr(network, name).copy_(_as_image(values))
@@ -209,7 +211,7 @@ def _cast(
         own: dict[str, Any] = {"size": size if size != side else None, "columns": columns}
         mine.append(members.member(called, arm, len(mine), network, **own))
     taught = (*made["student"], *made.get("independent", ()))
-    notes = [note for _, _, its in loaded for note in its]
+    notes = list(dict.fromkeys(note for opened in loaded for note in opened.notes))
     return Cast(made["teacher"][0], None, taught, ()), side, notes
 
 
@@ -219,22 +221,17 @@ def _as_image(values: Sequence[float]) -> Tensor:
     return torch.tensor(values).view(1, -1, 1, 1)
 
 
-def _load(arm: str, text: str, classes: int) -> tuple[Any, int | None, list[str]]:
-    """A named network, the side in pixels that it wants (None: any), and what to tell of it.
+def _load(arm: str, text: str, classes: int, size: int | None) -> networks.Opened:
+    """A named network, with the side in pixels that it wants and what to tell of it.
 
     The one place where an audit loads a network. Raises RequestError naming the option.
     """
-    from torch import nn
-
     from kdnotes import networks
 
     try:
-        network = networks.load_user_model(text, classes)
+        return networks.open_network(text, classes, size)
     except RequestError as error:
         raise RequestError(f"--{arm}: {error}") from error
-    wants = (getattr(network.body, "pretrained_cfg", None) or {}).get("input_size")
-    for_small = isinstance(getattr(network.body, "maxpool", None), nn.Identity)
-    return network, None if for_small or not wants else int(wants[-1]), []
 
 
 # --- property by property -----------------------------------------------------------------------

@@ -180,9 +180,9 @@ class Plan:
     def same_start(self, first: NetworkSpec) -> None:
         """A few KL students, and students alone, that start where their teacher did, if they can.
 
-        They can where teacher and student are of one architecture.
+        They can where teacher and student are of one architecture. Not on photographs or MNIST.
         """
-        if self.student_model == self.teacher_model:
+        if self.student_model == self.teacher_model and not self._must_be_short:
             for arm, of in ((self.method("kl"), first), (arms.INDEPENDENT, None)):
                 same = arm.variant("same-start", "the teacher's start", "same start")
                 self.students(same, of, seeds="few", start_seed=first.initialisation_seed)
