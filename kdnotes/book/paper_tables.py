@@ -97,7 +97,13 @@ def strangers(path: Path) -> str:
     known = pairs[(pairs[["who", "with"]] == first).any(axis=1) | (pairs["on"] == "photographs")]
     known = known.sort_values("value", ascending=False)
     known = known.assign(kappa=known["kappa"].map(format_number))
-    alike = known[["who", "with", "on", "said", "kappa"]].itertuples(index=False, name=None)
+    alike = [*known[["who", "with", "on", "said", "kappa"]].itertuples(index=False, name=None)]
+    if len(between := pairs[pairs["who"].str.startswith("subject-")]):
+        ends = [
+            " to ".join(map(format_number, between[name].agg(["min", "max"])))
+            for name in ("value", "kappa")
+        ]
+        alike.append(("one of the people", "another", between["on"].iloc[0], *ends))
     return "\n\n".join(
         (
             columns_table(("who", "answers that go by the shape"), ":-", rows),
