@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from asked import study_of
 
+from kdnotes import stats
 from kdnotes.book import report, results, running
 from kdnotes.errors import RequestError
 from kdnotes.probes import accuracy
@@ -147,3 +148,47 @@ def test_why_a_claim_stays_open() -> None:
         "the interval holds the margin": "the interval reaches across the margin, or there is none",
     }
     assert {reason: claims.open_because(reason) for reason in reasons} == reasons
+
+
+def test_a_primary_is_decided_by_the_published_run_of_its_images(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = claims.Claim(
+        id="one",
+        chapter="distillation",
+        section="1",
+        statement="KL gains.",
+        family="C1",
+        decided_on="cifar10",
+        measure="accuracy",
+        arm="kl",
+        direction="greater",
+        paper=claims.Paper(text="It does.", numbers="not reported"),
+    )
+    monkeypatch.setattr(claims, "load", lambda chapter=None: (claimed,))
+    alone = [0.50, 0.51, 0.50, 0.52, 0.50]
+    drawn = outcome(kl=[0.9, 0.92, 0.91, 0.9, 0.92], independent=alone)
+    photos = outcome(kl=[0.3, 0.32, 0.31, 0.3, 0.32], independent=alone)
+    places = {"runs": ("scenes", drawn), "results/published/cifar10": ("cifar10", photos)}
+    for place, (images, found) in places.items():
+        study = study_of("distillation", preset="smoke")
+        entries = claims.evaluate([claimed], found, images)
+        if images == "cifar10":
+            before = report.judged({"distillation": results.load("distillation", book / "runs")})
+            assert before["is_primary"].tolist() == [False]
+            assert "C1 ? open** (decided on CIFAR-10, not run there yet)" in report.beside_paper(
+                before, stats.primaries(before)
+            )
+        folder = book / place
+        results.save("distillation", found, entries, study.parameters(), 1.0, folder)
+    judged = report.judged({"distillation": results.load("distillation", book / "runs")})
+    assert judged[["dataset", "is_primary", "verdict_alone"]].to_numpy().tolist() == [
+        ["cifar10", True, "disagrees"],
+        ["scenes", False, "agrees"],
+    ]
+    text = report.beside_paper(judged, stats.primaries(judged)).splitlines()[0]
+    assert text.startswith(
+        f"- **C1 {stats.VERDICTS['disagrees']} disagrees** (decided on CIFAR-10)."
+    )
+    assert "-.20 [" in text
+    assert text.endswith("*The paper:* It does.")

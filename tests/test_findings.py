@@ -372,21 +372,12 @@ def test_verdicts_are_those_of_the_claims() -> None:
     assert len(table.splitlines()) == 2 + len(claims)
 
 
-def test_words_are_counted_over_properties() -> None:
-    full = found(rows(FULL))
-    shares = [full.share(arm) for arm in ("kl", "kl", "crd", "sp")]
-    words = [wording.word(each) for each in shares]
-    assert words[0] == words[1] != words[2]
-    said = f"{words[0]} in 2, {words[2]} in 1, not measured in 1"
-    assert wording.counted(shares) == said
-
-
 def test_a_verdict_on_another_comparison_is_not_the_answer() -> None:
     elsewhere = found(rows(FULL), claims=[claim("kl", "agrees", reference="kl-tau-1")])
     assert "agrees" not in elsewhere.first_screen().answer
 
 
-# Five students alone around .50 and a teacher at .90: each row is KL's students, the word that these
+# Students alone around .50 and a teacher at .90: each row is KL's students, the word that these
 # give, and what the take-away makes of it.
 BRANCHES = [
     ([0.80, 0.82, 0.78, 0.81, 0.79], "most", "nearer to its teacher than to one that had none"),

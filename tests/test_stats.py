@@ -322,6 +322,21 @@ def test_variance_is_that_of_seeds_and_images_with_nothing_counted_twice() -> No
     assert np.mean(twice) > 1.3 * truth
 
 
+@pytest.mark.usefixtures("many_resamples")
+def test_items_of_seeds_that_one_arm_has_alone_count_for_nothing() -> None:
+    """Pairs are those of seeds that both have, of tables and of items alike."""
+    rng = np.random.default_rng(6)
+    sources = np.arange(80)
+    values = {arm: rng.random((80, 5)) for arm in ("kl", "independent")}
+    table, items = item_tables(values, sources)
+    own = [(frame["arm"] == "independent") & frame["seed"].isin([0, 3]) for frame in (table, items)]
+    fewer = stats.contrast(table[~own[0]], items[~own[1]], "m", "", "kl", "independent")
+    left = [~frame["seed"].isin([0, 3]) for frame in (table, items)]
+    assert fewer == stats.contrast(table[left[0]], items[left[1]], "m", "", "kl", "independent")
+    assert fewer.n == 3
+    assert fewer.item_standard_error > 0
+
+
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng, n, sources, repetitions, covered = np.random.default_rng(9), 5, 80, 400, 0
     for _ in range(repetitions):

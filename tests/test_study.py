@@ -17,6 +17,7 @@ from kdnotes import methods
 from kdnotes.book import parameters, planning
 from kdnotes.errors import RequestError
 from kdnotes.study import Plan, Study, arms
+from kdnotes.study.resolving import resolve
 from kdnotes.training import cache
 
 CHAPTERS = ("distillation", "fidelity", "localization", "adversarial", "color-invariance")
@@ -340,3 +341,16 @@ def test_smoke_cast_is_trained_and_measured_end_to_end() -> None:
     assert len(plan.test_images()) == 240
     assert set(plan.history()["arm"]) >= {"teacher", "kl"}
     assert "temperature 4" in plan.table().set_index("arm").loc["kl", "objective"]
+
+
+@pytest.mark.parametrize("given", ["cifar10", "./photos/cifar10", "photos/cifar10/"])
+def test_images_are_called_by_the_folders_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """Verdicts name them, and a primary is decided by the images of its name."""
+    (tmp_path / given).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDNOTES_BASE", raising=False)
+    assert resolve(dataset=f"imagefolder:{given}").images == "cifar10"
+    assert resolve(dataset="cifar10:list.csv").images == "cifar10"
+    assert resolve().images == "scenes"

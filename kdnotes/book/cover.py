@@ -88,7 +88,7 @@ class Cover:
         """What is inherited, in one sentence."""
         words = self.words(self.arms[0])
         parts = [
-            f"{word} in {len(words[word])}"
+            f"{word.replace(', how much is open', ' (how much is open)')} in {len(words[word])}"
             + (f" (it {'; '.join(words[word])})" if word == "most" else "")
             for word in (*_SOME, "the opposite", "none to speak of")
             if word in words

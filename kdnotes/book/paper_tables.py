@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,36 @@ def strangers(path: Path) -> str:
             columns_table(("one", "other", "images", "same answer", "kappa"), ":::--", alike),
         )
     )
+
+
+def audited(path: Path) -> str:
+    """A Markdown table of an audit's measures, from the audit.json that it left."""
+    if not path.is_file():
+        return "Not audited for this edition of the book."
+    run = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for claim in run["claims"]:
+        student, difference = (
+            _said(each["estimate"], each["low"], each["high"]) for each in (claim["student"], claim)
+        )
+        values, twin = claim["values"], claim["reference"]
+        other = values.get(twin) if isinstance(twin, str) else twin
+        alone = "" if other is None else format_number(other)
+        rows.append((claim["meaning"], student, alone, difference, claim["word"]))
+    made = run["parameters"]
+    heads = ("what", "student", "twin", "student minus twin", "of the way to the teacher")
+    return (
+        columns_table(heads, ":---:", rows)
+        + f"\n\n{made['measured_images']} images of {made['measured_size']} pixels, measures with "
+        f"gradients on {made['gradient_images']} of them; {run['hardware']}. Intervals are over "
+        "images, for these very networks."
+    )
+
+
+def _said(estimate: float | None, low: float | None, high: float | None) -> str:
+    if estimate is None:
+        return ""
+    bounds = (
+        "" if low is None or high is None else f" [{format_number(low)}, {format_number(high)}]"
+    )
+    return format_number(estimate) + bounds

@@ -138,9 +138,22 @@ def gather(study: Study, folder: Path | None = None) -> dict[str, results.Saved]
 
 
 def judged(runs: Mapping[str, results.Saved]) -> pd.DataFrame:
-    """The book's claims as several chapters found them, with verdicts of all together."""
-    known = {claim.id for claim in claims.load()}
+    """The book's claims as several chapters found them, with verdicts of all together.
+
+    Primaries that other images decide are taken from their published run, where there is one; what
+    these chapters found of them is exploratory, and comes after.
+    """
+    known = {claim.id: claim for claim in claims.load()}
     found = [claim for run in runs.values() for claim in run.claims if claim["id"] in known]
+    here = {(claim["id"], claim["dataset"]) for claim in found}
+    decided = []
+    for claim in known.values():
+        folder = paths.root() / "results" / "published" / claim.decided_on
+        wanted = claim.family in stats.PRIMARIES and (claim.id, claim.decided_on) not in here
+        if wanted and claim.chapter in results.chapters(folder):
+            there = results.load(claim.chapter, folder).claims
+            decided += [each for each in there if each["id"] == claim.id]
+    found = decided + found if found else []
     found = [claim | {"criterion": wording.asked(claim)} for claim in found]
     return stats.scorecard_verdicts(found)
 
@@ -151,20 +164,23 @@ def folded(title: str, text: str) -> str:
 
 
 def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
-    """A Markdown table of the twelve findings: what the paper has, what was found, where."""
-    rows = ["| | what the paper found | here | verdict |", "|:--|:--|:--|:--|"]
+    """The twelve findings in Markdown: what was asked and found, where, and what the paper has."""
+    lines = []
     all_claims = [claim.model_dump() for claim in claims.load()]
     for row in primaries.itertuples():
         parts = [claim for claim in all_claims if claim["family"] == row.primary]
         mine = judged_claims[judged_claims["family"] == row.primary]
-        told = claims.records(mine)
+        told = claims.records(mine[mine["is_primary"]] if mine["is_primary"].any() else mine)
         paper = " ".join(dict.fromkeys(claim["paper"]["text"] for claim in parts))
-        here = "<br>".join(f"{wording.asked(claim)} {claims.estimate(claim)}" for claim in told)
+        here = " ".join(f"{wording.asked(claim)} {claims.estimate(claim)}" for claim in told)
         decided_on = {claim["decided_on"] for claim in parts}
         where = ", ".join(sorted(cover.CALLED.get(name, name) for name in decided_on))
-        verdict = f"{stats.VERDICTS[row.verdict]} {row.verdict} (decided on {where})"
-        rows.append(f"| {row.primary} | {paper} | {here or tables.NOTHING} | {verdict} |")
-    return "\n".join(rows)
+        verdict = f"{row.primary} {stats.VERDICTS[row.verdict]} {row.verdict}"
+        decides = f"decided on {where}" + (
+            "" if mine["is_primary"].any() else ", not run there yet"
+        )
+        lines.append(f"- **{verdict}** ({decides}). {here} *The paper:* {paper}")
+    return "\n".join(lines)
 
 
 def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:

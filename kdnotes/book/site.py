@@ -34,6 +34,7 @@ from kdnotes.errors import RequestError, RunFailedError
 Edition = Literal["full", "student"]
 SOLUTION_TAG = "solution"
 TABLES = "tables"  # where pages find the chapters' tables, beside the pages
+AUDITS = ("efficientnet-lite", "cifar10")  # that the book shows
 FIRST_SCREEN = "first-screen"  # tag of the cells that hold a chapter's answer
 # Formulas are drawn by MathJax in one file, which this package carries: pages need no network.
 MATHS_CARRIER, MATHS = "sphinx-mathjax-offline", "static/mathjax/tex-svg.js"
@@ -153,6 +154,12 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         "strangers.md": paper_tables.strangers(
             root / "results" / "published" / "stimuli" / "strangers.csv"
         ),
+        **{
+            f"audit-{name}.md": paper_tables.audited(
+                root / "results" / "published" / "audits" / f"{name}.json"
+            )
+            for name in AUDITS
+        },
         "changed.md": costs.changed(
             root / "results" / "first-edition.csv", root / "results" / "laptop"
         ),

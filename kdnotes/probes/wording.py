@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +92,6 @@ def amount(share: stats.GapClosed, unit: str) -> str:
     """The same with what it is counted in."""
     counted_in = f"({unit})" if share.ratio is None else "of the gap"
     return f"{number(share)} {counted_in}" if number(share) else DASH
-
-
-def counted(shares: Iterable[stats.GapClosed]) -> str:
-    """How many properties are handed on how much: ``most in 3, part in 2``."""
-    counts = Counter(map(word, shares)).most_common()
-    return ", ".join(f"{said} in {count}" for said, count in counts)
 
 
 def sentence(measure: Measure, shares: Shares, gap: str) -> str:

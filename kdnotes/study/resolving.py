@@ -54,7 +54,9 @@ class Settings(Preset):
     @property
     def images(self) -> str:
         """What the images are called in verdicts: a folder's own name, else the data set's."""
-        return Path(self.dataset).name if self.is_folder else self.dataset.partition(":")[0]
+        if self.is_folder:
+            return Path(self.dataset.removeprefix(data.FOLDER_PREFIX)).name
+        return self.dataset.partition(":")[0]
 
     @property
     def views(self) -> Views:
