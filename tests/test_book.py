@@ -403,6 +403,22 @@ def test_a_page_that_reads_other_results_is_run_again_for_those_of_properties_on
     assert running.key(run) != before
 
 
+def test_what_was_run_with_other_sources_of_the_package_is_not_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_book.make(tmp_path, {"01-a": chapter("a")})
+    monkeypatch.setenv("KDNOTES_BOOK", str(root))
+    run = running.Run(running.request(running.chapter("a"), {}), tmp_path)
+    package = tmp_path / "kdnotes" / "probes"
+    package.mkdir(parents=True)
+    (package / "one.py").write_text("x = 1\n")
+    monkeypatch.setattr(running, "__file__", str(package.parent / "book" / "running.py"))
+    before = running.key(run)
+    assert running.key(run) == before
+    (package / "one.py").write_text("x = 2\n")
+    assert running.key(run) != before
+
+
 def test_a_published_run_must_be_whole(small_book: Path) -> None:
     with pytest.raises(RequestError, match="no results of scorecard"):
         site.publish_results("smoke")

@@ -160,7 +160,10 @@ def judged(runs: Mapping[str, results.Saved]) -> pd.DataFrame:
 
 def folded(title: str, text: str) -> str:
     """Markdown behind a line that opens it."""
-    return f":::{{dropdown}} {title}\n{text}\n:::"
+    fence = ":::"
+    while fence in text:  # what is folded may fold something itself
+        fence += ":"
+    return f"{fence}{{dropdown}} {title}\n{text}\n{fence}"
 
 
 def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
