@@ -164,3 +164,14 @@ def test_the_first_screen_holds_answer_table_and_half_of_the_picture(
         assert boxes["table"]["bottom"] <= DESK["height"], boxes["table"]
         figure = boxes["figure"]
         assert figure["top"] + figure["height"] / 2 <= DESK["height"], figure
+
+
+def test_the_scorecard_can_be_looked_over(browser: Any) -> None:
+    with Opened(browser, "book/scorecard", viewport=DESK) as opened:
+        assert opened.page.evaluate("() => document.querySelector('article').scrollHeight") < 8000
+
+
+def test_the_cover_begins_on_the_first_screen(browser: Any) -> None:
+    with Opened(browser, "book/intro", viewport=DESK) as opened:
+        top = "() => document.querySelector('article img').getBoundingClientRect().top"
+        assert opened.page.evaluate(top) < DESK["height"] / 2
