@@ -273,6 +273,8 @@ def attack_results(numbers: random.Random, root: Path, sweep: list[str], out: Pa
                     count["refused by publish"] += 1
                     if not hurt or "fidelity" not in str(error):
                         count.wrong(f"{what}: {error}")
+                # What was published is an input of every run, and what others are compared with.
+                shutil.rmtree(root / "results", ignore_errors=True)
             if attempt % EVERY == 0:
                 again = kdnotes(*sweep)
                 count["mended by the command, exit 0"] += again.exit_code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdnotes import paths
 from kdnotes.book import cover, parameters, results, running
@@ -13,6 +13,9 @@ from kdnotes.figures import looks, tables
 from kdnotes.probes import wording
 from kdnotes.stats.words import format_number
 from kdnotes.study.presets import PRESETS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ARROW = "\N{RIGHTWARDS ARROW}"
 _LARGEST = 30  # rows of means, where a run has no answer
@@ -87,7 +90,7 @@ def shown(name: str, folder: Path) -> str:
     Raises RequestError where the results cannot be read.
     """
     cover.declare_methods()
-    run = results.load(name, folder)
+    run, table = results.load(name, folder), results.table(name, folder)
     parts = [f"{name} ({run.seconds:.0f} s)", _settings(run)]
     if run.answers:
         rows: list[tuple[Any, ...]] = [
@@ -104,7 +107,7 @@ def shown(name: str, folder: Path) -> str:
             )
         parts.append(f"verdicts\n{aligned(rows)}")
     if not run.answers:
-        parts += _means(run, name, folder)
+        parts += _means(run, table)
     return "\n\n".join(parts)
 
 
@@ -114,8 +117,7 @@ def _settings(run: results.Saved) -> str:
     return f"preset {preset}: {said(differs) or 'nothing was changed'}"
 
 
-def _means(run: results.Saved, name: str, folder: Path) -> Iterator[str]:
-    table = results.table(name, folder)
+def _means(run: results.Saved, table: pd.DataFrame) -> Iterator[str]:
     if not len(table):
         return
     main = table["measure"].isin({"accuracy", *(claim["measure"] for claim in run.claims)})
@@ -127,7 +129,7 @@ def _means(run: results.Saved, name: str, folder: Path) -> Iterator[str]:
     for first, *labels, mean, count in means.head(_LARGEST).itertuples(index=False):
         rows.append((f"  {first}", *map(str, labels), format_number(mean), str(count)))
     more = len(means) - _LARGEST
-    rest = f"\n  and {more} more in {folder / name}.csv" if more > 0 else ""
+    rest = f"\n  and {more} more in {run.chapter}.csv" if more > 0 else ""
     yield f"main numbers\n{aligned(rows)}{rest}"
 
 
