@@ -196,9 +196,12 @@ def _place(answer: Mapping[str, Any] | None) -> float:
 
 
 def declare_methods() -> None:
-    """Give every way of teaching its look, where no cast is planned that would."""
+    """Give ways of teaching and controls their looks, where no cast is planned that would."""
+    soft = arms.taught_by(methods.get("kl")())
     for method in methods.known().values():
-        arms.taught_by(method())
+        arms.plain(arms.taught_by(method()))
+    for kind in arms.CONTROLS:
+        arms.control(kind.removeprefix("control-"), soft)  # type: ignore[arg-type]
 
 
 def _row(
