@@ -78,7 +78,7 @@ def smallest() -> dict[str, str]:
 
 
 def randomised(body: nn.Module, seed: int = 0) -> nn.Module:
-    """The network in evaluation mode with random BatchNorm statistics, in place."""
+    """The network in evaluation mode, with random BatchNorm statistics and no weights of 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in body.modules():
@@ -91,6 +91,11 @@ def randomised(body: nn.Module, seed: int = 0) -> nn.Module:
                 ):
                     if values is not None:
                         values.uniform_(low, high, generator=generator)
+        for values in body.parameters():
+            if (
+                values.ndim > 1 and not values.any()
+            ):  # a head that says 0 of all would prove nothing
+                values.normal_(0, 0.02, generator=generator)
     return body.eval()
 
 
