@@ -140,30 +140,7 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
     shutil.copy(root / "_toc.yml", folder)
     (book / TABLES).mkdir()
     (book / "_static").mkdir(exist_ok=True)
-    generated = {
-        "cover.md": cover.page(book / "_static"),
-        "costs.md": costs.table(done),
-        "profile.md": costs.profile(done),
-        "benchmarks.md": costs.benchmarks(root / "results" / "benchmarks"),
-        "trained-out.md": costs.trained_out(root / "results" / "trained-out.csv"),
-        "error-rates.md": costs.error_rates(root / "results" / "error-rates.csv"),
-        "again.md": costs.again(root / "results" / "laptop", root / "results" / "laptop-again"),
-        "beside-the-paper.md": paper_tables.beside_the_paper(
-            root / "book" / "paper-tables.yml", root / "results"
-        ),
-        "strangers.md": paper_tables.strangers(
-            root / "results" / "published" / "stimuli" / "strangers.csv"
-        ),
-        **{
-            f"audit-{name}.md": paper_tables.audited(
-                root / "results" / "published" / "audits" / f"{name}.json"
-            )
-            for name in AUDITS
-        },
-        "changed.md": costs.changed(
-            root / "results" / "first-edition.csv", root / "results" / "laptop"
-        ),
-    }
+    generated = _generated(root, done, book / "_static")
     for name, text in generated.items():
         (book / TABLES / name).write_text(text + "\n", encoding="utf-8")
     runs = {each.run.request.chapter.name: each.run for each in done}
@@ -198,6 +175,31 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         sphinx = config["sphinx"]["config"]
         sphinx.setdefault("suppress_warnings", []).extend(["ref.ref", "ref.numref"])
     (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _generated(root: Path, done: Sequence[Done], pictures: Path) -> dict[str, str]:
+    """Tables that pages include, by file; pictures of theirs go into a folder."""
+    saved = root / "results"
+    return {
+        "cover.md": cover.page(pictures),
+        "costs.md": costs.table(done),
+        "profile.md": costs.profile(done),
+        "benchmarks.md": costs.benchmarks(saved / "benchmarks"),
+        "trained-out.md": costs.trained_out(saved / "trained-out.csv"),
+        "error-rates.md": costs.error_rates(saved / "error-rates.csv"),
+        "again.md": costs.again(saved / "laptop", results / "laptop-again"),
+        "beside-the-paper.md": paper_tables.beside_the_paper(
+            root / "book" / "paper-tables.yml", saved
+        ),
+        "strangers.md": paper_tables.strangers(saved / "published" / "stimuli" / "strangers.csv"),
+        **{
+            f"audit-{name}.md": paper_tables.audited(
+                saved / "published" / "audits" / f"{name}.json"
+            )
+            for name in AUDITS
+        },
+        "changed.md": costs.changed(saved / "first-edition.csv", results / "laptop"),
+    }
 
 
 def answer_first(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
