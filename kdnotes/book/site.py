@@ -187,7 +187,7 @@ def _generated(root: Path, done: Sequence[Done], pictures: Path) -> dict[str, st
         "benchmarks.md": costs.benchmarks(saved / "benchmarks"),
         "trained-out.md": costs.trained_out(saved / "trained-out.csv"),
         "error-rates.md": costs.error_rates(saved / "error-rates.csv"),
-        "again.md": costs.again(saved / "laptop", results / "laptop-again"),
+        "again.md": costs.again(saved / "laptop", saved / "laptop-again"),
         "beside-the-paper.md": paper_tables.beside_the_paper(
             root / "book" / "paper-tables.yml", saved
         ),
@@ -198,7 +198,7 @@ def _generated(root: Path, done: Sequence[Done], pictures: Path) -> dict[str, st
             )
             for name in AUDITS
         },
-        "changed.md": costs.changed(saved / "first-edition.csv", results / "laptop"),
+        "changed.md": costs.changed(saved / "first-edition.csv", saved / "laptop"),
     }
 
 
