@@ -300,7 +300,9 @@ class Findings:
         if (there["measure"], there["condition"]) != self._where():
             return DASH
         found = there["methods"].get(arm)
-        return f"{found['word']}, {found['amount']}" if found else NOT_MEASURED
+        if not found:
+            return NOT_MEASURED
+        return f"{found['word']}, {found['amount'].removesuffix(' of the gap')}"
 
     def _verdict(self, arm: str) -> str:
         """The verdict on the first claim that an arm has more or less than the reference."""
