@@ -191,4 +191,4 @@ def test_a_primary_is_decided_by_the_published_run_of_its_images(
         f"- **C1 {stats.VERDICTS['disagrees']} disagrees** (decided on CIFAR-10)."
     )
     assert "-.20 [" in text
-    assert text.endswith("*The paper:* It does.")
+    assert "**C1** It does." in report.beside_paper(judged, stats.primaries(judged))

@@ -272,7 +272,7 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert kl[:2] == ["KL", "part"]
     assert kl[2].startswith(".50 [.4")
     assert kl[2].endswith("] of the gap")
-    assert kl[3] == f"part, {kl[2]}"
+    assert kl[3] == f"part, {kl[2].removesuffix(' of the gap')}"
     assert kl[4] == f"{VERDICTS['agrees']} agrees"
     assert hint[3:] == ["not measured, –", f"{VERDICTS['disagrees']} disagrees"]
     assert crd[4] == "–"

@@ -174,4 +174,4 @@ def test_the_scorecard_can_be_looked_over(browser: Any) -> None:
 def test_the_cover_begins_on_the_first_screen(browser: Any) -> None:
     with Opened(browser, "book/intro", viewport=DESK) as opened:
         top = "() => document.querySelector('article img').getBoundingClientRect().top"
-        assert opened.page.evaluate(top) < DESK["height"] / 2
+        assert opened.page.evaluate(top) < DESK["height"] - 200

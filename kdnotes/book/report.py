@@ -168,7 +168,8 @@ def folded(title: str, text: str) -> str:
 
 def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
     """The twelve findings in Markdown: what was asked and found, where, and what the paper has."""
-    lines = []
+    lines: list[str] = []
+    theirs: list[str] = []
     all_claims = [claim.model_dump() for claim in claims.load()]
     for row in primaries.itertuples():
         parts = [claim for claim in all_claims if claim["family"] == row.primary]
@@ -179,11 +180,10 @@ def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
         decided_on = {claim["decided_on"] for claim in parts}
         where = ", ".join(sorted(cover.CALLED.get(name, name) for name in decided_on))
         verdict = f"{row.primary} {stats.VERDICTS[row.verdict]} {row.verdict}"
-        decides = f"decided on {where}" + (
-            "" if mine["is_primary"].any() else ", not run there yet"
-        )
-        lines.append(f"- **{verdict}** ({decides}). {here} *The paper:* {paper}")
-    return "\n".join(lines)
+        yet = "" if mine["is_primary"].any() else ", not run there yet"
+        lines.append(f"- **{verdict}** (decided on {where}{yet}). {here}")
+        theirs.append(f"- **{row.primary}** {paper}")
+    return "\n".join(lines) + "\n\n" + folded("What the paper found", "\n".join(theirs))
 
 
 def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:
@@ -299,6 +299,6 @@ def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
     )
     images = made["dataset"].rpartition(":")[2]
     if images in data.names() and data.source(images).takes_list:
-        listed = f"{images}:results/published/{images}/images.csv"
-        lines.append(f"With the original files, of which that list names those used: `{listed}`.")
+        listed = f"dataset={images}:results/published/{images}/images.csv"
+        lines.append(f"The same images of the original files:\n\n```text\n{listed}\n```")
     return "\n\n".join(lines)
