@@ -262,7 +262,10 @@ class Findings:
                 unlike = [
                     arm for arm in both if wording.contradict(here[arm], there["methods"][arm])
                 ]
-                told = wording.listed({arm: self._elsewhere(name, arm) for arm in both})
+                amounts = {arm: there["methods"][arm] for arm in both}
+                told = wording.listed(
+                    {arm: f"{each['word']}, {each['amount']}" for arm, each in amounts.items()}
+                )
                 other = f" Not so here: {', '.join(map(wording.short, unlike))}." if unlike else ""
                 parts.append(f"**On {name}.** {told}.{other}")
         return Text("\n\n".join(parts))
@@ -300,9 +303,7 @@ class Findings:
         if (there["measure"], there["condition"]) != self._where():
             return DASH
         found = there["methods"].get(arm)
-        if not found:
-            return NOT_MEASURED
-        return f"{found['word']}, {found['amount'].removesuffix(' of the gap')}"
+        return found["word"] if found else NOT_MEASURED
 
     def _verdict(self, arm: str) -> str:
         """The verdict on the first claim that an arm has more or less than the reference."""
