@@ -30,6 +30,20 @@ def outcome(**values: list[float]) -> Outcome:
     return Outcome(table, pd.DataFrame(columns=list(ITEM_COLUMNS)))
 
 
+def a_claim(**about: str) -> claims.Claim:
+    return claims.Claim(
+        id="one",
+        chapter="distillation",
+        section="1",
+        statement="KL gains.",
+        measure="accuracy",
+        arm="kl",
+        direction="greater",
+        paper=claims.Paper(text="It does.", numbers="not reported"),
+        **about,
+    )
+
+
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty book."""
@@ -93,16 +107,7 @@ def test_a_list_of_numbers_in_one_parameter() -> None:
 
 
 def test_a_page_that_judges_other_chapters(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claimed = claims.Claim(
-        id="one",
-        chapter="distillation",
-        section="1",
-        statement="KL gains.",
-        measure="accuracy",
-        arm="kl",
-        direction="greater",
-        paper=claims.Paper(text="It does.", numbers="not reported"),
-    )
+    claimed = a_claim()
     other = claimed.model_copy(update={"id": "two", "chapter": "fidelity"})
     monkeypatch.setattr(claims, "load", lambda chapter=None: (other, claimed))
     monkeypatch.setattr(
@@ -153,18 +158,7 @@ def test_why_a_claim_stays_open() -> None:
 def test_a_primary_is_decided_by_the_published_run_of_its_images(
     book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claimed = claims.Claim(
-        id="one",
-        chapter="distillation",
-        section="1",
-        statement="KL gains.",
-        family="C1",
-        decided_on="cifar10",
-        measure="accuracy",
-        arm="kl",
-        direction="greater",
-        paper=claims.Paper(text="It does.", numbers="not reported"),
-    )
+    claimed = a_claim(family="C1", decided_on="cifar10")
     monkeypatch.setattr(claims, "load", lambda chapter=None: (claimed,))
     alone = [0.50, 0.51, 0.50, 0.52, 0.50]
     drawn = outcome(kl=[0.9, 0.92, 0.91, 0.9, 0.92], independent=alone)

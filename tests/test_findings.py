@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 import kdnotes as kd
 from kdnotes import methods
-from kdnotes.probes import wording
+from kdnotes.probes import adversarial, wording
 from kdnotes.probes.base import ITEM_COLUMNS, Measure, Outcome
 from kdnotes.probes.wording import Text
 from kdnotes.stats import VERDICTS
@@ -380,11 +380,15 @@ def test_a_verdict_on_another_comparison_is_not_the_answer() -> None:
 # Students alone around .50 and a teacher at .90: each row is KL's students, the word that these
 # give, and what the take-away makes of it.
 BRANCHES = [
-    ([0.80, 0.82, 0.78, 0.81, 0.79], "most", "nearer to its teacher than to one that had none"),
-    ([0.66, 0.68, 0.64, 0.67, 0.65], "part", "comes part of the way"),
-    ([0.57, 0.53, 0.55, 0.60, 0.54], "a little", "stays nearer to one that had none"),
+    (
+        [0.80, 0.82, 0.78, 0.81, 0.79],
+        "most",
+        "most of the way from one trained alone to its teacher",
+    ),
+    ([0.66, 0.68, 0.64, 0.67, 0.65], "part", "part of the way from one trained alone"),
+    ([0.57, 0.53, 0.55, 0.60, 0.54], "a little", "stays nearer to one trained alone"),
     ([0.54, 0.84, 0.62, 0.80, 0.62], "some, how much is open", "only more could"),
-    ([0.50, 0.51, 0.49, 0.50, 0.50], "none to speak of", "would have been without a teacher"),
+    ([0.50, 0.51, 0.49, 0.50, 0.50], "none to speak of", "would be without a teacher"),
     ([0.40, 0.42, 0.38, 0.41, 0.39], "the opposite", "further from its teacher"),
     ([0.30, 0.90, 0.50, 0.70, 0.40], "cannot tell", "only more students could tell"),
 ]
@@ -396,18 +400,22 @@ def test_the_take_away_has_a_branch_for_each_outcome(
 ) -> None:
     run = found(rows(FULL | {"kl": values}), methods=("kl",))
     assert wording.word(run.share("kl")) == word
-    assert str(run.take_away()) == f"**Here.** KL: {wording.LESSONS[word]}."
+    assert (
+        str(run.take_away()) == f"**Here.** KL: {wording.LESSONS[word].format(end='its teacher')}."
+    )
     assert says in run.take_away()
 
 
 def test_the_take_away_where_there_is_no_gap_or_nothing() -> None:
     alone = FULL["independent"]
     none = found(rows({"teacher": [0.5], "independent": alone, "kl": alone}), methods=("kl",))
-    assert "nothing to hand on" in none.take_away()
+    assert "no gap to close" in none.take_away()
     small = found(rows(FULL | {"teacher": [0.555]}), methods=("kl",))
-    assert "too little for a share" in small.take_away()
+    assert "too little apart from its teacher for a share" in small.take_away()
     assert "not measured" in found(rows(FULL), methods=("dkd",)).take_away()
     assert set(wording.LESSONS) >= {word for _, word, _ in BRANCHES}
+    twins = rows({"second-teacher": [0.9]} | FULL, "alike", "")
+    assert "to a teacher of the same kind." in found(twins, measure=PAIR).take_away()
 
 
 def test_the_take_away_says_what_other_images_say_to_it() -> None:
@@ -441,6 +449,6 @@ def test_a_measure_may_name_its_end() -> None:
     fooled = {"teacher": [1.0], "second-teacher": [0.3], "independent": [0.2] * 4 + [0.21]}
     measure = Measure("same", "is fooled", "changed", of="pair", end="teacher")
     run = found(rows(fooled | {"kl": [0.6, 0.61, 0.59, 0.6, 0.6]}), measure=measure)
-    assert run.end == "teacher"
+    assert run.end == "teacher" == adversarial.MEASURES[0].end
     assert float(run.share("kl")) == pytest.approx((0.6 - 0.202) / (1 - 0.202))
     assert "Teacher 1.00 minus Independent .20" in str(run.first_screen().sure)

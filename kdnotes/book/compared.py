@@ -38,13 +38,10 @@ def changed(chapter: str, used: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]
     preset = PRESETS[name].model_dump() if name in PRESETS else {}
     usual = preset | {"seeds": preset.get("students")}
     usual |= {key: each.default for key, each in declared.items() if each.default is not None}
-    for published in (
-        cover.PUBLISHED_PRESET,
-        name,
-    ):  # what its images are is the same in all presets
-        if folder := reference(chapter, published):
-            found = results.load(chapter, folder).parameters
-            usual |= found if published == name else {"dataset": found["dataset"]}
+    if folder := reference(chapter, cover.PUBLISHED_PRESET):  # its images are those of all presets
+        usual["dataset"] = results.load(chapter, folder).parameters["dataset"]
+    if folder := reference(chapter, name):
+        usual |= results.load(chapter, folder).parameters
     usual["epochs"] = preset.get("student_epochs") or "what its images take"
     return {
         key: (value, usual[key])

@@ -197,11 +197,9 @@ def _place(answer: Mapping[str, Any] | None) -> float:
 
 def declare_methods() -> None:
     """Give ways of teaching and controls their looks, where no cast is planned that would."""
-    soft = arms.taught_by(methods.get("kl")())
     for method in methods.known().values():
         arms.plain(arms.taught_by(method()))
-    for kind in arms.CONTROLS:
-        arms.control(kind.removeprefix("control-"), soft)  # type: ignore[arg-type]
+    arms.controls(arms.taught_by(methods.get("kl")()))
 
 
 def _row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,23 +80,22 @@ def _setting(chapter: str, folder: Path) -> str:
 def strangers(path: Path) -> str:
     """Markdown tables of the file that `benchmarks/strangers.py` writes.
 
-    Of people the range is shown, of networks each one's shape bias; of the pairs those with the
-    first network that has most of them, and those on photographs.
+    Of people the range is shown, of networks each one's shape bias; of the pairs those with a
+    ResNet-50, and those on photographs.
     """
     if not path.is_file():
         return "Networks that never met were not compared for this edition of the book."
     import pandas as pd
 
     table = pd.read_csv(path).fillna({"with": ""})
-    value, low, high = (table[name].map(format_number) for name in ("value", "low", "high"))
-    table["said"] = value + " [" + low + ", " + high + "]"
+    table["said"] = [_said(*ends) for ends in table[["value", "low", "high"]].to_numpy()]
     biases, pairs = (table[table["what"] == what] for what in ("shape bias", "same answer"))
     people = biases["who"].str.startswith("subject-")
     span = " to ".join(map(format_number, biases[people]["value"].agg(["min", "max"])))
     networks = biases[~people].sort_values("value")
     rows = [(f"{people.sum()} people", span), *zip(networks["who"], networks["said"], strict=True)]
-    first = "resnet50"
-    known = pairs[(pairs[["who", "with"]] == first).any(axis=1) | (pairs["on"] == "photographs")]
+    of_one = (pairs[["who", "with"]] == "resnet50").any(axis=1)
+    known = pairs[of_one | (pairs["on"] == "photographs")]
     known = known.sort_values("value", ascending=False)
     known = known.assign(kappa=known["kappa"].map(format_number))
     alike = [*known[["who", "with", "on", "said", "kappa"]].itertuples(index=False, name=None)]
@@ -138,9 +138,8 @@ def audited(path: Path) -> str:
 
 
 def _said(estimate: float | None, low: float | None, high: float | None) -> str:
+    """As intervals are said everywhere; None, as JSON has it, for what is not known."""
     if estimate is None:
         return ""
-    bounds = (
-        "" if low is None or high is None else f" [{format_number(low)}, {format_number(high)}]"
-    )
-    return format_number(estimate) + bounds
+    first, last = (math.nan if each is None else each for each in (low, high))
+    return stats.Interval(estimate, first, last, 0, math.nan, math.nan).format()

@@ -94,7 +94,7 @@ def refuse_not_finite(network: nn.Module, what: str, values: Tensor) -> None:
 
     NaN is below everything and equal to nothing: a network of them would be given a verdict.
     """
-    # A sum is not finite where a value is not: twenty times as fast as asking each.
+    # A sum is not finite where a value is not, and takes one pass without a copy.
     if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
         raise FloatingPointError(
             f"the {what} of {network.answers_as} are not all finite numbers (NaN or infinite): its "

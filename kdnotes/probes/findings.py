@@ -253,7 +253,7 @@ class Findings:
         """What the answer comes to, whether it is the paper's, and what other images say to it."""
         shares, here = {arm: self.share(arm) for arm in self.methods}, self.answers()["methods"]
         verdicts = {arm: self._verdict(arm) for arm in shares}
-        parts = [f"**Here.** {wording.lessons(shares)}"]
+        parts = [f"**Here.** {wording.lessons(shares, self.end)}"]
         if said := wording.listed({arm: each for arm, each in verdicts.items() if each != DASH}):
             parts.append(f"**As in the paper?** {said}.")
         for name, there in self.elsewhere.items():

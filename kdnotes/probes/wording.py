@@ -22,15 +22,15 @@ NOT_MEASURED = "not measured"
 DASH = "\N{EN DASH}"
 # What each word comes to, after the methods that it is said of.
 LESSONS = {
-    "most": "a student is nearer to its teacher than to one that had none",
-    "part": "a student comes part of the way to its teacher",
-    "a little": "a student moves towards its teacher, and stays nearer to one that had none",
-    "some, how much is open": "a student moves towards its teacher; how far, only more could tell",
-    "none to speak of": "a student is what it would have been without a teacher",
-    "the opposite": "a student is further from its teacher than one that had none",
+    "most": "a student goes most of the way from one trained alone to {end}",
+    "part": "a student goes part of the way from one trained alone to {end}",
+    "a little": "a student moves towards {end}, and stays nearer to one trained alone",
+    "some, how much is open": "a student moves towards {end}; how far, only more could tell",
+    "none to speak of": "a student is about where it would be without a teacher",
+    "the opposite": "a student is further from {end} than one trained alone",
     CANNOT_TELL: "only more students could tell whether anything is handed on",
-    stats.NO_GAP: "teacher and student alone do not differ, so there is nothing to hand on",
-    stats.UNCERTAIN_GAP: "teacher and student alone differ too little for a share of the gap",
+    stats.NO_GAP: "one trained alone is not clearly apart from {end}: there is no gap to close",
+    stats.UNCERTAIN_GAP: "one trained alone is too little apart from {end} for a share of the way",
     NOT_MEASURED: "this was not measured",
 }
 
@@ -135,12 +135,17 @@ def contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return sides[0] * sides[1] < 0 or some_and_none
 
 
-def lessons(shares: Shares) -> str:
-    """What the words come to for a student, one sentence for all methods of a word."""
+def lessons(shares: Shares, end: str) -> str:
+    """What the words come to for a student, one sentence for all methods of a word.
+
+    ``end``: the arm at 1 of a share; a second teacher is one of the first teacher's kind.
+    """
+    there = {"teacher": "its teacher", "second-teacher": "a teacher of the same kind"}
     methods: dict[str, list[str]] = {}
     for arm, share in shares.items():
         methods.setdefault(word(share), []).append(short(arm))
-    return " ".join(f"{' and '.join(who)}: {LESSONS[said]}." for said, who in methods.items())
+    said = {word: lesson.format(end=there.get(end, short(end))) for word, lesson in LESSONS.items()}
+    return " ".join(f"{' and '.join(who)}: {said[word]}." for word, who in methods.items())
 
 
 def how_sure(

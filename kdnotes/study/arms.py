@@ -18,6 +18,7 @@ _MARKERS = "vp<>hdX8H"  # of arms that are variants of others, by a checksum of 
 _OTHER_TEACHER = "#C85F6E"  # what the second of two mixed teachers adds to the colour
 
 Labels = Literal["teacher", "smoothed", "permuted"]
+Control = Literal["second-teacher", "smoothed", "permuted"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ SECOND_TEACHER = Arm("second-teacher", "Second teacher", "Second teacher", "#B05
 PLAIN_TEACHER = Arm("plain-teacher", "Plain teacher", "Plain teacher", "#4D4D4D", "*", ":", True)
 INDEPENDENT = Arm("independent", "Independent (no teacher)", "Independent", "#999999", "o", "--")
 FOREIGN = Arm("foreign", "Foreign network", "Foreign", "#6B4E16", "X", (0, (5, 5)))
-_CONTROLS: dict[str, tuple[str, str, str, str, Any, Labels]] = {
+_CONTROLS: dict[Control, tuple[str, str, str, str, Any, Labels]] = {
     "second-teacher": (
         "KL, other teacher",
         "Other teacher",
@@ -104,7 +105,12 @@ def taught_by(method: Method) -> Arm:
     return Arm(method.name, *look, method=method)
 
 
-def control(kind: Literal["second-teacher", "smoothed", "permuted"], soft: Arm) -> Arm:
+def controls(soft: Arm) -> tuple[Arm, ...]:
+    """One control of each kind, as `control` gives it."""
+    return tuple(control(kind, soft) for kind in _CONTROLS)
+
+
+def control(kind: Control, soft: Arm) -> Arm:
     """Students of other soft labels than their teacher's: what a gain may owe to any soft labels.
 
     ``soft``: the arm of a method whose targets are soft labels.
