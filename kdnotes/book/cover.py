@@ -199,7 +199,7 @@ def declare_methods() -> None:
     """Give ways of teaching and controls their looks, where no cast is planned that would."""
     for method in methods.known().values():
         arms.plain(arms.taught_by(method()))
-    arms.controls(arms.taught_by(methods.get("kl")()))
+    arms.every_control(arms.taught_by(methods.get("kl")()))
 
 
 def _row(

@@ -105,7 +105,7 @@ def taught_by(method: Method) -> Arm:
     return Arm(method.name, *look, method=method)
 
 
-def controls(soft: Arm) -> tuple[Arm, ...]:
+def every_control(soft: Arm) -> tuple[Arm, ...]:
     """One control of each kind, as `control` gives it."""
     return tuple(control(kind, soft) for kind in _CONTROLS)
 
