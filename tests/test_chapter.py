@@ -180,6 +180,12 @@ def test_a_primary_is_decided_by_the_published_run_of_its_images(
         ["cifar10", True, "disagrees"],
         ["scenes", False, "agrees"],
     ]
+    first = stats.primaries(judged).iloc[0]
+    assert (first["verdict"], first["reason"].count("the interval")) == ("disagrees", 1)
+    drawn_only = judged.assign(verdict=["open", "not applicable"], p_agrees=[None, 0.1])
+    drawn_only["reason"] = ["the two teachers differ", "nothing to measure"]
+    undecided = stats.primaries(drawn_only).iloc[0]
+    assert (undecided["verdict"], undecided["reason"]) == ("open", "the two teachers differ")
     text = report.beside_paper(judged, stats.primaries(judged)).splitlines()[0]
     assert text.startswith(
         f"- **C1 {stats.VERDICTS['disagrees']} disagrees** (decided on CIFAR-10)."

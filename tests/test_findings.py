@@ -272,11 +272,11 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert kl[:2] == ["KL", "part"]
     assert kl[2].startswith(".50 [.4")
     assert kl[2].endswith("] of the gap")
-    assert kl[3] == "part"
+    assert kl[3] == "CIFAR-10: part"
     assert kl[4] == f"{VERDICTS['agrees']} agrees"
     assert hint[3:] == ["not measured", f"{VERDICTS['disagrees']} disagrees"]
     assert crd[4] == "–"
-    assert " | on CIFAR-10 | as in the paper? |" in table
+    assert " | on other images | as in the paper? |" in table
     alone = found(rows(FULL), claims=claims).first_screen().answer
     assert " | amount | as in the paper? |" in alone
     assert gap == "*The gap (share):* Teacher .90 minus Independent .50: .40 [.39, .41]."

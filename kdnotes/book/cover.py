@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 PUBLISHED_PRESET = "laptop"
 # What data sets are called where their folder's name is not what readers know them by.
-CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
+CALLED = {
+    "cifar10": "CIFAR-10",
+    "mnist": "MNIST",
+    "pacs": "PACS",
+    "fairface": "FairFace",
+    "scenes-of-mnist": "scenes of MNIST",
+}
 NAMES = {False: "cover.svg", True: "cover-narrow.svg"}  # by whether it is for a phone
 _OTHER_TEACHERS = "control-second-teacher"
 _START, _END = "<!-- cover: written by python -m kdnotes.book.cover -->", "<!-- end of cover -->"

@@ -49,7 +49,7 @@ class _Page:
     size: int  # of text
 
 
-_WIDE = _Page(1400, 490, 930, 960, 1175, 84, 50, (12, 13), 18, 22)
+_WIDE = _Page(1400, 490, 920, 945, 1180, 84, 50, (12, 13), 18, 22)
 _ALONE = _Page(1400, 490, 1130, 1160, 0, 84, 50, (12, 13), 18, 22)  # nothing known of other images
 _NARROW = _Page(780, 40, 740, 740, 40, 130, 152, (92, 20), 24, 30)
 _LOWEST, _HIGHEST = -0.6, 1.4  # intervals that reach further end in an arrow

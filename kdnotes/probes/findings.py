@@ -237,12 +237,12 @@ class Findings:
     def first_screen(self) -> FirstScreen:
         """The answer with a row per method, a picture of every network, how sure."""
         shares = {arm: self.share(arm) for arm in self.methods}
-        others = [f"on {name}" for name in self.elsewhere]
+        others = ["on other images"] if self.elsewhere else []
         heads = "method", "how much", "amount", *others, "as in the paper?"
         rows = [heads, (":--",) * len(heads)]
         for arm, share in shares.items():
             found = wording.word(share), wording.amount(share, self.measure.unit)
-            there = [self._elsewhere(name, arm) for name in self.elsewhere]
+            there = [self._elsewhere(arm)] if others else []
             rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
@@ -298,12 +298,15 @@ class Findings:
             }
         return about | {"methods": methods}
 
-    def _elsewhere(self, name: str, arm: str) -> str:
-        there = self.elsewhere[name]
-        if (there["measure"], there["condition"]) != self._where():
-            return DASH
-        found = there["methods"].get(arm)
-        return found["word"] if found else NOT_MEASURED
+    def _elsewhere(self, arm: str) -> str:
+        """The word for an arm on each set of other images where the same was measured of it."""
+        words = {
+            name: there["methods"][arm]["word"]
+            for name, there in self.elsewhere.items()
+            if (there["measure"], there["condition"]) == self._where() and arm in there["methods"]
+        }
+        said = [f"{name}: {word}" for name, word in words.items() if word != NOT_MEASURED]
+        return "; ".join(said) or NOT_MEASURED
 
     def _verdict(self, arm: str) -> str:
         """The verdict on the first claim that an arm has more or less than the reference."""

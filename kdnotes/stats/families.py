@@ -196,7 +196,7 @@ def primaries(claims: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["primary", "claims", "p_two_sided", "verdict"])
     frame["p_holm"], frame["reason"] = holm(frame["p_two_sided"]), ""
     for place, row in frame.iterrows():
-        label, reason = _of_parts(claims[claims["id"].isin(row["claims"])], row)
+        label, reason = _of_parts(deciding[deciding["id"].isin(row["claims"])], row)
         frame.loc[place, ["verdict", "reason"]] = label, reason
     return frame
 
@@ -208,6 +208,9 @@ def _of_parts(parts: pd.DataFrame, row: pd.Series) -> tuple[VerdictLabel, str]:
         return "not applicable", str(parts[parts["verdict"] == "not applicable"].iloc[0]["reason"])
     if row["p_holm"] < FAMILY_LEVEL:
         return row["verdict"], "; ".join(parts["reason"])
+    undecided = parts[parts["verdict"] == "open"]
+    if row["p_two_sided"] == 1 and len(undecided):  # by itself, before any correction
+        return "open", str(undecided.iloc[0]["reason"])
     return "open", f"p = {format_number(row['p_holm'], 3)} among the twelve (Holm)"
 
 
