@@ -277,7 +277,8 @@ def test_tables_are_staged_for_download(small_book: Path, tmp_path: Path, monkey
     site.stage([running.Done(run, 7.0, reused=False)], tmp_path / "stage")
     tables = tmp_path / "stage" / "book" / "tables"
     generated = ("again", "benchmarks", "beside-the-paper", "changed", "costs", "cover")
-    generated += ("error-rates", "profile", "trained-out")
+    generated += ("error-rates", "profile", "strangers", "trained-out")
+    generated += tuple(f"audit-{name}" for name in site.AUDITS)
     files = sorted([*(f"{name}.md" for name in generated), "scorecard.csv", "scorecard.json"])
     assert files_under(tables) == files
     assert "| scorecard | 0 | 0.0 min of one core | 7 s |" in (tables / "costs.md").read_text()

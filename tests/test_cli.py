@@ -375,7 +375,7 @@ def test_a_run_that_shall_outlive_its_terminal_does() -> None:
 
 
 def test_the_key_changes_with_everything_that_matters(make_book: Any, tmp_path: Path) -> None:
-    root = make_book()
+    root = make_book(code("pass", tags=["reads-results"]))
 
     def key(**given: str) -> str:
         return running.key(

@@ -320,7 +320,8 @@ def test_a_study_knows_the_command_that_makes_it() -> None:
 def test_a_cell_can_be_run_once_more() -> None:
     study = planning.begin("domain-adaptation", {"preset": "smoke"})
     _, source = parameters.cell(NOTEBOOKS["domain-adaptation"], planning.CAST) or (0, "")
-    given = {name: each.default for name, each in parameters.shared().items()}
+    declared = parameters.read(NOTEBOOKS["domain-adaptation"])
+    given = {name: each.default for name, each in declared.items()}
     for _ in range(2):
         exec(source, given | {"preset": "smoke", "kd": kdnotes, "study": study})
     assert list(study.plans) == ["domains"]

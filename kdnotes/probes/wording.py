@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import figures, stats
-from kdnotes.stats.words import CANNOT_TELL, format_number, how_much
+from kdnotes.stats.words import CANNOT_TELL, NO_GAP, UNCERTAIN_GAP, format_number, how_much
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +29,8 @@ LESSONS = {
     "none to speak of": "a student is about where it would be without a teacher",
     "the opposite": "a student is further from {end} than one trained alone",
     CANNOT_TELL: "only more students could tell whether anything is handed on",
-    stats.NO_GAP: "one trained alone is not clearly apart from {end}: there is no gap to close",
-    stats.UNCERTAIN_GAP: "one trained alone is too little apart from {end} for a share of the way",
+    NO_GAP: "one trained alone is not clearly apart from {end}: there is no gap to close",
+    UNCERTAIN_GAP: "one trained alone is too little apart from {end} for a share of the way",
     NOT_MEASURED: "this was not measured",
 }
 
@@ -72,7 +72,7 @@ def word(share: stats.GapClosed) -> str:
         return how_much(share.ratio.low, share.ratio.high)
     if not share.difference.n:
         return NOT_MEASURED
-    return share.reason if share.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP) else CANNOT_TELL
+    return share.reason if share.reason in (NO_GAP, UNCERTAIN_GAP) else CANNOT_TELL
 
 
 def number(share: stats.GapClosed) -> str:
@@ -99,7 +99,7 @@ def sentence(measure: Measure, shares: Shares, gap: str) -> str:
     verb = "is" if measure.sentence.startswith("is ") else "does"
     alike = f", as its teacher {verb}" if measure.of == "network" else ""
     found = {word(share) for share in shares.values()}
-    if found in ({stats.NO_GAP}, {stats.UNCERTAIN_GAP}):
+    if found in ({NO_GAP}, {UNCERTAIN_GAP}):
         plain = listed({arm: number(share) for arm, share in shares.items()})
         says = f"there is {found.pop()} ({gap}). {plain}"
     else:

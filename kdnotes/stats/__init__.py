@@ -5,7 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from kdnotes.stats.words import VERDICTS, Direction, VerdictLabel, format_number
+from kdnotes.stats.words import (
+    NO_GAP,
+    UNCERTAIN_GAP,
+    VERDICTS,
+    Direction,
+    VerdictLabel,
+    format_number,
+)
 
 if TYPE_CHECKING:
     from kdnotes.stats.agreement import *  # noqa: F403
@@ -20,10 +27,18 @@ _HOMES = {
     " scorecard_verdicts simulate_error_rate verdict with_arms_swapped",
     "intervals": "Interval NOTHING NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_arms"
     " paired_difference t_interval",
-    "shares": "NO_GAP SMALLEST_GAP UNCERTAIN_GAP GapClosed fieller gap_closed",
+    "shares": "SMALLEST_GAP GapClosed fieller gap_closed",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-__all__ = ["VERDICTS", "Direction", "VerdictLabel", "format_number", *_HOME_OF]
+__all__ = [
+    "NO_GAP",
+    "UNCERTAIN_GAP",
+    "VERDICTS",
+    "Direction",
+    "VerdictLabel",
+    "format_number",
+    *_HOME_OF,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,11 +18,10 @@ from kdnotes.stats.intervals import (
     paired_difference,
     standard_deviation,
 )
+from kdnotes.stats.words import NO_GAP, UNCERTAIN_GAP
 
 SMALLEST_GAP = 0.05
 GAP_IN_SPREADS = 3.0
-NO_GAP = "no gap to close"
-UNCERTAIN_GAP = "a gap too uncertain to divide by"
 
 
 @dataclass(frozen=True)
