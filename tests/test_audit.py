@@ -313,7 +313,7 @@ def test_each_network_gets_its_own_size_and_is_asked_once() -> None:
 
     module = networks.build("vgg-small", 4, 0).eval()
     images = torch.rand(20, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    network = member("it", "student", 0, module, size=32).network
+    network = member("it", "student", 0, module, side=32).network
     passes: list[float] = []
     network.report = passes.append
     small = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear", antialias=True)
@@ -325,6 +325,19 @@ def test_each_network_gets_its_own_size_and_is_asked_once() -> None:
     asked = images.clone().requires_grad_()
     network(asked).sum().backward()
     assert asked.grad is not None
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
+def test_networks_from_python_are_shown_images_as_they_are(name: str) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    size = 224 if name.startswith("vit") else 48  # neither what is tried first nor what is declared
+    module = timm.create_model(name, num_classes=4).eval()
+    images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    network = kd.audit.cast(module, module).teacher.network
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), module(images), atol=1e-4, rtol=1e-4)
 
 
 # --- predictions ---------------------------------------------------------------------------------

@@ -200,6 +200,41 @@ def test_what_cannot_be_folded_is_left() -> None:
         assert differ(frozen(images), network(images)) <= SAME
 
 
+class NamedOtherwise(nn.Module):
+    """Two of its four norms can be folded; one sees what was changed in place, one comes twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+        self.p, self.q, self.r, self.s = (nn.BatchNorm2d(3) for _ in range(4))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.q(self.b(self.p(self.a(images))))
+        maps = self.r(self.c(maps).relu_())
+        maps = self.s(self.d(maps))
+        maps = self.s(self.d(maps))
+        return self.head(maps.mean((2, 3)))
+
+
+def test_norms_are_folded_by_what_they_are_given() -> None:
+    network = networks.Normalized(randomised(NamedOtherwise()), (0.0,) * 3, (1.0,) * 3, 16)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        frozen = networks.freeze(network)
+        assert differ(frozen(images), network(images)) <= SAME
+    left = {name for name, each in frozen.body.named_children() if isinstance(each, nn.BatchNorm2d)}
+    assert left == {"r", "s"}
+
+
+def test_efficientnets_are_folded_whole() -> None:
+    import timm
+
+    body = randomised(timm.create_model("tf_efficientnet_lite0", num_classes=5))
+    frozen = networks.freeze(networks.Normalized(body, (0.0,) * 3, (1.0,) * 3, 64))
+    assert not [each for each in frozen.modules() if isinstance(each, nn.BatchNorm2d)]
+
+
 def test_layers_that_are_none_are_refused_in_few_words() -> None:
     network = networks.build("resnet18", 10, 0)
     for path in ("body.layer9", "x" * 500, ""):

@@ -212,7 +212,18 @@ def test_photo_patches_are_pieces_of_the_photographs() -> None:
     assert photo_patches(where, 512, 300).shape == (2, 3, 512, 300)  # larger than they are
 
 
-@pytest.mark.parametrize("size", [16, 28, 64])
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 4.0])
+def test_a_blur_is_that_of_scipy_however_it_is_made(sigma: float) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    images = torch.rand(2, 3, 40, 32, generator=torch.Generator().manual_seed(0))
+    blurred = renderings._blur(images, sigma)
+    sigmas = (0, 0, sigma, sigma)
+    expected = gaussian_filter(images.double().numpy(), sigmas, mode="mirror", truncate=3.0)
+    np.testing.assert_allclose(blurred.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 28, 64, 128])
 def test_renderings_are_images_that_do_not_depend_on_batches(size: int) -> None:
     data = some_data(10, size)
     images, draws = to_float(data.images), draw(data.labels, 3)

@@ -21,7 +21,7 @@ from kdnotes.study.resolving import resolve_device
 if TYPE_CHECKING:
     from kdnotes.probes.base import Cast
 
-CHUNK = 8  # images of a pass on one core: their maps stay near the processor
+CHUNK = 4  # images of a pass on one core: their maps stay near the processor
 ROOM = 1e9  # bytes for what a batch needs at once
 REMEMBERED = 256e6  # bytes of logits
 
@@ -29,29 +29,25 @@ REMEMBERED = 256e6  # bytes of logits
 class Audited(networks.Normalized):
     """A network for images of any size in [0, 1], which it scales to its own.
 
-    size: side in pixels that the body wants, None for that of the images; columns: for each of the
+    side: in pixels, what the body is shown, None for images as they are; columns: for each of the
     body's classes the class of the images that it counts for, -1 for none (probabilities add up).
     Without gradients and hooks, images are shown on all cores, and no image is shown twice.
     """
 
     def __init__(
-        self,
-        body: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        size: int | None = None,
-        columns: Sequence[int] = (),
+        self, network: networks.Normalized, side: int | None, columns: Sequence[int] = ()
     ) -> None:
-        super().__init__(body, tuple(mean), tuple(std))
-        self.size, self.columns = size, tuple(columns)
+        super().__init__(network.body, (0.0,) * 3, (1.0,) * 3, network.size)
+        self.mean, self.std = network.mean, network.std
+        self.side, self.columns = side, tuple(columns)
         self.report: Callable[[float], None] = lambda passes: None
         self._known: dict[bytes, Tensor] = {}
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] as the body wants them."""
-        if self.size and images.shape[-1] != self.size:
-            size = (self.size, self.size)
-            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        if self.side and images.shape[-1] != self.side:
+            sides = (self.side, self.side)
+            images = nn.functional.interpolate(images, sides, mode="bilinear", antialias=True)
         return super().normalize(images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -96,7 +92,7 @@ def member(
     module: nn.Module,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    size: int | None = None,
+    side: int | None = None,
     columns: Sequence[int] = (),
 ) -> Member:
     """A copy of a network as a member of a cast, frozen, on the graphics card where there is one.
@@ -106,12 +102,10 @@ def member(
     for name, values in module.state_dict().items():
         if not bool(values.isfinite().all()):
             raise RequestError(f"{called} has weights that are not finite numbers ({name})")
-    if isinstance(module, networks.Normalized):
-        own = Audited(module.body, (0.0,) * 3, (1.0,) * 3, size, columns)
-        own.mean, own.std = module.mean.clone(), module.std.clone()
-    else:
-        own = Audited(module, mean or (0.0,) * 3, std or (1.0,) * 3, size, columns)
-    network = networks.freeze(own).to(resolve_device(""))
+    if not isinstance(module, networks.Normalized):
+        module = networks.Normalized(module, (*(mean or (0.0,) * 3),), (*(std or (1.0,) * 3),))
+    frozen = networks.freeze(module)  # what remembers answers could not be tried before and after
+    network = Audited(frozen, side, columns).eval().to(resolve_device(""))
     try:
         taps = networks.taps(network)
     except RequestError:  # only some properties need them, and say so
@@ -122,7 +116,7 @@ def member(
 def digest(network: nn.Module) -> str:
     """Name of what a network computes: its weights, its layers, and how images reach it."""
     state = hashlib.sha256(repr(network).encode())
-    for name in ("size", "columns"):
+    for name in ("side", "columns"):
         state.update(repr(getattr(network, name, None)).encode())
     for name, values in network.state_dict().items():
         state.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())

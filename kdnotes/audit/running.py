@@ -208,7 +208,7 @@ def _cast(
                 getattr(network, name).copy_(_as_image(values))
         mine = made.setdefault(arm, [])
         called = f"--{arm} {text}"
-        own: dict[str, Any] = {"size": size if size != side else None, "columns": columns}
+        own: dict[str, Any] = {"side": size if size != side else None, "columns": columns}
         mine.append(members.member(called, arm, len(mine), network, **own))
     taught = (*made["student"], *made.get("independent", ()))
     notes = list(dict.fromkeys(note for opened in loaded for note in opened.notes))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import pairwise
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -106,7 +106,7 @@ def freeze(network: _Network) -> _Network:
         try:
             images = example(frozen)
             plain = logits_once(frozen, images)
-            _fold_batch_norm(frozen)
+            _fold_batch_norm(frozen, images)
             same = differ(logits_once(frozen, images), plain) <= SAME
         except RequestError:  # no images to try it on, or folding has broken it
             same = False
@@ -189,27 +189,40 @@ def differ(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / largest)
 
 
-def _fold_batch_norm(module: nn.Module) -> None:
-    """Fold each BatchNorm that follows a convolution into it, in place; evaluation mode only.
+def _fold_batch_norm(network: nn.Module, images: Tensor) -> None:
+    """Fold each BatchNorm that is given what a convolution gave into that, in place.
 
-    Understands timm's ConvNormAct and BatchNormAct2d (whose activation is kept), and neighbours in
-    a Sequential or in ResNet-style attribute pairs (conv1/bn1, ...).
+    Which these are is seen while the network answers; what timm's fused norms do besides (drop out,
+    activate) is kept.
     """
-    for child in module.children():
-        _fold_batch_norm(child)
-    pairs = [("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")]
-    if isinstance(module, nn.Sequential):
-        pairs = list(pairwise(module._modules))
-    for conv_name, norm_name in pairs:
-        holder, conv = module, getattr(module, conv_name, None)
-        norm = getattr(module, norm_name, None)
-        if isinstance(conv, nn.Sequential) and len(conv):  # a deep stem: its last convolution
-            holder, conv_name, conv = conv, str(len(conv) - 1), conv[-1]
-        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-            continue
-        if conv.out_channels == norm.num_features:
-            setattr(holder, conv_name, fuse_conv_bn_eval(conv, norm))
-            # timm's fused norm keeps dropout and activation, plain BatchNorm nothing.
-            rest = (getattr(norm, name, nn.Identity()) for name in ("drop", "act"))
-            kept = [part for part in rest if not isinstance(part, nn.Identity)]
-            setattr(module, norm_name, kept[0] if len(kept) == 1 else nn.Sequential(*kept))
+    given: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # tensors are kept, else ids come again
+    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+    calls: Counter[nn.Module] = Counter()
+
+    def gave(conv: Any, inputs: Any, output: Tensor) -> None:
+        calls[conv] += 1
+        given[id(output)] = conv, output, output._version
+
+    def takes(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        calls[norm] += 1
+        conv, output, version = given.get(id(inputs[0]), (None, None, 0))
+        if conv is not None and output is not None and output._version == version:
+            pairs[norm] = conv  # and nothing has changed it in place since
+
+    with ExitStack() as hooks:
+        for each in network.modules():
+            if isinstance(each, nn.Conv2d):
+                hooks.enter_context(each.register_forward_hook(gave))
+            elif isinstance(each, nn.BatchNorm2d):
+                hooks.enter_context(each.register_forward_pre_hook(takes))
+        logits_once(network, images)
+    for holder in list(network.modules()):
+        for name, norm in list(holder.named_children()):
+            if not isinstance(norm, nn.BatchNorm2d) or norm not in pairs:
+                continue
+            if calls[conv := pairs[norm]] == calls[norm] == 1:
+                folded = fuse_conv_bn_eval(conv, norm)
+                conv.weight, conv.bias = folded.weight, folded.bias
+                rest = (getattr(norm, part, nn.Identity()) for part in ("drop", "act"))
+                kept = [part for part in rest if not isinstance(part, nn.Identity)]
+                setattr(holder, name, kept[0] if len(kept) == 1 else nn.Sequential(*kept))

@@ -186,5 +186,6 @@ PROPERTY = Property(
     rank=6,
     audited=True,
     brief={"curves": False},
+    share=0.5,
     passes=4.0,
 )
