@@ -575,6 +575,25 @@ def test_shifts_grow_with_the_images() -> None:
     assert (same["value_x"] == same["value_y"]).all()
 
 
+def test_the_answer_counts_every_property_once() -> None:
+    from kdnotes.audit.report import answer
+
+    def claim(word: str, low: float) -> dict[str, object]:
+        return {"word": word, "share": {"low": low}}
+
+    told = [claim("most", 0.6), claim("most", 0.6), claim("the opposite", -0.4)]
+    unknown = [claim("no gap to close", math.nan), claim("cannot tell", -0.1)]
+    assert answer(told + unknown) == (
+        "Of what the teacher has beyond a student trained alone, the student took most of it in 2, "
+        "the opposite in 1 of 5 properties; in 1 there is no gap to close; of 1 it cannot be told."
+    )
+    assert answer(told).endswith("the opposite in 1 of 3 properties.")
+    assert answer(unknown) == (
+        "What was inherited cannot be told: of properties measured (2), 1 leave no gap to close, "
+        "1 no certain share of one."
+    )
+
+
 def test_networks_without_stages_are_told_apart() -> None:
     from dataclasses import replace
 

@@ -21,7 +21,7 @@ from kdnotes.book import results
 from kdnotes.figures import looks
 from kdnotes.probes import localization
 from kdnotes.stats import Interval, format_number
-from kdnotes.stats.words import CANNOT_TELL
+from kdnotes.stats.words import CANNOT_TELL, NO_GAP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,14 +94,17 @@ def _template() -> Any:
 def answer(main: Sequence[Mapping[str, Any]]) -> str:
     """How much was inherited in how many of the properties, in one sentence."""
     told = Counter(claim["word"] for claim in main if _is_told(claim))
-    rest = len(main) - sum(told.values())
+    even = sum(claim["word"] == NO_GAP for claim in main)
+    rest = len(main) - sum(told.values()) - even
     if not told:
-        return f"What was inherited cannot be told for any of the {len(main)} properties measured."
+        said = f"What was inherited cannot be told: of properties measured ({len(main)}), "
+        return f"{said}{even} leave no gap to close, {rest} no certain share of one."
     parts = [
         f"{word}{' of it' if word in ('most', 'part') else ''} in {count}"
         for word, count in told.most_common()
     ]
-    some = f"; of {rest} it cannot be told" if rest else ""
+    some = f"; in {even} there is no gap to close" if even else ""
+    some += f"; of {rest} it cannot be told" if rest else ""
     return (
         "Of what the teacher has beyond a student trained alone, the student took "
         f"{', '.join(parts)} of {len(main)} properties{some}."

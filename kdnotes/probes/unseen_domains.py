@@ -140,6 +140,6 @@ PROPERTY = Property(
     MEASURES,
     rank=7,
     audited=True,
-    share=0.5,
+    share=0.4,
     passes=5.0,
 )
