@@ -84,6 +84,8 @@ def test_what_a_change_changed_is_told_where_the_same_was_asked() -> None:
     arrow = compared.ARROW
     told = f".75 of the gap {arrow} .77 of the gap (part {arrow} most)"
     assert compared.effects(here, there) == {"kl": told}
+    there["methods"]["kl"] |= {"word": "most", "amount": ".75 [.70, .80] of the gap"}
+    assert compared.effects(here, there) == {"kl": f".75 of the gap {arrow} .77 of the gap"}
     assert compared.effects(here | {"condition": "elsewhere"}, there) == {}
     assert compared.said({"tau": (8.0, 4.0)}) == "tau 8, preset 4"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,15 +68,24 @@ def _setting(value: Any) -> str:
 
 
 def effects(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, str]:
-    """What each method's amount was there and is here; nothing where other things were asked."""
+    """What each method's amount was there and is here; nothing where other things were asked.
+
+    The word for it is said where it is another one.
+    """
     if any(here.get(key) != there.get(key) for key in ("measure", "condition")):
         return {}
-    pairs = {arm: (there["methods"].get(arm), now) for arm, now in here["methods"].items()}
-    return {
-        arm: f"{before['amount']} {ARROW} {now['amount']} ({before['word']} {ARROW} {now['word']})"
-        for arm, (before, now) in pairs.items()
-        if before
-    }
+    told = {}
+    for arm, now in here["methods"].items():
+        if before := there["methods"].get(arm):
+            other = f" ({before['word']} {ARROW} {now['word']})"
+            word = other if before["word"] != now["word"] else ""
+            told[arm] = f"{_short(before)} {ARROW} {_short(now)}{word}"
+    return told
+
+
+def _short(answer: Mapping[str, Any]) -> str:
+    """An amount without its interval, which the table below it has."""
+    return re.sub(r" \[[^]]*\]", "", answer["amount"])
 
 
 # --- one run ----------------------------------------------------------------------------------
