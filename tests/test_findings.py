@@ -235,11 +235,10 @@ def test_the_verb_goes_with_the_first_that_hands_on_anything() -> None:
 
 def test_no_gap_and_one_too_uncertain_are_told_apart() -> None:
     none = found(rows(FULL | {"teacher": [0.51]}))
+    alone = none.differences(none.methods).replace(": ", " minus alone ")
     assert none.sentence() == (
-        "A student gives the same answer, as its teacher does: there is no gap to close "
-        "(Teacher .51 minus Independent .50: .01 [.00, .02]). "
-        + none.differences(none.methods).replace(": ", ": difference ")
-        + "."
+        f"A student gives the same answer, as its teacher does: {alone}. For a share of the way "
+        "there is no gap to close (Teacher .51 minus Independent .50: .01 [.00, .02])."
     )
     wide = FULL | {"independent": [0.40, 0.60, 0.50, 0.65, 0.35], "teacher": [0.80]}
     says = found(rows(wide)).sentence()

@@ -51,7 +51,7 @@ class _Page:
 
 _WIDE = _Page(1400, 490, 920, 945, 1180, 84, 50, (12, 13), 18, 22)
 _ALONE = _Page(1400, 490, 1130, 1160, 0, 84, 50, (12, 13), 18, 22)  # nothing known of other images
-_NARROW = _Page(780, 40, 740, 740, 40, 130, 152, (92, 20), 24, 30)
+_NARROW = _Page(780, 40, 740, 740, 40, 130, 178, (92, 20), 24, 30)
 _LOWEST, _HIGHEST = -0.6, 1.4  # intervals that reach further end in an arrow
 _FADED = "#767676"  # the lightest grey that is legible on white
 
@@ -125,27 +125,30 @@ def _draw_row(
     if shaded:
         span = (0, page.width) if narrow else (page.left - 6, page.right + 6)
         axis.fill_between(span, top, top + page.each, color="#F1F3F5", linewidth=0, zorder=0)
-    for share in (0, 1):
-        reach = (top + page.bars[0] - 14, top + page.each - 4) if narrow else (top, top + page.each)
+    divided = any(found["share"] for found in row.methods.values())
+    for share in (0, 1) if divided else (0,):  # where there is no gap there is no other end
+        reach = (top + page.bars[0] - 14, top + 148) if narrow else (top, top + page.each)
         axis.plot([scale(share)] * 2, reach, color="#555555", lw=1.8, zorder=1)
     side, at = ("left", page.left) if narrow else ("right", page.left - 18)
     below = top + page.names + 0.95 * page.size + (8 if narrow else 0)
     there = [f"{word} ({name})" for name, word in row.elsewhere.items()]
-    world = ", ".join([row.world, *there]) if narrow else row.world
     _text(axis, at, top + page.names, row.sentence, page.size, ha=side)
-    _text(axis, at, below, world, page.size - 6, ha=side, color=_FADED)
     first = row.methods[arms[0]]
     sure = first["share"] and first["word"] != CANNOT_TELL
     style = {"weight": "bold"} if sure else {"color": _FADED}
     short = first["word"] if first["share"] or len(first["word"]) < 18 else NO_CLEAR_GAP
     said = short if narrow else textwrap.fill(short, 16)
     size, middle = page.size - min(2 * said.count("\n"), 4), top + page.each / 2
+    _text(axis, at, below, row.world, page.size - 6, ha=side, color=_FADED)
     ends = {"ha": "right" if narrow else "left", **style}
     _text(axis, page.words, below if narrow else middle, said + row.note, size, **ends)
-    if page.there and not narrow:
+    if narrow:
+        others = f"on other images: {', '.join(there)}" if there else ""
+        _text(axis, at, top + page.each - 18, others, page.size - 6, color="#333333")
+    elif page.there:
         small = page.size - 3 - 2 * len(there)
         _text(axis, page.there, middle, "\n".join(there), small, color="#333333")
-    if any(found["share"] for found in row.methods.values()):
+    if divided:
         for place, arm in enumerate(arms):
             _draw_mark(axis, scale, arm, row.methods.get(arm), top + place * page.bars[1])
     else:

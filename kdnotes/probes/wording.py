@@ -100,8 +100,10 @@ def sentence(measure: Measure, shares: Shares, gap: str) -> str:
     alike = f", as its teacher {verb}" if measure.of == "network" else ""
     found = {word(share) for share in shares.values()}
     if found in ({NO_GAP}, {UNCERTAIN_GAP}):
-        plain = listed({arm: number(share) for arm, share in shares.items()})
-        says = f"there is {found.pop()} ({gap}). {plain}"
+        plain = (
+            f"{short(arm)} minus alone {share.difference.format()}" for arm, share in shares.items()
+        )
+        says = f"{'; '.join(plain)}. For a share of the way there is {found.pop()} ({gap})"
     else:
         says = "; ".join(_clauses(shares)) or "no way of teaching was compared"
     return f"A student {measure.sentence}{alike}: {says}."
