@@ -12,6 +12,7 @@ from kdnotes.data import DataSpec
 from kdnotes.methods.crd import CRD
 from kdnotes.methods.hint import Hint
 from kdnotes.methods.kl import KL
+from kdnotes.training import pool
 from kdnotes.training.specification import NetworkSpec, Planned, Recipe
 
 COMMON = {
@@ -70,6 +71,14 @@ def test_what_has_to_be_trained_before() -> None:
 )
 def test_a_layer_is_needed_unless_a_table_of_logits_holds_it(method: Hint, needs: bool) -> None:
     assert student(method=method).needs_layer == needs
+
+
+def test_few_images_of_each_group_cost_little() -> None:
+    whole = student(data=DataSpec(name="imagefolder:faces", split="train", count=20_000))
+    some = student(data=whole.data.model_copy(update={"options": {"counts": "a=600,b=50, c=350"}}))
+    thousand = student(data=whole.data.model_copy(update={"count": 1000}))
+    costs = [pool.cost(Planned("kl", each)) for each in (whole, some, thousand)]
+    assert costs[1] == costs[2] < costs[0] / 3
 
 
 def test_planning_does_not_import_torch() -> None:

@@ -390,7 +390,7 @@ def _in_groups(
             f"groups {options.groups!r} names no image of {root}; its column 'file' is relative "
             f"to that folder, such as {shown}"
         )
-    counts = _counts(options.counts)
+    counts = counts_of(options.counts)
     if unknown := {*options.leave_out, *counts} - set(groups):
         raise RequestError(
             f"no image is in the group {min(unknown)!r}; groups in {options.groups}: "
@@ -409,7 +409,7 @@ def _in_groups(
     return kept, groups
 
 
-def _counts(text: str) -> dict[str, int]:
+def counts_of(text: str) -> dict[str, int]:
     """Numbers of photos by group, from ``Black=600,White=50``. Raises RequestError."""
     parts = [part.rpartition("=") for part in text.split(",") if text]
     if not all(name.strip() and number.strip().isdecimal() for name, _, number in parts):

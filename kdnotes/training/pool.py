@@ -191,6 +191,7 @@ def cost(item: Planned) -> float:
     Scaled so that the networks of the laptop edition together take what they took on two cores.
     """
     from kdnotes import data, networks
+    from kdnotes.data import folders
 
     spec, recipe = item.spec, item.spec.recipe
     if spec.pretrained:
@@ -198,7 +199,12 @@ def cost(item: Planned) -> float:
     size = pixels(spec)
     # A folder of photos says how many it has only when it is read: ImageNet's number is meant.
     many = 1_281_167 if spec.large_images else data.source(spec.data.name).about
-    images = (spec.data.count or many) * recipe.epochs
+    many = spec.data.count or many
+    if counts := spec.data.options.get(
+        "counts"
+    ):  # of groups, those without one left out of account
+        many = min(many, sum(folders.counts_of(str(counts)).values()))
+    images = many * recipe.epochs
     work = 6 * networks.multiply_adds(spec.model, size, not spec.large_images)
     live = spec.needs_layer or recipe.resized is not None
     if spec.teacher is not None and live and not spec.teacher.parts:
