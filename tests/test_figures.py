@@ -415,6 +415,15 @@ def test_curve_draws_means_and_networks_at_the_given_places() -> None:
         draw.curve(table, "same_answer", places, ["crd"], "Size", "Same")
 
 
+@pytest.mark.parametrize(("second", "bound"), [(0.9, True), (1.2, False)])
+def test_no_view_of_shares_beyond_nothing_and_everything(second: float, bound: bool) -> None:
+    rows = [("kl", seed, "tau=4", "same_answer", value) for seed, value in enumerate((0.1, second))]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "condition", "measure", "value"])
+    figure = draw.curve(table, "same_answer", {"tau=4": 4}, ["kl"], "Temperature", "Same")
+    low, high = figure.axes[0].get_ylim()
+    assert (low >= -0.05 and high <= 1.05) == bound
+
+
 def test_curve_sets_names_side_by_side() -> None:
     table = make_table(("layer=stem", "layer=stages.2"))
     places = {"layer=stem": "stem", "layer=stages.2": "last"}

@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy import nanmax, nanmin
 from pandas import DataFrame, Series, concat
 
 from kdnotes import stats
@@ -42,6 +43,7 @@ def curve(
     drawing.name_axes(axis, xlabel, ylabel)
     for arm in choose(values, arms):
         _line(axis, arm, values[arm])
+    _look_at_shares(axis, values)
     if len(places) <= 8:
         axis.set_xticks(places, names or None)
     elif all(float(place).is_integer() for place in places):  # there is no half an epoch
@@ -70,9 +72,17 @@ def doses(
         axis.set_xticks(range(len(at)), list(map(brief, at)))
         axis.set_xlim(-0.4, len(at) - 0.6)
         axis.grid(visible=False, axis="x")
+    _look_at_shares(axes[0], values)
     figure.supylabel(ylabel, size="medium")
     drawing.legend(figure)
     return figure
+
+
+def _look_at_shares(axis: Axes, values: DataFrame) -> None:
+    """No view of shares beyond 0 and 1, which bands of two networks can leave by far."""
+    (low, high), found = axis.get_ylim(), values.to_numpy()
+    if nanmin(found) >= 0 and nanmax(found) <= 1:
+        axis.set_ylim(max(low, -0.05), min(high, 1.05))
 
 
 def _line(axis: Axes, arm: str, values: Series) -> None:
