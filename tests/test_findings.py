@@ -262,7 +262,12 @@ def test_the_first_screen_of_a_full_table() -> None:
     ]
     there = found(rows({arm: FULL[arm] for arm in ("teacher", "independent", "kl")})).answers()
     screen = found(rows(FULL), claims=claims, elsewhere={"CIFAR-10": there}).first_screen()
-    sentence, table = screen.answer.split("\n\n")
+    sentence, table, reading = screen.answer.split("\n\n")
+    assert reading == (
+        "<small>In brackets: 95% intervals; of the gap: the way from one trained alone (0) to its "
+        "teacher (1); a word holds for all of its interval; –: the paper says nothing of it."
+        "</small>"
+    )
     gap = screen.sure.split("\n\n")[0]
     assert sentence == found(rows(FULL)).sentence()
     kl, hint, crd = (
@@ -278,6 +283,7 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert " | on other images | as in the paper? |" in table
     alone = found(rows(FULL), claims=claims).first_screen().answer
     assert " | amount | as in the paper? |" in alone
+    assert "; not run on other images; –:" in alone
     assert gap == "*The gap (share):* Teacher .90 minus Independent .50: .40 [.39, .41]."
     # A symbol answers the second question only.
     assert not any(mark in sentence + gap for mark in (VERDICTS["agrees"], "\N{BALLOT X}"))

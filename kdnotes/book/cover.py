@@ -106,10 +106,12 @@ class Cover:
                 counts[unknown.get(word, _GAPLESS)] += len(there)
         parts += [said.format(count) for said, count in counts.items() if count]
         some = {arm: sum(len(self.words(arm).get(word, ())) for word in _SOME) for arm in self.arms}
-        others = " and ".join(f"{looks.of(arm).short} some in {some[arm]}" for arm in self.arms[1:])
+        first, *rest = map(looks.label, self.arms)
+        counted = zip(rest, self.arms[1:], strict=True)
+        others = " and ".join(f"{label} something in {some[arm]}" for label, arm in counted)
         said = ", ".join(parts) or "nothing"
         beside = f"; {others}" if others else ""
-        return f"Of {len(self.rows)} properties {self.first} hands on {said}{beside}."
+        return f"Of {len(self.rows)} properties {first} hands on {said}{beside}."
 
     def how_sure(self) -> str:
         """What the answer rests on, and where other images say otherwise, in one sentence."""

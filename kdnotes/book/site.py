@@ -43,7 +43,7 @@ _ERROR_TAG = "papermill-error-cell-tag"
 # contents numbers titles, and with them figures and exercises.
 _TITLE_NUMBER = re.compile(r"^# \d+\. ")
 # The title of a chapter with the first sentence under it, and what follows.
-_OPENING = re.compile(r"(.*?^# [^\n]+\n+.+?[.?!:])\s+(.+)", re.DOTALL | re.MULTILINE)
+_OPENING = re.compile(r"(.*?^# [^\n]+\n+.+?[.?!])\s+(.+)", re.DOTALL | re.MULTILINE)
 # A list of no items, to a reader of screens: what it holds are entries of a bibliography.
 _NO_LIST = 'role="list" class="citation-list"', 'class="citation-list"'
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

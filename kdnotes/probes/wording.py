@@ -109,6 +109,23 @@ def sentence(measure: Measure, shares: Shares, gap: str) -> str:
     return f"A student {measure.sentence}{alike}: {says}."
 
 
+def reading(shares: Shares, end: str, elsewhere: bool, silent: bool) -> str:
+    """How to read the table of an answer, with what of it is there."""
+    divided = any(share.ratio is not None for share in shares.values())
+    whole = all(share.ratio is not None for share in shares.values())
+    parts = ["In brackets: 95% intervals"]
+    parts += [f"of the gap: the way from one trained alone (0) to {_the(end)} (1)"] * divided
+    parts += ["difference: minus one trained alone"] * (not whole)
+    parts += ["a word holds for all of its interval"] * divided
+    parts += ["not run on other images"] * (not elsewhere)
+    parts += [f"{DASH}: the paper says nothing of it"] * silent
+    return f"<small>{'; '.join(parts)}.</small>"
+
+
+def _the(end: str) -> str:
+    return "its teacher" if end == "teacher" else f"the {short(end).lower()}"
+
+
 def _clauses(shares: Shares) -> Iterator[str]:
     """One for each method; the verb stands with the first that hands on anything."""
     verb, of = " hands on", " of it"
