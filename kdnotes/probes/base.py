@@ -261,12 +261,16 @@ def all_logits(
 
     Each batch is read once for all networks.
     """
-    parts: list[list[Tensor]] = [[] for _ in members]
-    for _, images in batches(data, device_of(members[0].network), batch_size):
+    # Parts that are kept between what a network needs and frees would split the memory up.
+    found: list[Tensor] = []
+    for places, images in batches(data, device_of(members[0].network), batch_size):
         shown = change(images)
-        for member, part in zip(members, parts, strict=True):
-            part.append(logits_of(member.network, shown))
-    return [torch.cat(part) for part in parts]
+        for number, member in enumerate(members):
+            logits = logits_of(member.network, shown)
+            if len(found) == number:
+                found.append(torch.empty(len(data), *logits.shape[1:]))
+            found[number][places] = logits
+    return found
 
 
 def all_answers(members: Sequence[Member], data: ImageData, *change: Any) -> list[Tensor]:

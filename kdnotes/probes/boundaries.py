@@ -147,15 +147,18 @@ def measure(
         members = [each for each in cast.everyone() if name in (only or {}).get(each.arm, domains)]
         planes, corners = planes_of(data, triplets, seed)
         inside = torch.stack([plane.inside(plane.grid(grid)) for plane in planes])
-        seen: list[list[Tensor]] = [[] for _ in members]
+        # Parts that are kept between what a network needs and frees would split the memory up.
+        answers = torch.empty(len(members), len(planes) * grid**2, dtype=torch.int64)
+        done = 0
         for start in range(0, len(planes), per_batch):
             some = planes[start : start + per_batch]
             images = torch.cat([plane.images(plane.grid(grid)) for plane in some])
             for part in images.split(base.BATCH_SIZE):  # each image is made once for all networks
                 shown = part.to(device).contiguous(memory_format=torch.channels_last)
-                for member, its_parts in zip(members, seen, strict=True):
-                    its_parts.append(base.answers_of(member.network, shown))
-        answers = [torch.cat(its_parts) for its_parts in seen]
+                for number, member in enumerate(members):
+                    its = base.answers_of(member.network, shown)
+                    answers[number, done : done + len(part)] = its
+                done += len(part)
         spanning, where = data.subset(corners.flatten()), f"domain={name}"
         recorder = Recorder(replace(data.subset(corners[:, 0]), sources=torch.arange(len(planes))))
         for member, its in zip(members, base.all_answers(members, spanning), strict=True):
@@ -171,7 +174,7 @@ def measure(
             overlap = float(class_iou(by_plane, teachers).mean())
             recorder.add_value(member, "boundary_iou", overlap, where)
         pairs = {"boundary_agreement": base.share_alike, "boundary_kappa": stats.cohen_kappa}
-        recorder.add_pairs(members, answers, pairs, where)
+        recorder.add_pairs(members, list(answers), pairs, where)
         parts.append(recorder.outcome())
     return Outcome.combine(parts)
 
