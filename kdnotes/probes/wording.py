@@ -109,7 +109,7 @@ def sentence(measure: Measure, shares: Shares, gap: str) -> str:
     return f"A student {measure.sentence}{alike}: {says}."
 
 
-def reading(shares: Shares, end: str, elsewhere: bool, silent: bool) -> str:
+def how_to_read(shares: Shares, end: str, elsewhere: bool, silent: bool) -> str:
     """How to read the table of an answer, with what of it is there."""
     divided = any(share.ratio is not None for share in shares.values())
     whole = all(share.ratio is not None for share in shares.values())
