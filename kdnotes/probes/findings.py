@@ -246,7 +246,9 @@ class Findings:
             rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
-        reading = wording.how_to_read(shares, self.end, bool(others), any(DASH in row for row in rows))
+        reading = wording.how_to_read(
+            shares, self.end, bool(others), any(DASH in row for row in rows)
+        )
         parts = [self._sentence(shares), self.changed, table, reading]
         answer = Text("\n\n".join(filter(None, parts)))
         return FirstScreen(answer, self.points(), Text(f"{gap}\n\n{self._how_sure(shares)}"))
