@@ -144,7 +144,8 @@ def _draw_row(
     _text(axis, page.words, below if narrow else middle, said + row.note, size, **ends)
     if narrow:
         others = f"on other images: {', '.join(there)}" if there else ""
-        _text(axis, at, top + page.each - 15, others, page.size - 6, color="#333333")
+        small = min(page.size - 6, (page.right - at) / (0.6 * max(len(others), 1)))
+        _text(axis, at, top + page.each - 15, others, small, color="#333333")
     elif page.there:
         small = page.size - 3 - 2 * len(there)
         _text(axis, page.there, middle, "\n".join(there), small, color="#333333")
