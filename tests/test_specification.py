@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -71,6 +72,18 @@ def test_what_has_to_be_trained_before() -> None:
 )
 def test_a_layer_is_needed_unless_a_table_of_logits_holds_it(method: Hint, needs: bool) -> None:
     assert student(method=method).needs_layer == needs
+
+
+def test_photos_cost_by_the_size_they_have(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / label).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / label / "0.png")
+    asked = DataSpec(name=f"imagefolder:{tmp_path}", split="train", count=500)
+    assert pool.pixels(student(data=asked)) == 64
+    gone = asked.model_copy(update={"name": "imagefolder:gone"})
+    assert pool.pixels(student(data=gone)) == 32
 
 
 def test_few_images_of_each_group_cost_little() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from kdnotes import progress
+from kdnotes.errors import RequestError
 from kdnotes.training.specification import NetworkSpec, Planned
 
 # Environment of a process that keeps the memory it frees: asking the system for it anew costs a
@@ -180,9 +183,23 @@ def display(to_train: list[Planned], quiet: bool = False) -> Iterator[Show]:
 
 
 def pixels(spec: NetworkSpec) -> int:
-    """Side in pixels of the images that a network is shown, 32 where the data alone know it."""
+    """Side in pixels of the images that a network is shown, 32 where nothing tells it."""
+    from kdnotes.data import FOLDER_PREFIX
+
     size = int(spec.data.options.get("size", 32))
+    if spec.data.name.startswith(FOLDER_PREFIX):
+        size = _size_in_folder(spec.data.name, json.dumps(spec.data.options, sort_keys=True))
     return size if spec.recipe.resized is None else spec.recipe.resized.size or size
+
+
+@lru_cache(maxsize=64)
+def _size_in_folder(name: str, options: str) -> int:
+    from kdnotes.data import folders
+
+    try:
+        return folders.image_size(name, json.loads(options))
+    except RequestError:  # it is gone; that is said where the images are read
+        return 32
 
 
 def cost(item: Planned) -> float:
@@ -209,4 +226,5 @@ def cost(item: Planned) -> float:
     live = spec.needs_layer or recipe.resized is not None
     if spec.teacher is not None and live and not spec.teacher.parts:
         work += 2 * networks.multiply_adds(spec.teacher.model, size, not spec.large_images)
-    return 0.73 + images * (work / 109e9 + 3.66e-3 / recipe.batch)
+    # Maps have to be moved as well, which for narrow networks takes longer than to compute them.
+    return 0.73 + images * (work / 109e9 + 3.66e-3 / recipe.batch * (size / 32) ** 2)
