@@ -362,10 +362,14 @@ def test_page_problems(tmp_path: Path) -> None:
         '<img src="../a.png" alt="A dot"><img src="../a.png"><img src="b.png" alt="B">'
         '<img src="../a.png" alt="../_images/a.png">'
     )
-    (tmp_path / "book" / "two.html").write_text('<h1 id="here">Two</h1><a href="one.html">ok</a>')
+    (tmp_path / "book" / "two.html").write_text(
+        '<h1 id="here">Two</h1><a href="one.html">ok</a><p>| who | right | |:\N{EN DASH}|:|</p>',
+        encoding="utf-8",
+    )
     assert sorted(site.page_problems(tmp_path, ["book/one", "book/two", "book/three"])) == sorted(
         [
             "page book/three was not made",
+            "book/two.html: a table is shown as the text that it is made of",
             "book/one.html: there is no #there for link two.html#there",
             "book/one.html: link to gone.html leads nowhere",
             "book/one.html: there is no #lost for link #lost",

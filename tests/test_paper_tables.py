@@ -54,6 +54,14 @@ def test_the_page_is_made_of_what_is_published() -> None:
     assert sum(line.startswith("| on colours | KL |") for line in text.splitlines()) == 2
 
 
+def test_tables_have_a_rule_for_each_column() -> None:
+    text = paper_tables.beside_the_paper(NUMBERS, ROOT / "results")
+    lines = text.splitlines()
+    heads = [at for at, line in enumerate(lines) if line.startswith("| images | who |")]
+    assert len(heads) == 4
+    assert {lines[at].count("|") - lines[at + 1].count("|") for at in heads} == {0}
+
+
 def test_networks_that_never_met_are_shown_with_their_intervals(tmp_path: Path) -> None:
     path = tmp_path / "strangers.csv"
     assert "not compared" in paper_tables.strangers(path)

@@ -193,5 +193,6 @@ def changed(first_edition: Path, runs: Path) -> str:
 def columns_table(columns: Sequence[str], sides: str, rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; ``sides``: ":" for a column of words, "-" for one of numbers."""
     head, *lines = (f"| {' | '.join(map(str, row))} |" for row in (columns, *rows))
-    rule = "|".join(":--" if side == ":" else "--:" for side in sides)
+    by_side = {":": ":--", "-": "--:"}
+    rule = "|".join(by_side[side] for _, side in zip(columns, sides, strict=True))
     return "\n".join([head, f"|{rule}|", *lines])

@@ -58,7 +58,7 @@ def _paper_table(table: Mapping[str, Any], folder: Path) -> str:
                 cells = (format_number(adds, 3), difference.format(), _same_sign(adds, difference))
             rows.append((row["what"], looks.of(arm).short, paper, mean, *cells))
     heads = ("images", "who", "paper", "here", "paper adds", "here adds", "sign")
-    return columns_table(heads, "::-----:", rows)
+    return columns_table(heads, "::----:", rows)
 
 
 def _same_sign(paper: float, here: stats.Interval) -> str:

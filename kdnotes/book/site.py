@@ -46,6 +46,7 @@ _TITLE_NUMBER = re.compile(r"^# \d+\. ")
 _OPENING = re.compile(r"(.*?^# [^\n]+\n+.+?[.?!])\s+(.+)", re.DOTALL | re.MULTILINE)
 # A list of no items, to a reader of screens: what it holds are entries of a bibliography.
 _NO_LIST = 'role="list" class="citation-list"', 'class="citation-list"'
+_RAW_TABLE = "|:\N{EN DASH}|"  # the rule under a table's head, where it was taken for text
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NOT_RUN = (
     ":::{note}\nThis chapter was not run for this build of the book: it has no numbers and no "
@@ -342,6 +343,8 @@ def page_problems(pages: Path, named: Sequence[str]) -> list[str]:
             problems.append(f"page {page} was not made")
     for path, page_content in list(parsed.items()):
         name = path.relative_to(pages).as_posix()
+        if _RAW_TABLE in path.read_text(encoding="utf-8"):
+            problems.append(f"{name}: a table is shown as the text that it is made of")
         images = page_content.values("img", "src")
         for source, alt in zip(images, page_content.values("img", "alt"), strict=True):
             if not alt.strip() or "_images/" in alt:
