@@ -92,7 +92,7 @@ def test_no_text_leaves_the_picture_and_all_of_it_is_legible(drawn: cover.Cover)
             assert 0 <= box.x0 < box.x1 <= width, text.get_text()
             assert 0 <= box.y0 < box.y1 <= height, text.get_text()
             assert text.get_size() / 0.72 * shown / width >= least, text.get_text()
-        assert height <= (2600 if narrow else 900)
+        assert height <= (2400 if narrow else 900)
 
 
 def test_other_images_stand_beside_the_rows_that_were_asked_there(tmp_path: Path) -> None:

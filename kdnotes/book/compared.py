@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +84,8 @@ def effects(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, str]
 
 def _short(answer: Mapping[str, Any]) -> str:
     """An amount without its interval, which the table below it has."""
-    return re.sub(r" \[[^]]*\]", "", answer["amount"])
+    amount = format_number(answer["estimate"])
+    return f"{amount} of the gap" if answer["share"] else f"difference {amount}"
 
 
 # --- one run ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ _WEAK_EDGE, _STRONG_EDGE = 0.3, 0.6  # shares of an image's steepest gradient
 _FAINTEST = 0.05  # gradients are no lines where the steepest is below this
 _PALETTE_SMOOTHING = 0.1  # share of the pixels
 _LEAST_SPREAD = 0.15  # standard deviation of brightness; a shape in plain sky would be lost
-_LONG = 8  # reach in pixels from which a blur is quicker as a product of matrices
+_LONG = 8  # reach in pixels beyond which a blur is a product of matrices
 _GREY = (0.299, 0.587, 0.114)
 
 

@@ -261,7 +261,7 @@ def all_logits(
 
     Each batch is read once for all networks.
     """
-    # Parts that are kept between what a network needs and frees would split the memory up.
+    # Written where all will stand, and not kept in parts between what networks use and free.
     found: list[Tensor] = []
     for places, images in batches(data, device_of(members[0].network), batch_size):
         shown = change(images)

@@ -147,7 +147,7 @@ def measure(
         members = [each for each in cast.everyone() if name in (only or {}).get(each.arm, domains)]
         planes, corners = planes_of(data, triplets, seed)
         inside = torch.stack([plane.inside(plane.grid(grid)) for plane in planes])
-        # Parts that are kept between what a network needs and frees would split the memory up.
+        # Written where all will stand, and not kept in parts between what networks use and free.
         answers = torch.empty(len(members), len(planes) * grid**2, dtype=torch.int64)
         done = 0
         for start in range(0, len(planes), per_batch):

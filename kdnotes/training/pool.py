@@ -217,14 +217,12 @@ def cost(item: Planned) -> float:
     # A folder of photos says how many it has only when it is read: ImageNet's number is meant.
     many = 1_281_167 if spec.large_images else data.source(spec.data.name).about
     many = spec.data.count or many
-    if counts := spec.data.options.get(
-        "counts"
-    ):  # of groups, those without one left out of account
-        many = min(many, sum(folders.counts_of(str(counts)).values()))
-    images = many * recipe.epochs
+    counts = folders.counts_of(str(spec.data.options.get("counts", "")))
+    # Groups without a number are left out of account.
+    images = (min(many, sum(counts.values())) if counts else many) * recipe.epochs
     work = 6 * networks.multiply_adds(spec.model, size, not spec.large_images)
     live = spec.needs_layer or recipe.resized is not None
     if spec.teacher is not None and live and not spec.teacher.parts:
         work += 2 * networks.multiply_adds(spec.teacher.model, size, not spec.large_images)
-    # Maps have to be moved as well, which for narrow networks takes longer than to compute them.
+    # Maps have to be moved as well as computed: that grows with their area, too.
     return 0.73 + images * (work / 109e9 + 3.66e-3 / recipe.batch * (size / 32) ** 2)
