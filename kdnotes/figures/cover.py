@@ -51,7 +51,7 @@ class _Page:
 
 _WIDE = _Page(1400, 490, 920, 945, 1180, 84, 50, (12, 13), 18, 22)
 _ALONE = _Page(1400, 490, 1130, 1160, 0, 84, 50, (12, 13), 18, 22)  # nothing known of other images
-_NARROW = _Page(780, 40, 740, 740, 40, 130, 154, (86, 20), 24, 30)
+_NARROW = _Page(780, 40, 740, 740, 40, 130, 154, (84, 17), 24, 30)
 _LOWEST, _HIGHEST = -0.6, 1.4  # intervals that reach further end in an arrow
 _FADED = "#767676"  # the lightest grey that is legible on white
 
@@ -127,7 +127,7 @@ def _draw_row(
         axis.fill_between(span, top, top + page.each, color="#F1F3F5", linewidth=0, zorder=0)
     divided = any(found["share"] for found in row.methods.values())
     for share in (0, 1) if divided else (0,):  # where there is no gap there is no other end
-        reach = (top + page.bars[0] - 14, top + 134) if narrow else (top, top + page.each)
+        reach = (top + page.bars[0] - 14, top + 128) if narrow else (top, top + page.each)
         axis.plot([scale(share)] * 2, reach, color="#555555", lw=1.8, zorder=1)
     side, at = ("left", page.left) if narrow else ("right", page.left - 18)
     below = top + page.names + 0.95 * page.size + (8 if narrow else 0)
