@@ -22,7 +22,10 @@ LOADED = """async () => {
   for (const image of document.images) image.loading = "eager";
   await Promise.all([...document.images].map((image) => image.decode().catch(() => {})));
   if (window.MathJax) await MathJax.startup.promise;
-}"""
+  const moving = document.getAnimations().filter(
+    (each) => each.effect.getComputedTiming().endTime < Infinity);
+  await Promise.all(moving.map((each) => each.finished.catch(() => {})));
+}"""  # colours that still fade in are nobody's colours
 PICTURES = """() => [...document.querySelectorAll("article img")].map((image) => ({
   source: image.currentSrc, alt: image.alt, pixels: image.naturalWidth, width: image.width,
   shown: image.checkVisibility({visibilityProperty: true}) || !!image.closest("details"),
