@@ -63,9 +63,7 @@ def test_a_published_run_on_other_images_stands_beside_this_one(
         ["kl"],
     )
     report.beside(smoke, here)
-    assert said == [
-        "No run of this chapter on other images is published with this version of the book."
-    ]
+    assert said == ["No other run of this chapter is published with this version of the book."]
     there = outcome(teacher=[1.0], independent=[0.5, 0.52], kl=[0.3, 0.34])
     full = study_of("distillation", preset="published", seeds=2, teacher="vgg-large")
     results.save(
@@ -81,13 +79,16 @@ def test_a_published_run_on_other_images_stands_beside_this_one(
     report.beside(smoke, here)
     text = said[1]
     assert text.startswith("### On CIFAR-10\n\nA student is right")
-    assert "**This is not what the images of this page say of KL**" in text
+    assert "**This is not what this page says of KL**" in text
     assert "| KL (soft labels) | .72 | .32 |" in text
     assert "| Independent (no teacher) | .51 | .51 |" in text
     assert "the teacher `vgg-large`" in text
     assert "`kdnotes run distillation --preset published -p seeds=2`" in text
-    # It is told of runs on other images only.
-    assert not report.published(study_of("distillation", dataset="cifar10", preset="smoke"))
+    # A run on the same images is told apart, and not told of itself.
+    assert list(report.published(smoke)) == ["CIFAR-10"]
+    same = report.published(study_of("distillation", dataset="cifar10", preset="smoke"))
+    assert list(same) == ["the same images, 2 seeds"]
+    assert not report.published(study_of("distillation", dataset="cifar10", preset="published"))
 
 
 def test_the_number_of_students_is_that_of_most_claims() -> None:
@@ -192,3 +193,24 @@ def test_a_primary_is_decided_by_the_published_run_of_its_images(
     )
     assert "-.20 [" in text
     assert "**C1** It does." in report.beside_paper(judged, stats.primaries(judged))
+    assert "Published" not in text  # it is what decides
+
+
+def test_a_run_that_decides_has_the_published_one_beside_it(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = a_claim(family="C1", decided_on="scenes")
+    monkeypatch.setattr(claims, "load", lambda chapter=None: (claimed,))
+    alone = [0.50, 0.51, 0.50, 0.52, 0.50]
+    more = outcome(kl=[0.8, 0.82, 0.81, 0.8, 0.82], independent=alone)
+    mine = outcome(kl=[0.9, 0.92, 0.91, 0.9, 0.92], independent=alone)
+    told = {}
+    for place, found in {"results/published/scenes": more, "runs": mine}.items():
+        entries = claims.evaluate([claimed], found, "scenes")
+        parameters = study_of("distillation", preset="smoke").parameters()
+        results.save("distillation", found, entries, parameters, 1.0, book / place)
+        judged = report.judged({"distillation": results.load("distillation", book / place)})
+        told[place] = report.beside_paper(judged, stats.primaries(judged)).splitlines()[0]
+    assert "Published" not in told["results/published/scenes"]
+    assert "(difference .40 [" in told["runs"]
+    assert "Published, with more seeds: **agrees** (difference .30 [" in told["runs"]

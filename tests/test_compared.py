@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def test_no_claim_is_told_in_the_names_of_tables() -> None:
         told = wording.asked(claim.model_dump())
         assert "_" not in told, told
         assert "=" not in told, told
+        for words in re.findall(r"\[(.*?)\]", told):
+            assert set(words.split(", ")) <= set(wording._CONDITIONS.values()), told
         if claim.reference == "independent":
             assert "independent" not in told
     (claim,) = (each for each in claims.load() if each.id == "fidelity-agreement-kl")

@@ -280,10 +280,10 @@ def test_the_first_screen_of_a_full_table() -> None:
     assert kl[4] == f"{VERDICTS['agrees']} agrees"
     assert hint[3:] == ["not measured", f"{VERDICTS['disagrees']} disagrees"]
     assert crd[4] == "–"
-    assert " | on other images | as in the paper? |" in table
+    assert " | published runs | as in the paper? |" in table
     alone = found(rows(FULL), claims=claims).first_screen().answer
     assert " | amount | as in the paper? |" in alone
-    assert "; not run on other images; –:" in alone
+    assert "; no other run of this is published; –:" in alone
     assert gap == "*The gap (share):* Teacher .90 minus Independent .50: .40 [.39, .41]."
     # A symbol answers the second question only.
     assert not any(mark in sentence + gap for mark in (VERDICTS["agrees"], "\N{BALLOT X}"))

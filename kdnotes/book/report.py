@@ -143,19 +143,24 @@ def judged(runs: Mapping[str, results.Saved]) -> pd.DataFrame:
     Primaries that other images decide are taken from their published run, where there is one; what
     these chapters found of them is exploratory, and comes after.
     """
-    known = {claim.id: claim for claim in claims.load()}
+    known = {claim.id for claim in claims.load()}
     found = [claim for run in runs.values() for claim in run.claims if claim["id"] in known]
     here = {(claim["id"], claim["dataset"]) for claim in found}
-    decided = []
-    for claim in known.values():
-        folder = paths.root() / "results" / "published" / claim.decided_on
-        wanted = claim.family in stats.PRIMARIES and (claim.id, claim.decided_on) not in here
-        if wanted and claim.chapter in results.chapters(folder):
-            there = results.load(claim.chapter, folder).claims
-            decided += [each for each in there if each["id"] == claim.id]
-    found = decided + found if found else []
+    there = [each for each in _decided() if (each["id"], each["dataset"]) not in here]
+    found = there + found if found else []
     found = [claim | {"criterion": wording.asked(claim)} for claim in found]
     return stats.scorecard_verdicts(found)
+
+
+def _decided() -> list[dict[str, Any]]:
+    """What published runs found of the primaries, each on the images that decide it."""
+    found = []
+    for claim in claims.load():
+        folder = paths.root() / "results" / "published" / claim.decided_on
+        if claim.family in stats.PRIMARIES and claim.chapter in results.chapters(folder):
+            there = results.load(claim.chapter, folder).claims
+            found += [each for each in there if each["id"] == claim.id]
+    return found
 
 
 def folded(title: str, text: str) -> str:
@@ -171,6 +176,7 @@ def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
     lines: list[str] = []
     theirs: list[str] = []
     all_claims = [claim.model_dump() for claim in claims.load()]
+    published = stats.scorecard_verdicts(_decided())
     for row in primaries.itertuples():
         parts = [claim for claim in all_claims if claim["family"] == row.primary]
         mine = judged_claims[judged_claims["family"] == row.primary]
@@ -181,9 +187,20 @@ def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
         where = ", ".join(sorted(cover.CALLED.get(name, name) for name in decided_on))
         verdict = f"{row.primary} {stats.VERDICTS[row.verdict]} {row.verdict}"
         yet = "" if mine["is_primary"].any() else ", not run there yet"
-        lines.append(f"- **{verdict}** (decided on {where}{yet}). {here}")
+        lines.append(f"- **{verdict}** (decided on {where}{yet}). {here}{_also(published, told)}")
         theirs.append(f"- **{row.primary}** {paper}")
     return "\n".join(lines) + "\n\n" + folded("What the paper found", "\n".join(theirs))
+
+
+def _also(published: pd.DataFrame, told: Sequence[Mapping[str, Any]]) -> str:
+    """What the published run found of the same claims, where it is not the run that is told."""
+    if published.empty:
+        return ""
+    there = claims.records(published[published["id"].isin([claim["id"] for claim in told])])
+    found = [(claim["id"], claim["dataset"], claim["estimate"]) for claim in told]
+    if all((each["id"], each["dataset"], each["estimate"]) in found for each in there):
+        return ""
+    return f" Published, with more seeds: {'; '.join(claims.said(each) for each in there)}."
 
 
 def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:
@@ -208,7 +225,7 @@ def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:
 
 
 def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
-    """Show what published runs on other images say, save all that was found; returns the stamp.
+    """Show what published runs say, save all that was found; returns the stamp.
 
     ``found``: of a page that measures nothing itself, the claims that it judged.
     """
@@ -245,24 +262,27 @@ def finish(study: Study, found: Findings | Sequence[Mapping[str, Any]]) -> Text:
 
 
 def published(study: Study) -> dict[str, tuple[results.Saved, pd.DataFrame]]:
-    """What published runs of a chapter on other images found, with their tables, by the images."""
-    folder = paths.root() / "results" / "published"
-    there = [each for each in sorted(folder.glob("*")) if each.name != study.settings.images]
-    return {
-        cover.CALLED.get(each.name, each.name): (
-            results.load(study.chapter, each),
-            results.table(study.chapter, each),
-        )
-        for each in there
-        if study.chapter in results.chapters(each)
-    }
+    """What published runs of a chapter found, with their tables, by the images; first on the same.
+
+    A published run is not told what it found itself.
+    """
+    found = {}
+    for folder in sorted((paths.root() / "results" / "published").glob("*")):
+        if study.chapter not in results.chapters(folder):
+            continue
+        run = results.load(study.chapter, folder), results.table(study.chapter, folder)
+        if folder.name != study.settings.images:
+            found[cover.CALLED.get(folder.name, folder.name)] = run
+        elif study.parameters()["preset"] != "published":
+            found = {f"the same images, {run[0].parameters['seeds']} seeds": run} | found
+    return found
 
 
 def beside(study: Study, found: Findings) -> None:
-    """Show what published runs on other images found, and where they say something else."""
+    """Show what published runs found, on other images or more networks, and where they differ."""
     runs = published(study)
     if not runs:
-        say("No run of this chapter on other images is published with this version of the book.")
+        say("No other run of this chapter is published with this version of the book.")
     for name, (run, table) in runs.items():
         say(f"### On {name}\n\n{_beside(found, run, table)}")
 
@@ -276,7 +296,7 @@ def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
         there = answers["methods"]
         unlike = [arm for arm in here if arm in there and wording.contradict(here[arm], there[arm])]
         lines += [
-            f"**This is not what the images of this page say of {looks.of(arm).short}**: "
+            f"**This is not what this page says of {looks.of(arm).short}**: "
             f"{here[arm]['word']}, {here[arm]['amount']} here; "
             f"{there[arm]['word']}, {there[arm]['amount']} there."
             for arm in unlike

@@ -33,9 +33,9 @@ class Findings:
     """The tables of a run with the measure that it is about, under its main condition.
 
     methods: the arms whose inheritance is asked for; reference: the arm at 0 of a share; claims:
-    entries of `kdnotes.claims.evaluate`; elsewhere: what runs on
-    other images answered (see `answers`), by the name of the images; changed: what differs from the
-    preset, and what that changed.
+    entries of `kdnotes.claims.evaluate`; elsewhere: what published runs
+    answered (see `answers`), by the name of their images; changed: what differs from the preset,
+    and what that changed.
     """
 
     outcome: Outcome
@@ -237,7 +237,7 @@ class Findings:
     def first_screen(self) -> FirstScreen:
         """The answer with a row per method, a picture of every network, how sure."""
         shares = {arm: self.share(arm) for arm in self.methods}
-        others = ["on other images"] if self.elsewhere else []
+        others = ["published runs"] if self.elsewhere else []
         heads = "method", "how much", "amount", *others, "as in the paper?"
         rows = [heads, (":--",) * len(heads)]
         for arm, share in shares.items():

@@ -117,7 +117,7 @@ def how_to_read(shares: Shares, end: str, elsewhere: bool, silent: bool) -> str:
     parts += [f"of the gap: the way from one trained alone (0) to {_the(end)} (1)"] * divided
     parts += ["difference: minus one trained alone"] * (not whole)
     parts += ["a word holds for all of its interval"] * divided
-    parts += ["not run on other images"] * (not elsewhere)
+    parts += ["no other run of this is published"] * (not elsewhere)
     parts += [f"{DASH}: the paper says nothing of it"] * silent
     return f"<small>{'; '.join(parts)}.</small>"
 
@@ -245,6 +245,18 @@ def asked(claim: Mapping[str, Any]) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}{where}{counted_in}: {what} lies {lies}."
 
 
+_CONDITIONS = {
+    "domain=orig": "plain digits",
+    "domain=color": "coloured grounds",
+    "domain=m": "digits blended into pictures",
+    "folder=photo": "photos",
+    "pair=vit-cnn": "ViT to CNN",
+    "of=follows_digit": "the cue followed",
+    "of=fooling_rate": "being fooled",
+    "cast=fair": "fair teacher",
+}
+
+
 def declared(name: str, condition: str) -> Measure | None:
     """The measure of a name that is declared for a condition, the one that is mainly so first."""
     from kdnotes import probes
@@ -264,10 +276,9 @@ def _called(arm: str) -> str:
 def _where(condition: str, usual: str) -> str:
     """A condition in words, without what is understood."""
     factors = [each for each in condition.split(",") if each and each not in usual.split(",")]
-    pairs = [each.partition("=") for each in factors]
     words = [
-        re.sub("[-_]", " ", f"{key} {value}").strip()
-        for key, _, value in pairs
-        if value != "primary"
+        _CONDITIONS.get(each) or re.sub("[-_=]", " ", each).strip()
+        for each in factors
+        if not each.endswith("=primary")
     ]
     return f" [{', '.join(words)}]" if words else ""
