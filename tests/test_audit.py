@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import math
 import re
@@ -676,6 +677,9 @@ def test_audit_json_is_strict(tmp_path: Path, photos: Path, models: list[str]) -
     asked = ("--teacher", models[0], "--student", models[1], "--data", photos)
     out = tmp_path / "out"
     assert kdnotes("audit", *asked, "--only", "fidelity", "--out", out).exit_code == 0
+    again = json.loads((out / "audit.json").read_text())["command"]
+    assert again.startswith("kdnotes audit --teacher ")
+    assert again in html.unescape((out / "report.html").read_text())
 
     def refuse(name: str) -> None:
         raise AssertionError(name)

@@ -109,13 +109,14 @@ def run(request: Request, out: Path) -> Done:
         "conditions": said,
         "sha256": marks,
     }
-    results.save(NAME, found.outcome, compared, parameters, seconds, out)
+    command = command_of(request, out)
+    results.save(NAME, found.outcome, compared, parameters, seconds, out, command=command)
     if "fidelity" in parts:
         changed = report.by_names(audit, found.outcome)
         tables = [table.assign(by=of) for of, table in changed.items()]
         with store.appearing(out / report.CHANGES) as path:
             pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
-    page = report.page(audit, found, compared, said, command_of(request, out), marks, seconds)
+    page = report.page(audit, found, compared, said, command, marks, seconds)
     with store.appearing(out / "report.html") as path:
         path.write_text(page, encoding="utf-8")
     if failed:
