@@ -53,7 +53,7 @@ MEASURES = (
 # What a chapter on pairs is about: one of the properties, across the border between two kinds.
 CROSSED = Measure(
     "follows_digit",
-    "of another kind than its teacher follows the digit, not the marker",
+    "of another kind than its teacher follows the digit, not the marker beside it",
     f"pair=vit-cnn,{cue_bias.CONFLICT}",
 )
 _OWN_LIKENESS = ("agreement", "kappa", "win_rate")  # 1 by construction, where anybody has a value

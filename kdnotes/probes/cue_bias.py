@@ -27,7 +27,7 @@ MEASURES = (
     Measure("shape_answers", "names the shape's class", CONFLICT, MARKED),
     Measure("texture_answers", "names the texture's class", CONFLICT, MARKED),
     Measure("other_answers", "names the class of neither cue", CONFLICT, MARKED),
-    Measure("follows_digit", "follows the digit, not the marker", CONFLICT),
+    Measure("follows_digit", "follows the digit, not the marker beside it", CONFLICT),
     Measure("follows_marker", "follows the marker, not the digit", CONFLICT),
     Measure("follows_either", "follows one of the two cues", CONFLICT),
 )

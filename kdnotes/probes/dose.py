@@ -12,7 +12,7 @@ from kdnotes.study.arms import INDEPENDENT, TEACHER, Arm
 from kdnotes.training.cache import Planned
 
 # The response: in scenes the digit is the shape and the marker the texture.
-RESPONSE = replace(cue_bias.MEASURES[0], sentence="goes by the digit, not by the marker")
+RESPONSE = replace(cue_bias.MEASURES[0], sentence="goes by the digit, not by the marker beside it")
 
 
 class Dose(NamedTuple):
