@@ -238,7 +238,7 @@ def test_a_gap_that_is_there_but_uncertain_is_told_from_none() -> None:
     found = result_for(each, kl=spread + 0.1, independent=spread, teacher=np.array([0.9]))
     assert (found["verdict"], found["kind"]) == ("not applicable", "difference")
     assert found["reason"] == (
-        "a gap too uncertain to divide by: teacher minus independent is .20 [.10, .30]"
+        "a gap too small or too uncertain to divide by: teacher minus independent is .20 [.10, .30]"
     )
 
 

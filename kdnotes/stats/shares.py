@@ -87,8 +87,8 @@ def gap_closed(
     the two means over seeds plus that over resampled sources, and with n - 1 degrees of freedom
     throughout. No ratio is given unless the lower bound of the gap's size exceeds both .05 and
     three times the standard deviation of the gap between seeds: there is no gap where its interval
-    holds 0 or lies within .05 of it, else it is too uncertain. The ratio's ``standard_error`` is
-    that of the delta method. Raises as ``contrast`` does.
+    holds 0 or lies within .05 of it, else it is too small or uncertain. The ratio's
+    ``standard_error`` is that of the delta method. Raises as ``contrast`` does.
     """
     tables = (table, items, measure, condition)
     arms = [arm, reference, ceiling]

@@ -19,7 +19,7 @@ VERDICTS: dict[VerdictLabel, str] = {
 NEGLIGIBLE = 0.15  # a share whose interval lies within plus or minus this is none to speak of
 CANNOT_TELL = "cannot tell"
 NO_GAP = "no gap to close"
-UNCERTAIN_GAP = "a gap too uncertain to divide by"
+UNCERTAIN_GAP = "a gap too small or too uncertain to divide by"
 
 
 def how_much(low: float, high: float) -> str:
