@@ -146,16 +146,6 @@ def test_a_page_that_judges_other_chapters(book: Path, monkeypatch: pytest.Monke
     assert results.table("scorecard").empty
 
 
-def test_why_a_claim_stays_open() -> None:
-    reasons = {
-        "fewer than 5 seeds": "too few students for a verdict",
-        "clear, but not among the twelve primary claims (Holm)": "firm when judged alone, but not "
-        "among so many claims",
-        "the interval holds the margin": "the interval reaches across the margin, or there is none",
-    }
-    assert {reason: claims.open_because(reason) for reason in reasons} == reasons
-
-
 def test_a_primary_is_decided_by_the_published_run_of_its_images(
     book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -533,13 +533,6 @@ def test_agreement_on_the_teachers_wrong_items() -> None:
     assert np.isnan(stats.agreement_on_wrong_items(student, labels, labels))
 
 
-def test_null_spread_is_the_central_range() -> None:
-    spread = stats.null_spread(np.append(np.linspace(0, 1, 401), np.nan))
-    assert spread == pytest.approx((0.5, 0.025, 0.975, 401))
-    with pytest.raises(ValueError, match="no pair"):
-        stats.null_spread([np.nan])
-
-
 # --- verdicts -------------------------------------------------------------------------------------
 
 

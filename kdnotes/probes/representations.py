@@ -89,11 +89,7 @@ def measure(cast: Cast, data: ImageData) -> Outcome:
 
 
 def by_count(
-    cast: Cast,
-    data: ImageData,
-    counts: Sequence[int],
-    arms: Collection[str] = ("independent",),
-    seed: int = 0,
+    cast: Cast, data: ImageData, counts: Sequence[int], arms: Collection[str] = ("independent",)
 ) -> Outcome:
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
@@ -110,7 +106,7 @@ def by_count(
         for member, part in zip(members, parts, strict=True):
             part.append(layers_of(member, images)[len(member.taps) - 1])
     grams = [gram(torch.cat(part)) for part in parts]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     recorder = Recorder(data)
     for size in sizes:
         order = torch.randperm(size, generator=generator).to(grams[0].device)
@@ -153,16 +149,13 @@ def relation(
     return Outcome.of_rows(correlations)
 
 
-def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.DataFrame:
-    """Mean ``cka`` of every layer of a cast's teacher (rows) with every one of an arm (columns).
-
-    ``under``: the condition before those of this cast, where it is one of several.
-    """
+def by_layer(outcome: Outcome, cast: Cast, arm: str) -> pd.DataFrame:
+    """Mean ``cka`` of every layer of a cast's teacher (rows) with every one of an arm (columns)."""
     member = next(each for each in cast.everyone() if each.arm == arm)
     rows = outcome.table[(outcome.table["measure"] == "cka") & (outcome.table["arm"] == arm)]
     means = rows.groupby("condition")["value"].mean()
     theirs, ours = layer_names(cast.teacher), layer_names(member)
-    cells = [[means[base.joined(under, _of(row, column))] for column in ours] for row in theirs]
+    cells = [[means[_of(row, column)] for column in ours] for row in theirs]
     return pd.DataFrame(cells, theirs, ours)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Found when first asked for: pandas and scipy take a second, which reading claims need not pay.
 _HOMES = {
-    "agreement": "agreement_on_wrong_items cohen_kappa error_consistency null_spread",
+    "agreement": "agreement_on_wrong_items cohen_kappa error_consistency",
     "families": "PRIMARIES SEEDS_FOR_A_VERDICT Verdict claim_p_values holm p_value primaries"
     " scorecard_verdicts simulate_error_rate verdict with_arms_swapped",
     "intervals": "Interval NOTHING NotMeasuredError SINGLE_NETWORK_ARMS contrast paired_arms"

@@ -1,20 +1,9 @@
-"""Agreement of two networks, beyond chance, and where nothing was transferred."""
+"""Agreement of two networks: beyond chance, and on the mistakes of one of them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import ArrayLike
-
-
-class Spread(NamedTuple):
-    """Mean and central 95% range of ``n`` values."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 def cohen_kappa(predictions_a: ArrayLike, predictions_b: ArrayLike) -> float:
@@ -54,17 +43,3 @@ def agreement_on_wrong_items(
     student, teacher = np.asarray(student_predictions), np.asarray(teacher_predictions)
     wrong = teacher != np.asarray(labels)
     return float((student[wrong] == teacher[wrong]).mean()) if wrong.any() else float("nan")
-
-
-def null_spread(values_of_pairs_of_independents: ArrayLike) -> Spread:
-    """What a pairwise measure looks like when nothing was transferred.
-
-    Mean and 2.5 to 97.5% range over pairs of independent students, shape (pairs,). Raises
-    ValueError without a finite value.
-    """
-    values = np.asarray(values_of_pairs_of_independents, dtype=np.float64).ravel()
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        raise ValueError("no pair of independent students was measured")
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Spread(float(values.mean()), float(low), float(high), int(values.size))

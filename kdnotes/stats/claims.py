@@ -220,6 +220,7 @@ def _evaluated(claim: Claim, outcome: Tables, short: Mapping[str, float]) -> dic
             result = stats.contrast(*tables, claim.arm, claim.reference)
     except stats.NotMeasuredError as error:
         return _entry(claim, NOTHING, stats.Verdict("not applicable", str(error)))
+    difference = result if isinstance(result, stats.Interval) else result.difference
     if isinstance(result, stats.GapClosed) and result.ratio is None:
         undivided = result.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP)
         says = stats.Verdict(
@@ -227,15 +228,11 @@ def _evaluated(claim: Claim, outcome: Tables, short: Mapping[str, float]) -> dic
             f"{result.reason}: {claim.ceiling} minus {claim.reference} is {result.gap.format()}",
         )
         raw = {"kind": "difference", "margin": None, "equivalence_margin": None}
-        return _entry(claim, result.difference, says) | raw
+        return _entry(claim, difference, says) | raw
     for arm in (claim.arm, claim.reference):
         if isinstance(arm, str) and arm in short:
             why = f"{arm} is not trained out: {short[arm]:.0%} of its own loss is left"
-            return _entry(
-                claim,
-                result if isinstance(result, stats.Interval) else result.difference,
-                stats.Verdict("not applicable", why),
-            )
+            return _entry(claim, difference, stats.Verdict("not applicable", why))
     interval = result.ratio if isinstance(result, stats.GapClosed) else result
     assert interval is not None
     if interval.n == 0:
@@ -262,15 +259,6 @@ def _entry(
 def records(claims: pd.DataFrame) -> list[dict[str, Any]]:
     """Claims that were judged together as `evaluate` gives them, None where there is no number."""
     return claims.astype(object).where(claims.notna(), None).to_dict("records")
-
-
-def open_because(reason: str) -> str:
-    """Why a claim stays open, in one of three ways."""
-    if reason.startswith("fewer than"):
-        return "too few students for a verdict"
-    if ", but not among" in reason:
-        return "firm when judged alone, but not among so many claims"
-    return "the interval reaches across the margin, or there is none"
 
 
 def estimate(claim: Mapping[str, Any]) -> str:
