@@ -242,7 +242,7 @@ class Findings:
         rows = [heads, (":--",) * len(heads)]
         for arm, share in shares.items():
             found = wording.word(share), wording.amount(share, self.measure.unit)
-            there = [self._elsewhere(arm)] if others else []
+            there = [self._word_elsewhere(arm)] if others else []
             rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
@@ -260,18 +260,11 @@ class Findings:
         parts = [f"**Here.** {wording.lessons(shares, self.end)}"]
         if said := wording.listed({arm: each for arm, each in verdicts.items() if each != DASH}):
             parts.append(f"**As in the paper?** {said}.")
-        for name, there in self.elsewhere.items():
-            if (there["measure"], there["condition"]) == self._where():
-                both = [arm for arm in shares if arm in there["methods"]]
-                unlike = [
-                    arm for arm in both if wording.contradict(here[arm], there["methods"][arm])
-                ]
-                amounts = {arm: there["methods"][arm] for arm in both}
-                told = wording.listed(
-                    {arm: f"{each['word']}, {each['amount']}" for arm, each in amounts.items()}
-                )
-                other = f" Not so here: {', '.join(map(wording.short, unlike))}." if unlike else ""
-                parts.append(f"**On {name}.** {told}.{other}")
+        for name, there in self._elsewhere().items():
+            told = {arm: f"{each['word']}, {each['amount']}" for arm, each in there.items()}
+            unlike = [arm for arm, each in there.items() if wording.contradict(here[arm], each)]
+            other = f" Not so here: {', '.join(map(wording.short, unlike))}." if unlike else ""
+            parts.append(f"**On {name}.** {wording.listed(told)}.{other}")
         return Text("\n\n".join(parts))
 
     def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:
@@ -302,13 +295,16 @@ class Findings:
             }
         return about | {"methods": methods}
 
-    def _elsewhere(self, arm: str) -> str:
-        """The word for an arm on each set of other images where the same was measured of it."""
-        words = {
-            name: there["methods"][arm]["word"]
+    def _elsewhere(self) -> dict[str, dict[str, Mapping[str, Any]]]:
+        """What other images answered about each method, by their name; where the same was asked."""
+        return {
+            name: {arm: there["methods"][arm] for arm in self.methods if arm in there["methods"]}
             for name, there in self.elsewhere.items()
-            if (there["measure"], there["condition"]) == self._where() and arm in there["methods"]
+            if (there["measure"], there["condition"]) == self._where()
         }
+
+    def _word_elsewhere(self, arm: str) -> str:
+        words = {name: its[arm]["word"] for name, its in self._elsewhere().items() if arm in its}
         said = [f"{name}: {word}" for name, word in words.items() if word != NOT_MEASURED]
         return "; ".join(said) or NOT_MEASURED
 
