@@ -132,11 +132,10 @@ def measure(
     for name, attacked, size in sources:
         trial = show(attacked, partial(craft, attacked.network, eps=size / 255, steps=steps))
         trials[name, size] = trial
-        called = [condition(name, size)] * (name == "teacher") + [condition(name)] * (
-            size == primary
-        )
-        for where in called:
-            _record(recorder, trial, where, attacked)
+        if name == "teacher":
+            _record(recorder, trial, condition(name, size), attacked)
+        if size == primary:
+            _record(recorder, trial, condition(name), attacked)
     noise = partial(sign_noise, eps=primary / 255, generator=torch.Generator().manual_seed(0))
     own = trials["teacher", primary]
     noisy = show(cast.teacher, lambda images, _: noise(images), own.kept)

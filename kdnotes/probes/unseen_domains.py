@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from kdnotes import stats
 from kdnotes.lazy import torch
@@ -74,8 +75,8 @@ def measure(cast: Cast, data: ImageData, *, ground: str = "own", seed: int = 0) 
         same["unseen"] = torch.stack([same[name] for name in DOMAINS]).mean(0)
         for name, domains in parts.items():
             where = f"domain={name}"
-            right = [base.share_alike(its[each], labels) for each in domains]
-            recorder.add_value(member, "accuracy", _mean(right), where)
+            right = np.mean([base.share_alike(its[each], labels) for each in domains])
+            recorder.add_value(member, "accuracy", float(right), where)
             if member is cast.teacher:
                 continue
             # What goes with a mean over five answers is the answer to the image itself.
@@ -125,12 +126,9 @@ def _over(
     domains: Sequence[str], alike: Callable[[Tensor, Tensor], float]
 ) -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float]:
     """The mean over domains of a likeness of two networks' answers by domain."""
-    return lambda first, second: _mean([alike(first[name], second[name]) for name in domains])
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if math.isfinite(value)]
-    return sum(defined) / len(defined) if defined else float("nan")
+    return lambda first, second: base.mean_of_defined(
+        np.array([alike(first[name], second[name]) for name in domains])
+    )
 
 
 PROPERTY = Property(
