@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -35,7 +35,10 @@ class Row:
 
 @dataclass(frozen=True)
 class _Page:
-    """Where things are, in pixels; on a narrow page names stand above the bars."""
+    """Where things are, in pixels; on a narrow page names stand above the bars.
+
+    ``low`` and ``high``: the shares at the ends of the scale.
+    """
 
     width: int
     left: int  # of the bars
@@ -47,11 +50,19 @@ class _Page:
     bars: tuple[int, int]  # depth of the first bar within its row, and from one to the next
     names: int  # depth of the name within its row
     size: int  # of text
+    narrow: bool = False
+    low: float = -0.2
+    high: float = 1.1
+
+    def at(self, share: float) -> float:
+        """The place of a share, that of the nearer end where it lies beyond."""
+        inside = min(max(share, self.low), self.high)
+        return self.left + (inside - self.low) / (self.high - self.low) * (self.right - self.left)
 
 
 _WIDE = _Page(1400, 490, 920, 945, 1180, 84, 50, (12, 13), 18, 22)
 _ALONE = _Page(1400, 490, 1130, 1160, 0, 84, 50, (12, 13), 18, 22)  # nothing known of other images
-_NARROW = _Page(780, 40, 740, 740, 40, 130, 154, (84, 17), 24, 30)
+_NARROW = _Page(780, 40, 740, 740, 40, 130, 154, (84, 17), 24, 30, narrow=True)
 _LOWEST, _HIGHEST = -0.6, 1.4  # intervals that reach further end in an arrow
 _FADED = "#767676"  # the lightest grey that is legible on white
 
@@ -66,7 +77,8 @@ def inherited(
     where its interval leaves the answer open. ``notes`` are written below; ``narrow``: for a phone.
     """
     page = _NARROW if narrow else _WIDE if any(row.elsewhere for row in rows) else _ALONE
-    wrapped = _wrapped(notes, page)
+    letters = int((page.width - 60) / (page.size - 5) * 1.75)
+    wrapped = [line for note in notes for line in textwrap.wrap(note, letters)]
     bottom = page.top + page.each * len(rows)
     legend, first_note = bottom + (120 if narrow else 88), bottom + (212 if narrow else 124)
     step = page.size + 4
@@ -83,34 +95,16 @@ def inherited(
         for end in ("low", "high")
         if mark["share"]
     ]
-    low = max(_LOWEST, min([-0.2, *ends]))
-    high = min(_HIGHEST, max([1.1, *ends]))
-    scale = _Scale(page, low, high)
+    low, high = max(_LOWEST, min([page.low, *ends])), min(_HIGHEST, max([page.high, *ends]))
+    page = replace(page, low=low, high=high)
     for number, row in enumerate(rows):
-        _draw_row(axis, scale, row, page.top + number * page.each, arms, shaded=number % 2 == 0)
-    _draw_frame(axis, scale, bottom, looks.of(arms[0]).short if arms else "")
+        _draw_row(axis, page, row, page.top + number * page.each, arms, shaded=number % 2 == 0)
+    _draw_frame(axis, page, bottom, looks.of(arms[0]).short if arms else "")
     _legend(axis, page, legend, arms)
     for number, line in enumerate(wrapped):
         at = first_note + step * number
         _text(axis, 40 if narrow else 20, at, line, page.size - 5, color="#444444")
     return figure
-
-
-def _wrapped(notes: Sequence[str], page: _Page) -> list[str]:
-    letters = int((page.width - 60) / (page.size - 5) * 1.75)
-    return [line for note in notes for line in textwrap.wrap(note, letters)]
-
-
-@dataclass(frozen=True)
-class _Scale:
-    page: _Page
-    low: float
-    high: float
-
-    def __call__(self, share: float) -> float:
-        """The place of a share on the page, that of the nearer end where it lies beyond."""
-        page, inside = self.page, min(max(share, self.low), self.high)
-        return page.left + (inside - self.low) / (self.high - self.low) * (page.right - page.left)
 
 
 def _text(axis: Axes, x: float, y: float, text: str, size: float, **options: Any) -> None:
@@ -119,16 +113,16 @@ def _text(axis: Axes, x: float, y: float, text: str, size: float, **options: Any
 
 
 def _draw_row(
-    axis: Axes, scale: _Scale, row: Row, top: float, arms: Sequence[str], shaded: bool
+    axis: Axes, page: _Page, row: Row, top: float, arms: Sequence[str], shaded: bool
 ) -> None:
-    page, narrow = scale.page, scale.page is _NARROW
+    narrow = page.narrow
     if shaded:
         span = (0, page.width) if narrow else (page.left - 6, page.right + 6)
         axis.fill_between(span, top, top + page.each, color="#F1F3F5", linewidth=0, zorder=0)
     divided = any(found["share"] for found in row.methods.values())
     for share in (0, 1) if divided else (0,):  # where there is no gap there is no other end
         reach = (top + page.bars[0] - 14, top + 128) if narrow else (top, top + page.each)
-        axis.plot([scale(share)] * 2, reach, color="#555555", lw=1.8, zorder=1)
+        axis.plot([page.at(share)] * 2, reach, color="#555555", lw=1.8, zorder=1)
     side, at = ("left", page.left) if narrow else ("right", page.left - 18)
     below = top + page.names + 0.95 * page.size + (8 if narrow else 0)
     there = [f"{word} ({name})" for name, word in row.elsewhere.items()]
@@ -151,48 +145,46 @@ def _draw_row(
         _text(axis, page.there, middle, "\n".join(there), small, color="#333333")
     if divided:
         for place, arm in enumerate(arms):
-            _draw_mark(axis, scale, arm, row.methods.get(arm), top + place * page.bars[1])
+            _draw_mark(axis, page, arm, row.methods.get(arm), top + place * page.bars[1])
     else:
-        _say_differences(axis, scale, row, arms, top)
+        _say_differences(axis, page, row, arms, top)
 
 
-def _say_differences(axis: Axes, scale: _Scale, row: Row, arms: Sequence[str], top: float) -> None:
+def _say_differences(axis: Axes, page: _Page, row: Row, arms: Sequence[str], top: float) -> None:
     """Where no method has a share of a gap: the plain differences, in words."""
-    page = scale.page
     named = {
         arm: row.methods[arm]["amount"].partition(" (")[0] for arm in arms if arm in row.methods
     }
     plain = [f"{looks.of(arm).short} {said.partition(' ')[2]}" for arm, said in named.items()]
     whole = ", ".join(said.replace(" ", "\xa0") for said in plain)
     lines = textwrap.wrap("minus alone: " + whole, 44)
-    middle = top + (page.bars[0] + 16.0 if page is _NARROW else page.each / 2)
+    middle = top + (page.bars[0] + 16.0 if page.narrow else page.each / 2)
     text = "\n".join(lines).replace("\xa0", " ")
-    _text(axis, scale(0) + 14, middle, text, page.size - 6, color=_FADED, gid="differences")
+    _text(axis, page.at(0) + 14, middle, text, page.size - 6, color=_FADED, gid="differences")
 
 
-def _draw_mark(axis: Axes, scale: _Scale, arm: str, found: Answer | None, top: float) -> None:
+def _draw_mark(axis: Axes, page: _Page, arm: str, found: Answer | None, top: float) -> None:
     if found is None or not found["share"]:
         return
-    look, size, at = looks.of(arm), 0.72 * scale.page.bars[1], top + scale.page.bars[0]
+    look, size, at = looks.of(arm), 0.72 * page.bars[1], top + page.bars[0]
     for end, pointing in (("low", "<"), ("high", ">")):
-        if not scale.low <= found[end] <= scale.high:
-            axis.plot(scale(found[end]), at, pointing, color=look.colour, ms=6)
-    span = [scale(found["low"]), scale(found["high"])]
+        if not page.low <= found[end] <= page.high:
+            axis.plot(page.at(found[end]), at, pointing, color=look.colour, ms=6)
+    span = [page.at(found["low"]), page.at(found["high"])]
     axis.plot(span, [at, at], color=look.colour, alpha=0.55, lw=size / 3, solid_capstyle="butt")
-    if scale.low <= found["estimate"] <= scale.high:
+    if page.low <= found["estimate"] <= page.high:
         hollow = found["word"] == CANNOT_TELL
         face, edge = ("white", look.colour) if hollow else (look.colour, "white")
         drawn: dict[str, Any] = {"ms": size, "mfc": face, "mec": edge, "mew": 1.3}
-        axis.plot(scale(found["estimate"]), at, look.marker, gid=arm, **drawn)
+        axis.plot(page.at(found["estimate"]), at, look.marker, gid=arm, **drawn)
 
 
-def _draw_frame(axis: Axes, scale: _Scale, bottom: float, first: str) -> None:
-    page, narrow = scale.page, scale.page is _NARROW
-    small, above = page.size - 4, page.top - 36
+def _draw_frame(axis: Axes, page: _Page, bottom: float, first: str) -> None:
+    narrow, small, above = page.narrow, page.size - 4, page.top - 36
     for share, name in ((0.0, "trained\nalone"), (1.0, "like the\nteacher")):
-        _text(axis, scale(share), above, name, page.size - 3, ha="center")
+        _text(axis, page.at(share), above, name, page.size - 3, ha="center")
     for share, name in ((0.0, "0"), (0.5, ".5"), (1.0, "1")):
-        _text(axis, scale(share), bottom + 20, name, small, ha="center")
+        _text(axis, page.at(share), bottom + 20, name, small, ha="center")
     what = "share of the way from a student trained alone to its teacher"
     middle, depth = (page.left + page.right) / 2, bottom + (60 if narrow else 46)
     _text(axis, middle, depth, textwrap.fill(what, 44 if narrow else 80), small - 1, ha="center")
@@ -210,10 +202,9 @@ def _draw_frame(axis: Axes, scale: _Scale, bottom: float, first: str) -> None:
 
 def _legend(axis: Axes, page: _Page, at: float, arms: Sequence[str]) -> None:
     """A mark and a name for each arm, and what a hollow mark is, in a line or two."""
-    narrow = page is _NARROW
     entries = [(looks.of(arm).marker, looks.of(arm).colour, looks.label(arm)) for arm in arms]
     entries.append(("o", "", "hollow: cannot tell"))
-    columns = 2 if narrow else len(entries)
+    columns = 2 if page.narrow else len(entries)
     wide = (page.width - 60) / columns
     for number, (marker, colour, name) in enumerate(entries):
         x, y = 45 + number % columns * wide, at + 40 * (number // columns)
