@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import figures, stats
+from kdnotes.probes.base import Measure
 from kdnotes.stats.words import CANNOT_TELL, NO_GAP, UNCERTAIN_GAP, format_number, how_much
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-    from kdnotes.probes.base import Measure
 
     Shares = Mapping[str, stats.GapClosed]
 
@@ -223,13 +222,8 @@ def asked(claim: Mapping[str, Any]) -> str:
     ``Is fooled by the same images (share): KL minus alone lies above 0.``
     """
     name, condition = claim["measure"], claim["condition"]
-    measure = declared(name, condition)
-    sentence, unit, usual = (
-        (measure.sentence, measure.unit, measure.condition)
-        if measure
-        else (name.replace("_", " "), "", "")
-    )
-    where = _where(condition, usual)
+    measure = declared(name, condition) or Measure(name, name.replace("_", " "), unit="")
+    sentence, where = measure.sentence, _where(condition, measure.condition)
     reference = claim["reference"]
     other = _called(reference) if isinstance(reference, str) else format_number(reference)
     what = f"{short(claim['arm'])} minus {other}"
@@ -241,7 +235,7 @@ def asked(claim: Mapping[str, Any]) -> str:
     else:
         margin = format_number(claim["margin"]) if claim["margin"] else "0"
         lies = f"{'above' if claim['direction'] == 'greater' else 'below'} {margin}"
-    counted_in = f" ({unit})" if unit else ""
+    counted_in = f" ({measure.unit})" if measure.unit else ""
     return f"{sentence[0].upper()}{sentence[1:]}{where}{counted_in}: {what} lies {lies}."
 
 
