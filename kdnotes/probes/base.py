@@ -30,6 +30,7 @@ BATCH_SIZE = 250  # small nets on a CPU are as fast at 100 to 500 images; smalle
 TABLE_COLUMNS = ("arm", "seed", "condition", "measure", "value")
 ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "measure", "value")
 NAME_COLUMNS = ("arm", "condition", "measure")
+_ITEM_KINDS = dict.fromkeys(NAME_COLUMNS, "category") | {"value": np.float32}
 # A chapter that joins several casts in one table puts one of these before all its conditions.
 CASTS = ("", "cast=*", "pair=*")
 
@@ -349,11 +350,10 @@ class Outcome:
             raise ValueError(f"measured with one of the two teachers only: {lacking}")
         if not len(first.items):
             return Outcome(table, first.items)
-        names = dict.fromkeys(NAME_COLUMNS, "category")
         both = [each.items.astype(dict.fromkeys(NAME_COLUMNS, str)) for each in (first, second)]
         by = ["item", "source", "arm", "seed", "condition", "measure"]
         items, _ = mean(both, by, {"prediction": "first"})
-        return Outcome(table, items[list(ITEM_COLUMNS)].astype(names | {"value": np.float32}))
+        return Outcome(table, items[list(ITEM_COLUMNS)].astype(_ITEM_KINDS))
 
     def under(self, condition: str) -> Outcome:
         """The same rows, with ``condition`` put before each row's own."""
@@ -395,8 +395,7 @@ class Outcome:
         table = along(self.table, ["seed"]).rename("value").reset_index().assign(**fixed)
         items = along(self.items, ["item", "source", "seed"]).rename("value").reset_index()
         items = items.assign(**fixed, prediction=np.int16(-1))
-        kinds = dict.fromkeys(NAME_COLUMNS, "category") | {"value": np.float32}
-        return Outcome(table[list(TABLE_COLUMNS)], items[list(ITEM_COLUMNS)].astype(kinds))
+        return Outcome(table[list(TABLE_COLUMNS)], items[list(ITEM_COLUMNS)].astype(_ITEM_KINDS))
 
     def without_accuracy(self) -> Outcome:
         """All but what many probes measure alike: accuracy and certainty on unchanged images."""

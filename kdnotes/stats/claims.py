@@ -96,10 +96,8 @@ class Claim(BaseModel):
     def criterion(self) -> str:
         """What it takes to agree with the paper, as a sentence."""
         where = f" ({self.condition})" if self.condition else ""
-        if isinstance(self.reference, str):
-            reference = self.reference
-        else:
-            reference = format_number(self.reference)
+        other = self.reference
+        reference = other if isinstance(other, str) else format_number(other)
         if self.kind == "gap closed":
             what = (
                 f"share of the gap from {reference} to {self.ceiling} in {self.measure}{where} "

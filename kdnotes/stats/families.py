@@ -268,10 +268,8 @@ def simulate_error_rate(
         critical = share * of_seeds[step] + (1 - share) * of_items[step]
         return np.abs(distance) > critical * standard_error
 
-    alone = np.abs(distance) > standard_error * (
-        share * -stdtrit(n - 1.0, FAMILY_LEVEL / 2)
-        - (1 - share) * stdtrit(math.inf, FAMILY_LEVEL / 2)
-    )
+    critical = critical_value(FAMILY_LEVEL / 2, share, n - 1.0, math.inf)
+    alone = np.abs(distance) > critical * standard_error
     # Holm goes on as long as the next step rejects more than the last one.
     rejected = beyond(np.zeros(repetitions, dtype=np.int64))
     before = np.zeros(repetitions, dtype=np.int64)
