@@ -94,8 +94,7 @@ def recovery(seeds: Sequence[int], dimension: int = 20, counts: Sequence[int] = 
     Without a condition, ``distilled-few`` and ``distilled-enough`` are ``distilled`` at half of
     dimension + 1 points (rounded up) and at dimension + 1.
     """
-    found = (_recovered(seed, dimension + 1, counts) for seed in seeds)
-    return Outcome.of_rows(row for rows in found for row in rows)
+    return Outcome.of_rows(row for seed in seeds for row in _recovered(seed, dimension + 1, counts))
 
 
 def _recovered(seed: int, needed: int, counts: Sequence[int]) -> Iterator[Row]:
