@@ -118,7 +118,6 @@ def _in_folder(source: str) -> Listed:
 
 def _in_table(path: Path) -> Listed:
     table = _table(str(path), "data", ("file", "label"))
-    table["file"] = [_tidy(name) for name in table["file"]]
     if twice := sorted(table["file"][table["file"].duplicated()]):
         raise RequestError(f"{path.name} names files twice: {enumerated(twice)}")
     if unnamed := [str(row + 2) for row, text in enumerate(table["label"]) if not text]:
@@ -141,7 +140,6 @@ def _grouped(of: Listed, text: str) -> Listed:
     before, ending, column = text.rpartition(".csv:")
     file = f"{before}.csv" if ending else text
     table = _table(file, "groups", ("file", column) if ending else ("file",))
-    table["file"] = [_tidy(name) for name in table["file"]]
     wanted = [column] if ending else [name for name in table.columns if name != "file"]
     if not wanted:
         raise RequestError(f"groups {text!r} has no column besides 'file' to group by")
@@ -161,7 +159,10 @@ def _grouped(of: Listed, text: str) -> Listed:
 
 
 def _table(text: str, option: str, needed: Sequence[str]) -> pd.DataFrame:
-    """A CSV as text without spaces around it, empty where a cell is. Raises RequestError."""
+    """A CSV as text without spaces around it, empty where a cell is, its files named in one way.
+
+    Raises RequestError.
+    """
     path = base_folder() / Path(text).expanduser()
     if not path.is_file():
         raise RequestError(f"there is no file {text!r} (--{option})")
@@ -177,8 +178,7 @@ def _table(text: str, option: str, needed: Sequence[str]) -> pd.DataFrame:
             raise RequestError(f"{text!r} (--{option}) has no column {wanted!r}; it has: {there}")
     if table.empty:
         raise RequestError(f"{text!r} (--{option}) has no rows")
-    return table.apply(lambda column: column.fillna("").astype(str).str.strip())
-
-
-def _tidy(name: str) -> str:
-    return name.replace("\\", "/").removeprefix("./")
+    table = table.apply(lambda column: column.fillna("").astype(str).str.strip())
+    if "file" in needed:
+        table["file"] = table["file"].str.replace("\\", "/", regex=False).str.removeprefix("./")
+    return table

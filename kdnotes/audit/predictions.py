@@ -118,23 +118,20 @@ def _labelled(
 ) -> Listed:
     """The images of a table with their labels as numbers of its classes."""
     if images is not None:
-        label = {
-            name: images.classes[at] for name, at in zip(images.names, images.labels, strict=True)
-        }
-        if lost := sorted(set(names) - set(label)):
-            raise RequestError(f"{file} names images that are not in the data: {enumerated(lost)}")
         place = {name: at for at, name in enumerate(images.names)}
+        if lost := sorted(set(names) - set(place)):
+            raise RequestError(f"{file} names images that are not in the data: {enumerated(lost)}")
         kept = images.at([place[name] for name in names])
+        given = [kept.classes[at] for at in kept.labels]
     elif "label" in table:
-        first = table.drop_duplicates("image").set_index("image")["label"].astype(str)
-        label, kept = dict(first), Listed(Path(), tuple(names), (), ())
+        given = list(table.drop_duplicates("image")["label"].astype(str))
+        kept = Listed(Path(), tuple(names), (), ())
     else:
         raise RequestError(f"{file} has no column 'label'; add it, or name the images with --data")
     known = {name: at for at, name in enumerate(classes)}
-    if unknown := sorted({label[name] for name in names} - set(known)):
+    if unknown := sorted(set(given) - set(known)):
         raise RequestError(
             f"{file} has no column of probabilities for the labels {enumerated(unknown)}; its "
             f"classes: {enumerated(classes)}"
         )
-    numbers = tuple(known[label[name]] for name in names)
-    return replace(kept, names=tuple(names), labels=numbers, classes=tuple(classes))
+    return replace(kept, labels=tuple(known[label] for label in given), classes=tuple(classes))
