@@ -52,12 +52,10 @@ def measure(cast: Cast, data: ImageData, logits: Sequence[Tensor] | None = None)
     logits = logits or base.all_logits(members, data)
     found = fidelity.of_logits(cast, data, logits)
     sure = [each.softmax(1).max(1) for each in logits]
-    recorder = Recorder(data)
+    recorder, answers = Recorder(data), {}
     for member, its in zip(members, sure, strict=True):
         recorder.add(member, "confidence", its.values, its.indices)
-    answers = {
-        (member.arm, member.seed): its.indices for member, its in zip(members, sure, strict=True)
-    }
+        answers[member.arm, member.seed] = its.indices
     teachers, labels = answers["teacher", cast.teacher.seed], data.labels
     twins = [its for (arm, _), its in answers.items() if arm == "independent"]
     for place, student in enumerate(cast.arm("student")):

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 
 from kdnotes import stats
 from kdnotes.stats import Interval
-from kdnotes.stats.words import CANNOT_TELL, how_much
+from kdnotes.stats.words import how_much
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,9 +121,9 @@ def _divided(whole: Share, total: NDArray, degrees: float) -> Share:
 
 
 def word_for(low: float, high: float) -> str:
-    """Of a difference from the twin, where there is no share: which way it goes."""
+    """Of a difference from the twin, where there is no share: which way it goes, if known."""
     if not math.isfinite(low):
-        return CANNOT_TELL
+        return ""
     return "more" if low > 0 else "less" if high < 0 else "no difference shown"
 
 

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kdnotes import probes, stats
+from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
+from kdnotes.lazy import torch
+from kdnotes.probes import base
+from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
-
-    from kdnotes.data import ImageData
-    from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property
-    from kdnotes.stats import Interval
 
 CRITERION = "95% interval over images, for these very networks"
 CRITERION_OF_SEVERAL = "95% interval over networks and images"
@@ -36,14 +37,13 @@ class Measured:
 
     def contrast(
         self, measure: str, arm: str, reference: str | float, condition: str | None = None
-    ) -> Interval:
+    ) -> stats.Interval:
         """An arm minus another, or minus a number, with its 95% interval where one can be given.
 
         Over seeds and images where there are several networks of an arm, else over images; on
         fewer than ten images there is none. ``condition`` None: the measure's main one. Raises
         RequestError for what was not measured.
         """
-        from kdnotes import stats
         from kdnotes.audit import judging
 
         try:
@@ -56,8 +56,6 @@ class Measured:
 
     def reported(self) -> list[tuple[Property, Measure]]:
         """What a report shows: the properties' main measures that were measured of the student."""
-        from kdnotes import probes
-
         mine = self.table[self.table["arm"] == "student"].dropna(subset=["value"])
         here = set(zip(mine["measure"], mine["condition"], strict=True))
         return [
@@ -69,7 +67,6 @@ class Measured:
 
     def comparisons(self) -> list[dict[str, Any]]:
         """The main measures: each arm's mean, the student's difference and share of the way."""
-        from kdnotes import stats
         from kdnotes.audit import judging
 
         listed = []
@@ -88,7 +85,7 @@ class Measured:
             if reference is not None:
                 found = judging.difference(self.outcome, shown, "student", reference)
             way = judging.share(self.outcome, shown)
-            share = way.ratio or replace(stats.NOTHING)
+            share = way.ratio or stats.NOTHING
             listed.append(
                 {
                     "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
@@ -106,7 +103,7 @@ class Measured:
                     "word": way.word,
                     "ends": [way.low_end, way.high_end],
                     "criterion": criterion,
-                    "verdict": "" if reference is None else _verdict(found.low, found.high),
+                    "verdict": judging.word_for(found.low, found.high),
                     "paper": None,
                 }
             )
@@ -126,8 +123,6 @@ class Measured:
 
     def lines(self, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
         """The main measures as a table in Markdown, and what could not be measured."""
-        from kdnotes.stats import Interval, format_number
-
         lines = [
             "| what | teacher | student | independent | difference [95%] | |",
             "|---|---|---|---|---|---|",
@@ -136,8 +131,9 @@ class Measured:
             arms = (
                 claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent")
             )
-            values = (format_number(value) if math.isfinite(value) else "" for value in arms)
-            difference = Interval(claim["estimate"], claim["low"], claim["high"], 1, 0, math.nan)
+            values = (stats.format_number(value) if math.isfinite(value) else "" for value in arms)
+            ends = claim["estimate"], claim["low"], claim["high"]
+            difference = stats.Interval(*ends, 1, 0, math.nan)
             compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
             cells = [claim["meaning"], *values, difference.format() if compared else ""]
             lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
@@ -145,9 +141,7 @@ class Measured:
         return [*lines, "", *skipped]
 
     def _declared(self, measure: str, condition: str | None) -> Measure:
-        from kdnotes import probes
         from kdnotes.audit.answers import FLIPS
-        from kdnotes.probes.base import Measure
 
         named = [each for each in (*probes.measures(), *FLIPS) if each.name == measure]
         here = set(self.table.loc[self.table["measure"] == measure, "condition"])
@@ -173,7 +167,6 @@ def cast(
     left as they are: copies are measured. Raises RequestError for weights that are not finite.
     """
     from kdnotes.audit.members import member
-    from kdnotes.probes.base import Cast
 
     def members(arm: str, given: nn.Module | Sequence[nn.Module]) -> list[Member]:
         listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
@@ -216,10 +209,6 @@ def images(
 
 
 def _from_tensors(pixels: Any, labels: Any) -> ImageData:
-    import torch
-
-    from kdnotes.data import ImageData
-
     if pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) != len(labels):
         raise RequestError(
             f"pixels {tuple(pixels.shape)} and labels {tuple(labels.shape)} must be (N, 3, H, W) "
@@ -265,8 +254,6 @@ def measure(
 
 def chosen(names: Sequence[str] | None) -> list[Property]:
     """The properties of an audit, all or those named, cheap ones first. Raises RequestError."""
-    from kdnotes import probes
-
     offered = {each.name: each for each in probes.properties() if each.audited}
     for name in names or ():
         if name not in offered:
@@ -286,10 +273,6 @@ def measure_one(
     which: Property, of: Cast, images: ImageData, gradient_images: int, room: Any
 ) -> Outcome:
     """One property, on its share of the images, whose numbers stay those of all images."""
-    import torch
-
-    from kdnotes.probes import base
-
     if "maps" in which.needs and not all(member.taps for member in of.everyone()):
         raise RequestError("no stages with feature maps can be found in one of the networks")
     count = count_of(which, len(images), gradient_images)
@@ -304,7 +287,7 @@ def measure_one(
     except FloatingPointError as error:  # a network whose answers are no numbers
         raise RequestError(str(error)) from error
     items = places.numpy()[found.items["item"]]
-    return base.Outcome(found.table, found.items.assign(item=items.astype("int32")))
+    return Outcome(found.table, found.items.assign(item=items.astype("int32")))
 
 
 def _subset(images: ImageData, places: Tensor) -> ImageData:
@@ -322,23 +305,18 @@ def _subset(images: ImageData, places: Tensor) -> ImageData:
 
 def together(parts: Sequence[Outcome]) -> Outcome:
     """All properties' rows; accuracy, which every probe measures anew, from the first."""
-    from kdnotes.probes.base import Outcome
-
     return Outcome.combine([parts[0], *(part.without_accuracy() for part in parts[1:])])
 
 
 def with_classes(of: Cast, images: ImageData) -> Cast:
     """The cast with the images' classes, its answers tried on two images. Raises RequestError."""
-    import torch
-
     from kdnotes.data.views import to_float
-    from kdnotes.probes.base import device_of, logits_of
 
     few = to_float(images.batch(torch.arange(min(2, len(images)))))
     widths = {}
     for member in of.everyone():
         try:
-            logits = logits_of(member.network, few.to(device_of(member.network)))
+            logits = base.logits_of(member.network, few.to(base.device_of(member.network)))
         except FloatingPointError as error:  # a network whose answers are no numbers
             raise RequestError(str(error)) from error
         if logits.ndim != 2:
@@ -351,10 +329,3 @@ def with_classes(of: Cast, images: ImageData) -> Cast:
     if len(set(widths.values())) > 1 or min(widths.values()) < needed:
         raise RequestError(f"numbers of classes do not fit: {widths}, and the images have {needed}")
     return replace(of, classes=images.classes if len(images.classes) == widths["teacher"] else ())
-
-
-def _verdict(low: float, high: float) -> str:
-    from kdnotes.audit.judging import word_for
-
-    word = word_for(low, high)
-    return "" if word == "cannot tell" else word

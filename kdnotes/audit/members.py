@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
@@ -58,23 +58,19 @@ class Audited(networks.Normalized):
         answers = {at: self._known[mark] for at, mark in enumerate(marks) if mark in self._known}
         new = [at for at in range(len(images)) if at not in answers]
         chunks = [new[at : at + CHUNK] for at in range(0, len(new), CHUNK)]
-        for places, logits in self._shown(chunks, images):
+
+        def show(places: list[int]) -> Tensor:
+            with torch.inference_mode():
+                part = images[places].contiguous(memory_format=torch.channels_last)
+                return self._answer(part)
+
+        for places, logits in zip(chunks, _cores().map(show, chunks), strict=True):
             self.report(len(places))
             answers |= dict(zip(places, logits, strict=True))
         for place in new:
             if len(self._known) * answers[place].numel() * 4 < REMEMBERED:
                 self._known[marks[place]] = answers[place]
         return torch.stack([answers[place] for place in range(len(images))])
-
-    def _shown(
-        self, chunks: Sequence[list[int]], images: Tensor
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        def show(places: list[int]) -> Tensor:
-            with torch.inference_mode():
-                part = images[places].contiguous(memory_format=torch.channels_last)
-                return self._answer(part)
-
-        yield from zip(chunks, _cores().map(show, chunks), strict=True)
 
     def _answer(self, images: Tensor) -> Tensor:
         logits = self.body(self.normalize(images))

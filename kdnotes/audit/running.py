@@ -21,6 +21,7 @@ from kdnotes.audit.inputs import Listed
 from kdnotes.book import results, running
 from kdnotes.errors import RequestError, RunFailedError
 from kdnotes.lazy import pandas as pd
+from kdnotes.lazy import torch
 from kdnotes.probes.base import Cast, Outcome, Property
 
 if TYPE_CHECKING:
@@ -206,20 +207,13 @@ def _cast(
         network = opened.network
         for name, values in (("mean", request.mean), ("std", request.std)):
             if values:
-                getattr(network, name).copy_(_as_image(values))
+                getattr(network, name).copy_(torch.tensor(values).view(1, -1, 1, 1))
         mine = made.setdefault(arm, [])
-        called = f"--{arm} {text}"
-        own: dict[str, Any] = {"side": size if size != side else None, "columns": columns}
-        mine.append(members.member(called, arm, len(mine), network, **own))
+        called, own = f"--{arm} {text}", size if size != side else None
+        mine.append(members.member(called, arm, len(mine), network, side=own, columns=columns))
     taught = (*made["student"], *made.get("independent", ()))
     notes = list(dict.fromkeys(note for opened in loaded for note in opened.notes))
     return Cast(made["teacher"][0], None, taught, ()), side, notes
-
-
-def _as_image(values: Sequence[float]) -> Tensor:
-    import torch
-
-    return torch.tensor(values).view(1, -1, 1, 1)
 
 
 def _load(arm: str, text: str, classes: int, size: int | None) -> networks.Opened:
@@ -251,8 +245,7 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
     shared = _shared_digest(audit, room)
     keys = {which.name: _key(which, audit, shared) for which in audit.wanted}
     everyone = list(audit.cast.everyone())
-    lasting = {which.name: _passes(which, audit) for which in audit.wanted}
-    with progress.shown(NAME, sum(lasting.values())) as shown:
+    with progress.shown(NAME, sum(_passes(which, audit) for which in audit.wanted)) as shown:
         done = 0.0
         for which in audit.wanted:
             for member in everyone if audit.has_networks else ():
@@ -267,10 +260,12 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
                 skipped[which.title] = str(error)
             except Exception as error:  # one property's failure must not cost the others
                 failed[which.title] = f"{type(error).__name__}: {error}"[:300]
-            done += lasting[which.name]
+            done += _passes(which, audit)
             why = skipped.get(which.title) or failed.get(which.title)
-            _say(f"{which.title}: {why or f'{time.perf_counter() - started:.0f} s'}")
-    for old in (out / PARTS).iterdir() if (out / PARTS).is_dir() else ():
+            if not sys.stderr.isatty():
+                took = f"{time.perf_counter() - started:.0f} s"
+                print(f"{NAME}: {which.title}: {why or took}", file=sys.stderr, flush=True)
+    for old in (out / PARTS).glob("*"):
         if old.name not in {f"{name}-{key}" for name, key in keys.items()}:
             shutil.rmtree(old, ignore_errors=True)
     return parts, skipped, failed
@@ -309,8 +304,6 @@ def _key(which: Property, audit: Audit, shared: str) -> str:
 
 def _shared_digest(audit: Audit, room: Any) -> str:
     """Of all that every property depends on: networks, images, labels, and the code."""
-    import torch
-
     state = hashlib.sha256(repr((room, _code(), results.versions(), audit.cast.classes)).encode())
     for place, member in enumerate(audit.cast.everyone()):
         mark = members.digest(member.network)
@@ -330,11 +323,6 @@ def _code() -> str:
     parts = ("audit/answers.py", "audit/members.py", "probes/*.py", "data/*.py", "networks/*.py")
     files = sorted(path for part in parts for path in package.glob(part))
     return store.checksum("".join(store.checksum(path) for path in files).encode())
-
-
-def _say(line: str) -> None:
-    if not sys.stderr.isatty():
-        print(f"{NAME}: {line}", file=sys.stderr, flush=True)
 
 
 def _listed(reasons: dict[str, str]) -> str:
