@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdnotes import paths, store
+from kdnotes import paths, probes, store
 from kdnotes.audit import answers, judging, measuring
 from kdnotes.book import results
 from kdnotes.figures import looks
+from kdnotes.lazy import torch
 from kdnotes.probes import localization
 from kdnotes.stats import Interval, format_number
 from kdnotes.stats.words import CANNOT_TELL, NO_GAP
@@ -34,6 +35,7 @@ SIDE = 152  # pixels of a picture
 EACH = 3  # images at either end
 CHANGES = "audit.changes.csv"
 LISTED = 20  # rows of a table of classes
+Shown = tuple[int, float, float | None]  # an image, the student's value there, and its twin's
 NAMES = {"teacher": "teacher", "student": "student", "independent": "trained alone"}
 SETTLES = (
     "No student trained alone was given, so nothing here tells what was inherited from what any "
@@ -65,9 +67,9 @@ def page(
         "warnings": warnings,
         "ends": ENDS,
         "cover": [_row(claim) for claim in main],
-        "reading": _reading(audit),
+        "students": len(audit.cast.arm("student")),
+        "twins": len(audit.cast.arm("independent")),
         "networks": _networks(audit, outcome),
-        "limits": _limits(audit),
         "sections": _sections(audit, found, compared),
         "flips": _flips(audit, outcome) if has_answers else None,
         "calibration": _calibration(outcome) if has_answers else None,
@@ -132,17 +134,11 @@ def _main(compared: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _measure(claim: Mapping[str, Any]) -> Measure:
-    from kdnotes import probes
-
     return next(
         each
         for each in probes.measures()
         if each.reported and (each.name, each.condition) == (claim["measure"], claim["condition"])
     )
-
-
-def _sentence(claim: Mapping[str, Any]) -> str:
-    return _measure(claim).sentence
 
 
 def _is_told(claim: Mapping[str, Any]) -> bool:
@@ -151,7 +147,7 @@ def _is_told(claim: Mapping[str, Any]) -> bool:
 
 def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the cover: where the student stands between its twin and the teacher."""
-    share = claim["share"]
+    share, sentence = claim["share"], _measure(claim).sentence
     number = _text(share) if math.isfinite(share["estimate"]) else ""
     if not number and math.isfinite(claim["estimate"]):
         number = f"by {_text(claim)}"
@@ -159,8 +155,8 @@ def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
         number = f"value {_text(claim['student'])}"
     return {
         "anchor": claim["property"],
-        "sentence": _sentence(claim),
-        "axis": _axis(share, f"{_sentence(claim)}: {claim['word']} {number}"),
+        "sentence": sentence,
+        "axis": _axis(share, f"{sentence}: {claim['word']} {number}"),
         "word": claim["word"],
         "plain": not _is_told(claim),
         "number": number,
@@ -195,36 +191,6 @@ def _about(audit: Audit) -> str:
     )
 
 
-def _reading(audit: Audit) -> str:
-    several = max(len(audit.cast.arm(arm)) for arm in ("student", "independent")) > 1
-    over = (
-        "networks and images"
-        if several
-        else "images, for these very networks: another training run could come out differently"
-    )
-    return (
-        "Squares: how far the student is on the way from one trained alone (0) to its teacher (1); "
-        "for what compares two networks, 1 is a copy of the teacher, which no student need reach. "
-        f"Bars: 95% intervals over {over}. Where there is no share, the plain difference from the "
-        "student trained alone is given, or the student's own value."
-    )
-
-
-def _limits(audit: Audit) -> list[str]:
-    if "independent" not in audit.cast.arms:
-        return []
-    lines = [
-        "More than one trained alone is not yet this teacher's doing: anybody's soft labels do "
-        "some of it. A student of another teacher would tell."
-    ]
-    if len(audit.cast.arm("student")) < 2:
-        lines.append(
-            "There is one student: what sets it apart may be the luck of a seed. Several --student "
-            "and --independent would tell."
-        )
-    return lines
-
-
 def _chance(audit: Audit, outcome: Outcome) -> list[str]:
     named = answers.at_chance(outcome, len(set(audit.listed.labels)))
     why = (
@@ -252,9 +218,10 @@ def _networks(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
         size = getattr(member.network, "size", None) or (
             audit.images.size if audit.has_networks else ""
         )
+        number = f" {member.seed + 1}" if len(audit.cast.arm(member.arm)) > 1 else ""
         listed.append(
             {
-                "arm": _named(member.arm, member.seed, audit),
+                "arm": f"{NAMES[member.arm]}{number}",
                 "named": paths.without_absolute_paths(said),
                 "right": format_number(share, 3),
                 "size": size,
@@ -263,18 +230,12 @@ def _networks(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
     return listed
 
 
-def _named(arm: str, seed: int, audit: Audit) -> str:
-    return NAMES[arm] + (f" {seed + 1}" if len(audit.cast.arm(arm)) > 1 else "")
-
-
 # --- what is behind each number ------------------------------------------------------------------
 
 
 def _sections(
     audit: Audit, found: measuring.Measured, compared: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    from kdnotes import probes
-
     sections = []
     for which in probes.properties():
         claims = [claim for claim in compared if claim["property"] == which.name]
@@ -300,17 +261,11 @@ def _shown_measure(audit: Audit, outcome: Outcome, claim: Mapping[str, Any]) -> 
     unit = f" ({measure.unit})"
     row = _row(claim) | {"said": f"{'; '.join(values)}{unit}. Student: {_text(claim['student'])}."}
     row["control"] = _control(claim, measure)
-    row["maps"], row["maps_rule"] = [], ""
-    row["shown"] = None
     if audit.has_networks:
         apart = _apart(outcome, measure)
         row["shown"] = _pictures(audit, outcome, apart)
         if measure.condition == localization.LAST and measure.name == "cam_cosine":
             row["maps"] = _maps(audit, apart)
-            row["maps_rule"] = (
-                "Where they look (Grad-CAM of the true class, last stage; redder: more), on images "
-                "where the student gains most over one trained alone, then where it loses most."
-            )
     return row
 
 
@@ -333,10 +288,10 @@ def _control(claim: Mapping[str, Any], measure: Measure) -> str:
     return f"{says}: {claim['verdict']}. What could be inherited is the way from {span}."
 
 
-def _apart(outcome: Outcome, measure: Measure) -> list[tuple[int, float, float | None]]:
+def _apart(outcome: Outcome, measure: Measure) -> list[Shown]:
     """Images on which the student gains most over one trained alone, then where it loses most.
 
-    Image, the student's value, and the other's; by the student's value alone where there is none.
+    By the student's value alone where there is no other.
     """
     rows = outcome.items[outcome.items["measure"] == measure.name]
     rows = rows[rows["condition"] == measure.condition]
@@ -356,38 +311,24 @@ def _apart(outcome: Outcome, measure: Measure) -> list[tuple[int, float, float |
     ]
 
 
-def _pictures(
-    audit: Audit, outcome: Outcome, apart: Sequence[tuple[int, float, float | None]]
-) -> dict[str, Any]:
-    shown = []
-    said = _answers(audit, outcome)
+def _pictures(audit: Audit, outcome: Outcome, apart: Sequence[Shown]) -> dict[str, Any]:
+    """Images, each with the two values and what the first network of each arm answers."""
+    shown, said = [], {}
+    if "confidence" in set(outcome.table["measure"]):
+        said = {arm: answers.by_image(outcome, "accuracy", arm, "prediction") for arm in NAMES}
     for item, own, other in apart:
-        values = f"student {format_number(own)}" + (
-            "" if other is None else f", alone {format_number(other)}"
-        )
-        shown.append(
-            _picture(audit, item, [_class(audit, audit.listed.labels[item]), values, *said(item)])
-        )
-    rule = "Chosen by rule: the student's largest gains over one trained alone, then its losses."
-    if any(other is None for _, _, other in apart):
-        rule = "Chosen by rule: where the student has most of it, then least."
-    return {"images": shown, "rule": rule}
-
-
-def _answers(audit: Audit, outcome: Outcome) -> Any:
-    """What the first network of each arm answers to an image, in words."""
-    if "confidence" not in set(outcome.table["measure"]):
-        return lambda item: []
-    said = {arm: answers.by_image(outcome, "accuracy", arm, "prediction") for arm in NAMES}
-
-    def lines(item: int) -> list[str]:
-        return [
+        alone = "" if other is None else f", alone {format_number(other)}"
+        lines = [_class(audit, audit.listed.labels[item]), f"student {format_number(own)}{alone}"]
+        lines += [
             f"{NAMES[arm]}: {_class(audit, int(frame.loc[item].iloc[0]))}"
             for arm, frame in said.items()
             if len(frame)
         ]
-
-    return lines
+        shown.append(_picture(audit, item, lines))
+    rule = "Chosen by rule: the student's largest gains over one trained alone, then its losses."
+    if any(other is None for _, _, other in apart):
+        rule = "Chosen by rule: where the student has most of it, then least."
+    return {"images": shown, "rule": rule}
 
 
 def _class(audit: Audit, number: int) -> str:
@@ -398,8 +339,6 @@ def _class(audit: Audit, number: int) -> str:
 def _picture(
     audit: Audit, item: int, lines: list[str], heat: NDArray | None = None
 ) -> dict[str, Any]:
-    import torch
-
     pixels = audit.images.batch(torch.tensor([item]))[0].permute(1, 2, 0).numpy()
     if heat is not None:
         import matplotlib as mpl
@@ -423,12 +362,8 @@ def _inline(pixels: NDArray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _maps(
-    audit: Audit, apart: Sequence[tuple[int, float, float | None]]
-) -> list[list[dict[str, Any]]]:
+def _maps(audit: Audit, apart: Sequence[Shown]) -> list[list[dict[str, Any]]]:
     """For a few images: the image, and where the first network of each arm looks."""
-    import torch
-
     ends = [*apart[: EACH - 1], *apart[EACH : 2 * EACH - 1]]
     places = torch.tensor([item for item, _, _ in ends])
     first = {member.arm: member for member in reversed(list(audit.cast.everyone()))}
@@ -511,10 +446,9 @@ def _changes(of: str, table: pd.DataFrame, reference: str) -> dict[str, Any]:
     more = ""
     if len(table) > LISTED:
         more = f"The {LISTED} of {len(table):,} with the smallest p; all are in {CHANGES}."
-    title = "By class" if of == "class" else f"By {of}"
     return {
         "anchor": f"by-{of}",
-        "title": title,
+        "title": f"By {of}",
         "of": of,
         "says": says,
         "rows": rows,
@@ -570,8 +504,6 @@ def _made_with(marks: Mapping[str, str], seconds: float) -> list[tuple[str, str]
 
 def hashes(audit: Audit) -> dict[str, str]:
     """SHA-256 of the files that an audit was made of, by name, and of all its pixels together."""
-    import torch
-
     found, request = dict(audit.listed.files), audit.request
     models = (request.teacher or "", *request.students, *request.independents)
     for text in (*(each.partition(":")[2] for each in models), request.map or ""):
