@@ -50,12 +50,8 @@ class Gate:
         return met, f"{self.text}: {'met' if met else 'not met'} by {value.format(3)}"
 
 
-def parse(texts: Sequence[str], wanted: Sequence[Property], has_twin: bool) -> list[Gate]:
-    """Conditions as they were typed. Raises RequestError for one that an audit cannot decide."""
-    return [_parsed(text, wanted, has_twin) for text in texts]
-
-
-def _parsed(text: str, wanted: Sequence[Property], has_twin: bool) -> Gate:
+def parse(text: str, wanted: Sequence[Property], has_twin: bool) -> Gate:
+    """A condition as it was typed. Raises RequestError for one that an audit cannot decide."""
     parts = _CONDITION.fullmatch(text)
     if not parts:
         raise RequestError(f"--fail-if {text!r} is no condition: {FORM}")

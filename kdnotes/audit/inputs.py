@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,7 @@ class Listed:
             return tuple(values[place] for place in places)
 
         groups = {name: pick(values) for name, values in self.groupings.items()}
-        own = pick(self.names), pick(self.labels)
-        return Listed(self.root, *own, self.classes, groups, self.files)
+        return replace(self, names=pick(self.names), labels=pick(self.labels), groupings=groups)
 
 
 def listed(source: str, count: int | None = None, groups: str | None = None) -> Listed:
@@ -154,8 +153,7 @@ def _grouped(of: Listed, text: str) -> Listed:
         )
     groupings = {name: tuple(rows[name].fillna("")) for name in wanted}
     mark = {Path(file).name: checksum(base_folder() / Path(file).expanduser())}
-    own = of.root, of.names, of.labels, of.classes
-    return Listed(*own, of.groupings | groupings, of.files | mark)
+    return replace(of, groupings=of.groupings | groupings, files=of.files | mark)
 
 
 def _table(text: str, option: str, needed: Sequence[str]) -> pd.DataFrame:

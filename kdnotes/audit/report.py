@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from kdnotes import paths, probes, store
 from kdnotes.audit import answers, judging, measuring
 from kdnotes.book import results
+from kdnotes.book.compared import aligned
 from kdnotes.figures import looks
 from kdnotes.lazy import torch
 from kdnotes.probes import localization
@@ -115,12 +116,9 @@ def answer(main: Sequence[Mapping[str, Any]]) -> str:
 
 def answers_as_text(compared: Sequence[Mapping[str, Any]]) -> list[str]:
     """The cover for a terminal: a line for each property."""
-    rows = [_row(claim) for claim in _main(compared)]
-    wide = [max(len(row[name]) for row in rows) for name in ("sentence", "word")]
-    lines = [
-        f"  {row['sentence']:<{wide[0]}}  {row['word']:<{wide[1]}}  {row['number']}" for row in rows
-    ]
-    return [answer(_main(compared)), "A student ...", *lines]
+    main = _main(compared)
+    rows = [(f"  {row['sentence']}", row["word"], row["number"]) for row in map(_row, main)]
+    return [answer(main), "A student ...", aligned(rows)]
 
 
 def _main(compared: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -212,8 +210,7 @@ def _networks(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
     )["value"]
     listed = []
     for member in audit.cast.everyone():
-        given = named[member.arm] if audit.has_networks else ()
-        said = str(given[member.seed]) if member.seed < len(given) else str(request.predictions)
+        said = named[member.arm][member.seed] if audit.has_networks else request.predictions
         share = right.get((member.arm, member.seed), math.nan)
         size = getattr(member.network, "size", None) or (
             audit.images.size if audit.has_networks else ""

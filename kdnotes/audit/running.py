@@ -163,7 +163,7 @@ def prepared(request: Request) -> Audit:
             f"{students} students and {twins} independent ones: they are compared pair by pair, so "
             "give as many of each, or one of either"
         )
-    gates = gate.parse(request.fail_if, wanted, bool(twins))
+    gates = [gate.parse(text, wanted, bool(twins)) for text in request.fail_if]
     listed = inputs.listed(str(request.data), request.images, request.groups)
     columns = inputs.columns(request.map, listed.classes) if request.map else ()
     cast, size, notes = _cast(request, len(columns) or len(listed.classes), columns, listed)
@@ -185,7 +185,7 @@ def _from_predictions(request: Request, wanted: list[Property]) -> Audit:
     listed = inputs.listed(request.data, request.images, request.groups) if request.data else None
     cast, images, labelled, logits = predictions.read(str(request.predictions), listed)
     fidelity = [each for each in wanted if each.name == "fidelity"]
-    gates = gate.parse(request.fail_if, fidelity, "independent" in cast.arms)
+    gates = [gate.parse(each, fidelity, "independent" in cast.arms) for each in request.fail_if]
     return Audit(request, cast, images, labelled, fidelity, gates, logits=logits)
 
 
