@@ -98,7 +98,11 @@ def shown(name: str, folder: Path) -> str:
     """
     cover.declare_methods()
     run, table = results.load(name, folder), results.table(name, folder)
-    parts = [f"{name} ({run.seconds:.0f} s)", _settings(run)]
+    differs = said(changed(run.chapter, run.parameters)) or "nothing was changed"
+    parts = [
+        f"{name} ({run.seconds:.0f} s)",
+        f"preset {run.parameters.get('preset')}: {differs}",
+    ]
     if run.answers:
         rows: list[tuple[Any, ...]] = [
             (f"  {looks.of(arm).short}", each["word"], each["amount"])
@@ -109,19 +113,12 @@ def shown(name: str, folder: Path) -> str:
         rows = [("  claim", "verdict", "estimate", "what was asked")]
         for claim in run.claims:
             point = "".join(f" {key}={value}" for key, value in claim.get("point", {}).items())
-            rows.append(
-                (f"  {claim['id']}{point}", claim["verdict"], _estimate(claim), _asked(claim))
-            )
+            asked = wording.asked(claim) if "direction" in claim else claim["measure"]
+            rows.append((f"  {claim['id']}{point}", claim["verdict"], _estimate(claim), asked))
         parts.append(f"verdicts\n{aligned(rows)}")
     if not run.answers:
         parts += _means(run, table)
     return "\n\n".join(parts)
-
-
-def _settings(run: results.Saved) -> str:
-    preset = run.parameters.get("preset")
-    differs = changed(run.chapter, run.parameters)
-    return f"preset {preset}: {said(differs) or 'nothing was changed'}"
 
 
 def _means(run: results.Saved, table: pd.DataFrame) -> Iterator[str]:
@@ -146,10 +143,6 @@ def _estimate(claim: Mapping[str, Any]) -> str:
         return tables.NOTHING
     bounds = [format_number(each) for each in numbers[1:] if each is not None]
     return f"{format_number(numbers[0])} [{', '.join(bounds)}]"
-
-
-def _asked(claim: Mapping[str, Any]) -> str:
-    return wording.asked(claim) if "direction" in claim else claim["measure"]
 
 
 # --- two runs ---------------------------------------------------------------------------------

@@ -9,16 +9,15 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kdnotes.book import running
+from kdnotes.book import results, running
 from kdnotes.book.running import Done, Request
 from kdnotes.figures import looks
+from kdnotes.lazy import pandas as pd
 from kdnotes.stats import claims
 from kdnotes.stats.words import format_number
-
-if TYPE_CHECKING:
-    from kdnotes.training.cache import Planned
+from kdnotes.training import cache, pool
+from kdnotes.training.cache import Planned
 
 NOT_MEASURED = "No chapter was run for this build of the book, so there is nothing to count."
 NOT_TIMED = "The benchmarks were not run for this edition of the book."
@@ -31,8 +30,6 @@ def table(done: Sequence[Done]) -> str:
     share of the teacher's table included. Networks that chapters share count in each of them, but
     once in the last row.
     """
-    from kdnotes.training import cache
-
     if not done:
         return NOT_MEASURED
     requests = [each.run.request for each in done]
@@ -51,8 +48,6 @@ def estimate(requests: Sequence[Request], jobs: int | None = None) -> str:
 
     Networks that were trained here before say how fast this machine is.
     """
-    from kdnotes.training import cache, pool
-
     wanted = running.needed_networks(requests)
     lacking = cache.missing(wanted)
     there = [item for item in wanted if cache.is_complete(item.spec) and pool.cost(item)]
@@ -69,8 +64,6 @@ def profile(done: Sequence[Done]) -> str:
     A chapter measures in its longest cell. What its cells do not account for is the start of its
     kernel, and reading and writing the notebook.
     """
-    from kdnotes.training import cache
-
     if not done:
         return NOT_MEASURED
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -123,8 +116,6 @@ def trained_out(path: Path) -> str:
 
     ``path``: the file that `benchmarks/trained_out.py` writes; those of published runs follow.
     """
-    import pandas as pd
-
     if not path.is_file():
         return "How long is long enough was not measured for this edition of the book."
     files = [path, *sorted(path.parent.glob(f"published/*/{path.name}"))]
@@ -153,8 +144,6 @@ def error_rates(path: Path) -> str:
 
 def again(first: Path, second: Path) -> str:
     """How many verdicts of one run differ in another, as a sentence; empty without the two."""
-    from kdnotes.book import results
-
     if not all("scorecard" in results.chapters(each) for each in (first, second)):
         return "The laptop edition was not run a second time for this edition of the book."
     runs = [results.load("scorecard", each) for each in (first, second)]
@@ -171,10 +160,6 @@ def again(first: Path, second: Path) -> str:
 
 def changed(first_edition: Path, runs: Path) -> str:
     """A Markdown table of the first edition's verdicts beside those of the published laptop run."""
-    import pandas as pd
-
-    from kdnotes.book import results
-
     if not first_edition.is_file():
         return "The first edition's verdicts do not come with this copy of the book."
     now = {}

@@ -235,15 +235,13 @@ def _row(
     first = next(iter(methods_))
     elsewhere = {}
     for name, (published, where) in beside.items():
-        answer = _answers(published, of_runs(chapter, where, measure, published)).get(first)
-        if answer:
-            elsewhere[name] = answer["word"]
-    row = Row(measure.sentence, entry["world"], methods_, elsewhere)
+        answers = _answers(published, of_runs(chapter, where, measure, published))
+        if first in answers:
+            elsewhere[name] = answers[first]["word"]
     more = found.difference(first, _OTHER_TEACHERS)
     some = methods_[first]["share"] and methods_[first]["word"] != CANNOT_TELL
-    if measure.of == "pair" and some and more.n > 1 and more.low <= 0:
-        row = Row(row.sentence, row.world, methods_, elsewhere, "*")
-    return row, run
+    note = "*" if measure.of == "pair" and some and more.n > 1 and more.low <= 0 else ""
+    return Row(measure.sentence, entry["world"], methods_, elsewhere, note), run
 
 
 def _images(run: results.Saved) -> tuple[Any, Any]:

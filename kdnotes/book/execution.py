@@ -19,6 +19,7 @@ from kdnotes.book import kernels, running
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError, RunFailedError
 from kdnotes.progress import Progress, shown
+from kdnotes.training import pool
 
 REQUEST_ERROR = "RequestError: "  # how a chapter says that the request is wrong
 LAST_WORDS = 12  # lines of what a dead kernel said that are shown
@@ -146,8 +147,6 @@ def _clear(run: Run, before: Mapping[Path, int], failed: bool = False) -> str:
 @contextmanager
 def _threads(count: int, jobs: int | None) -> Iterator[Submit]:
     """Execute notebooks in threads of this process; an exception ends their kernels at once."""
-    from kdnotes.training import pool
-
     executor = ThreadPoolExecutor(min(jobs or pool.cores(), count))
     futures: list[Future[float]] = []
     processes: list[Any] = []

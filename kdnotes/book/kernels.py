@@ -15,6 +15,8 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from kdnotes.training.pool import KEEP_FREED_MEMORY
+
 if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
 
@@ -37,8 +39,6 @@ WORTH_LOADING = 3  # chapters from which on loading the libraries ahead saves ti
 
 def environment() -> dict[str, str]:
     """The environment of a kernel: this process's, for one thread and figures in the notebook."""
-    from kdnotes.training.pool import KEEP_FREED_MEMORY
-
     # A backend chosen for scripts would leave the notebooks without figures.
     inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     # Several multi-threaded kernels at once would slow each other.

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from kdnotes import methods, stats
-from kdnotes.book import results
+from kdnotes import stats
+from kdnotes.book import cover, results
 from kdnotes.book.costs import columns_table
 from kdnotes.figures import looks
+from kdnotes.lazy import pandas as pd
 from kdnotes.stats.words import format_number
-from kdnotes.study import arms
 
 
 def beside_the_paper(numbers: Path, published: Path) -> str:
@@ -26,8 +26,7 @@ def beside_the_paper(numbers: Path, published: Path) -> str:
     """
     if not numbers.is_file():
         return "The paper's tables do not come with this copy of the book."
-    for name in methods.known():  # no cast is planned, which would say how they are called
-        arms.taught_by(methods.get(name)())
+    cover.declare_methods()  # no cast is planned, which would say how they are called
     parts = []
     for table in yaml.safe_load(numbers.read_text(encoding="utf-8")):
         names = [name if name == "laptop" else f"published/{name}" for name in table["images"]]
@@ -85,8 +84,6 @@ def strangers(path: Path) -> str:
     """
     if not path.is_file():
         return "Networks that never met were not compared for this edition of the book."
-    import pandas as pd
-
     table = pd.read_csv(path).fillna({"with": ""})
     table["said"] = [_said(*ends) for ends in table[["value", "low", "high"]].to_numpy()]
     biases, pairs = (table[table["what"] == what] for what in ("shape bias", "same answer"))

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from kdnotes import data, paths, stats
 from kdnotes.book import compared, cover, planning, results, running
 from kdnotes.errors import RequestError
@@ -20,8 +22,6 @@ from kdnotes.training import cache
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pandas as pd
 
     from kdnotes.probes.base import Measure, Outcome
     from kdnotes.study import Study
@@ -305,11 +305,8 @@ def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
     for head, rows in (("here", found.outcome.table), ("there", table)):
         rows = rows[(rows["measure"] == about[0]) & (rows["condition"] == about[1])]
         columns[head] = rows.groupby("arm", sort=False)["value"].mean()
-    import pandas as pd
-
-    place = {arm: number for number, arm in enumerate(looks.order())}
-    means = pd.DataFrame(columns).dropna(subset=["there"]).rename_axis("arm")
-    means = means.sort_index(key=lambda arms: arms.map(place), kind="stable").reset_index()
+    means = pd.DataFrame(columns).dropna(subset=["there"])
+    means = means.loc[tables.choose(means.index)].rename_axis("arm").reset_index()
     lines += [f"{measure.label}, means over seeds:", tables.markdown_table(means)]
     lines.append(
         f"{made['train_count'] or 'All'} training images, the teacher `{made['teacher']}`, the "

@@ -21,11 +21,11 @@ from pydantic_core import to_json
 
 from kdnotes import paths, store
 from kdnotes.errors import RequestError
+from kdnotes.lazy import pandas as pd
+from kdnotes.lazy import torch
 from kdnotes.stats import claims as judged_by
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from kdnotes.probes.base import Outcome
 
 COLUMNS = ("chapter", "arm", "seed", "condition", "measure", "value")
@@ -109,8 +109,6 @@ def versions() -> dict[str, str]:
 
 def hardware(device: str = "cpu") -> str:
     """The processor with its cores and vector instructions, or the graphics card."""
-    import torch
-
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     about = Path("/proc/cpuinfo")
@@ -136,8 +134,6 @@ def save(
     is told ``about`` the run, as in `Saved`.
     Raises ValueError when a claim is not whole, and KeyError when a column is missing.
     """
-    import pandas as pd
-
     saved = Saved(
         chapter=chapter,
         claims=[dict(claim) for claim in claims],
@@ -189,8 +185,6 @@ def load(chapter: str, where: Path | None = None) -> Saved:
 
 def table(chapter: str, where: Path | None = None) -> pd.DataFrame:
     """Tidy table of a chapter, columns COLUMNS and those of a sweep. Raises as `load` does."""
-    import pandas as pd
-
     path = _proved(chapter, ".csv", where)
     try:
         read = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
@@ -203,8 +197,6 @@ def table(chapter: str, where: Path | None = None) -> pd.DataFrame:
 
 def items(chapter: str, where: Path | None = None) -> pd.DataFrame:
     """Per-item outcomes of a chapter, columns ITEM_COLUMNS. Raises as `load` does."""
-    import pandas as pd
-
     path = _proved(chapter, ".items.parquet", where)
     try:
         return pd.read_parquet(path)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 from kdnotes import data, paths, store
 from kdnotes.book import (
     costs,
@@ -132,8 +134,6 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
 
     The student edition leaves out the cells tagged as solutions.
     """
-    import yaml
-
     shutil.rmtree(folder, ignore_errors=True)
     root = paths.root()
     book = folder / "book"

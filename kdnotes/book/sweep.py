@@ -15,6 +15,7 @@ from kdnotes import paths, store
 from kdnotes.book import execution, results, running
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError
+from kdnotes.lazy import pandas as pd
 
 if TYPE_CHECKING:
     from kdnotes.training.cache import Planned
@@ -50,8 +51,6 @@ def combine(name: str, points: Sequence[Mapping[str, str]], runs: Sequence[Run],
 
     The table has a column for each axis, then those of a chapter; claims carry their ``point``.
     """
-    import pandas as pd
-
     saved = [results.load(name, run.folder) for run in runs]
     tables, claims = [], []
     for point, run, each in zip(points, runs, saved, strict=True):
