@@ -8,9 +8,10 @@ their axes. Elsewhere a stage is the last layer that gives a map before its side
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -51,9 +52,8 @@ class Layout:
         return tensor
 
 
-# Which map it is (the number of the declared one, or the side), where, a copy, what becomes of it.
-_Given = tuple[int, Layout, Tensor, Tensor]
-_Chosen = tuple[str, Layout, Tensor, Tensor]
+_Given = tuple[int, Layout]  # which map it is (the number of the declared one, or the side), where
+_Chosen = tuple[str, Layout]  # the path of the layer that gives it, where in what it gives
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,16 @@ def _looked_at(network: nn.Module, path: str) -> Layout:
             f"no layer {brief(repr(path), 60)} in the network; it has {', '.join(near)}"
         )
     images = example(network)
-    with _watched(network, {path: known[path]}) as found, evaluating(network):
-        found[path] = []  # a layer that is never reached gives nothing
+    found: list[tuple[int | None, Tensor, Tensor]] = []  # a layer that is never reached: nothing
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        found[:] = [(part, tensor.clone(), tensor) for part, tensor in _tensors(output)]
+
+    with known[path].register_forward_hook(note), evaluating(network):
         network(images)
-    if not found[path]:
+    if not found:
         raise RequestError(f"layer {path!r} gives nothing: name another one")
-    shaped = [(_by_shape(each[1], images.shape[-1]), *each) for each in found[path]]
+    shaped = [(_by_shape(kept, images.shape[-1]), part, kept, now) for part, kept, now in found]
     layout, part, kept, now = next((each for each in shaped if each[0]), shaped[0])
     return replace(layout or Layout("other"), part=part, copied=not _equal(kept, now))
 
@@ -119,63 +123,48 @@ def _found(network: nn.Module) -> Anatomy:
     names = [f"body.{each}" for each in _declared_names(getattr(network, "body", None))]
     found, head = _run(network, images, lambda tensor: _by_value(tensor, reference))
     last = len(reference) - 1
-    if any(number == last for given in found.values() for number, *_ in given):
+    if any(number == last for given in found.values() for number, _ in given):
         chosen = _by_key(found, names, len(reference))
     else:  # nothing is declared, or what no layer gives
         found, head = _run(network, images, lambda tensor: _by_side(tensor, images.shape[-1]))
         chosen = _last_of_each_side(found, network)
-    stages = {
-        path: replace(layout, copied=not _equal(kept, now)) for path, layout, kept, now in chosen
-    }
-    return Anatomy(stages, head)
+    return Anatomy(dict(chosen), head)
 
 
 def _run(
     network: nn.Module, images: Tensor, matches: Callable[[Tensor], list[tuple[int, Layout]]]
 ) -> tuple[dict[str, list[_Given]], str]:
     """What layers give that matches, in the order in which they last give it; the last layer."""
-    found: dict[str, list[_Given]] = {}
-    calls: dict[str, tuple[Tensor, Tensor]] = {}
+    # With a copy of each tensor, and the tensor that what follows may change in place.
+    seen: dict[str, list[tuple[_Given, Tensor, Tensor]]] = {}
+    outputs: dict[str, Tensor] = {}
 
-    def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
-        found.pop(path, None)  # of a layer that is called again, the last call counts
+    def note(path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        seen.pop(path, None)  # of a layer that is called again, the last call counts
+        outputs.pop(path, None)
         given = [
-            (key, replace(layout, part=part), tensor.clone(), tensor)
+            ((key, replace(layout, part=part)), tensor.clone(), tensor)
             for part, tensor in _tensors(output)
             for key, layout in matches(tensor)
         ]
         if given:
-            found[path] = given
-        calls.pop(path, None)
+            seen[path] = given
         if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
-            calls[path] = (inputs[0], output)
+            outputs[path] = output
 
     with ExitStack() as hooks:
         for path, module in network.named_modules():
             if path not in ("", "body"):
-                hooks.enter_context(_hook(module, path, note))
+                hooks.enter_context(module.register_forward_hook(partial(note, path)))
         logits = logits_once(network, images)
-    return found, _head(network, calls, logits)
-
-
-def _hook(module: nn.Module, path: str, note: Callable[..., None]) -> Any:
-    return module.register_forward_hook(lambda _, inputs, output: note(path, inputs, output))
-
-
-@contextmanager
-def _watched(
-    network: nn.Module, layers: dict[str, nn.Module]
-) -> Iterator[dict[str, list[tuple[int | None, Tensor, Tensor]]]]:
-    """The tensors that layers give: which of several, a copy, and what becomes of it."""
-    found: dict[str, list[tuple[int | None, Tensor, Tensor]]] = {}
-
-    def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
-        found[path] = [(part, tensor.clone(), tensor) for part, tensor in _tensors(output)]
-
-    with ExitStack() as hooks:
-        for path, module in layers.items():
-            hooks.enter_context(_hook(module, path, note))
-        yield found
+    found = {
+        path: [
+            (key, replace(layout, copied=not _equal(kept, now)))
+            for (key, layout), kept, now in given
+        ]
+        for path, given in seen.items()
+    }
+    return found, _head(network, outputs, logits)
 
 
 def _tensors(output: Any) -> list[tuple[int | None, Tensor]]:
@@ -186,7 +175,7 @@ def _tensors(output: Any) -> list[tuple[int | None, Tensor]]:
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
-    return first.is_meta or bool(torch.equal(first, second))
+    return first.shape == second.shape and (first.is_meta or torch.equal(first, second))
 
 
 # --- timm's networks ------------------------------------------------------------------------
@@ -223,8 +212,7 @@ def _by_value(tensor: Tensor, reference: list[Tensor]) -> list[tuple[int, Layout
             continue
         axes: tuple[Axes, ...] = ("NTC",) if tensor.ndim == 3 else ("NCHW", "NHWC")
         for layout in (Layout(each, prefix) for each in axes):
-            seen = layout.map(tensor)
-            if seen.shape == wanted.shape and _equal(seen, wanted):
+            if _equal(layout.map(tensor), wanted):
                 found.append((number, layout))
                 break
     return found
@@ -237,8 +225,8 @@ def _by_key(found: dict[str, list[_Given]], names: list[str], count: int) -> lis
     """
     by_number: dict[int, list[_Chosen]] = {}
     for path, given in found.items():
-        for number, layout, kept, now in given:
-            by_number.setdefault(number, []).append((path, layout, kept, now))
+        for number, layout in given:
+            by_number.setdefault(number, []).append((path, layout))
     declared = dict(enumerate(names)) if len(names) == count else {}
     chosen: dict[str, _Chosen] = {}
     for number in sorted(by_number):
@@ -282,11 +270,11 @@ def _last_of_each_side(found: dict[str, list[_Given]], network: nn.Module) -> li
     last: dict[int, _Chosen] = {}
     blocks = {path for path in found if any(network.get_submodule(path).children())}
     for path, given in found.items():
-        side, layout, kept, now = given[0]
+        side, layout = given[0]
         if side not in last and last and side > min(last):
             continue
         if side not in last or path in blocks or last[side][0] not in blocks:
-            last[side] = path, layout, kept, now
+            last[side] = path, layout
     chosen = list(last.values())
     several = len([each for each in chosen if each[0] in blocks]) > 1
     return [each for each in chosen if not several or each[0] in blocks]
@@ -294,31 +282,28 @@ def _last_of_each_side(found: dict[str, list[_Given]], network: nn.Module) -> li
 
 def _without_stem(chosen: list[_Chosen]) -> list[_Chosen]:
     """Without a stem, which comes first and is named unlike the stages: stem, then s1, s2, ..."""
-    kinds = ["".join(c for c in path if not c.isdigit()) for path, *_ in chosen]
+    kinds = ["".join(c for c in path if not c.isdigit()) for path, _ in chosen]
     return chosen[1:] if len(kinds) > 1 and kinds[0] != kinds[1] else chosen
 
 
-def _head(network: nn.Module, calls: dict[str, tuple[Tensor, Tensor]], logits: Tensor) -> str:
+def _head(network: nn.Module, outputs: dict[str, Tensor], logits: Tensor) -> str:
     """The last layer with weights whose output are the logits, or whose output they come from."""
     body: Any = getattr(network, "body", network)
     known = {module: path for path, module in network.named_modules()}
-    own = {path for path in calls if not any(network.get_submodule(path).children())}
-    leaves = [path for path, (_, given) in calls.items() if path in own and given.ndim > 1]
-    leaves = [path for path in leaves if _has_weights(network, path)]
-    wide = [path for path in leaves if calls[path][1].shape[-1] == logits.shape[1]]
-    exact = [path for path in wide if _is(calls[path][1], logits)]
+    leaves = {
+        path: given
+        for path, given in outputs.items()
+        if given.ndim > 1 and _is_layer_with_weights(network.get_submodule(path))
+    }
+    wide = [path for path, given in leaves.items() if given.shape[-1] == logits.shape[1]]
+    exact = [path for path in wide if _equal(leaves[path], logits)]
     named = body.get_classifier() if hasattr(body, "get_classifier") else None
     first = named[0] if isinstance(named, tuple | list) and named else named
-    asked = [known[first]] if first in known and known[first] in calls else []
-    convolutions = [path for path in leaves if _is(calls[path][1].flatten(1), logits)]
-    for path in (*exact[-1:], *convolutions[-1:], *asked, *wide[-1:]):
-        return path
-    return ""
+    asked = [known[first]] if first in known and known[first] in outputs else []
+    convolutions = [path for path, given in leaves.items() if _equal(given.flatten(1), logits)]
+    likely = (*exact[-1:], *convolutions[-1:], *asked, *wide[-1:])
+    return likely[0] if likely else ""
 
 
-def _has_weights(network: nn.Module, path: str) -> bool:
-    return isinstance(getattr(network.get_submodule(path), "weight", None), Tensor)
-
-
-def _is(output: Tensor, logits: Tensor) -> bool:
-    return output.shape == logits.shape and _equal(output, logits)
+def _is_layer_with_weights(module: nn.Module) -> bool:
+    return not any(module.children()) and isinstance(getattr(module, "weight", None), Tensor)
