@@ -116,7 +116,7 @@ def tapped(network: nn.Module, paths: tuple[str, ...]) -> Iterator[dict[str, Ten
     """
     outputs: dict[str, Tensor] = {}
 
-    def keep(path: str, layout: Layout, output: Any) -> None:
+    def keep(path: str, layout: Layout, module: nn.Module, inputs: Any, output: Any) -> None:
         tensor = layout.tensor(output)
         outputs[path] = layout.map(tensor.clone() if layout.copied else tensor)
 
@@ -125,20 +125,15 @@ def tapped(network: nn.Module, paths: tuple[str, ...]) -> Iterator[dict[str, Ten
 
 
 @contextmanager
-def _seen_by(
-    network: nn.Module, paths: tuple[str, ...], see: Callable[[str, Layout, Any], Any]
-) -> Iterator[None]:
-    """Have what each layer gives shown, with its path and layout; what is returned takes its place.
+def _seen_by(network: nn.Module, paths: tuple[str, ...], see: Callable[..., Any]) -> Iterator[None]:
+    """Have ``see`` as a forward hook of each layer, given its path and layout first.
 
     Hooks go when the block ends.
     """
     with ExitStack() as hooks:
         for path in paths:
-            shown = partial(see, path, layout_of(network, path))
-            hook = network.get_submodule(path).register_forward_hook(
-                lambda module, inputs, output, shown=shown: shown(output)
-            )
-            hooks.enter_context(hook)
+            hook = partial(see, path, layout_of(network, path))
+            hooks.enter_context(network.get_submodule(path).register_forward_hook(hook))
         yield
 
 
@@ -152,7 +147,7 @@ def differentiable(
     """
     outputs: dict[str, tuple[Tensor, Layout]] = {}
 
-    def keep(path: str, layout: Layout, output: Any) -> Any:
+    def keep(path: str, layout: Layout, module: nn.Module, inputs: Any, output: Any) -> Any:
         tensor = layout.tensor(output)
         tensor = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
         outputs[path] = tensor, layout

@@ -118,34 +118,34 @@ def freeze(network: _Network) -> _Network:
     return frozen.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def example(network: nn.Module, count: int = 2) -> Tensor:
-    """Random images (count, 3, S, S) of a size that a network takes, on its device.
+def example(network: nn.Module) -> Tensor:
+    """Two random images (2, 3, S, S) of a size that a network takes, on its device.
 
     Raises RequestError where it takes none.
     """
     wrapped = [each for each in network.modules() if isinstance(each, Normalized)]
     known = [each.size for each in wrapped if each.size]
+    if known:
+        return _random(known[0], network)
     declared: Any = [getattr(each.body, "pretrained_cfg", None) for each in wrapped]
     likely = [each["input_size"][-1] for each in declared if each]
-    problem = None
-    for size in known[:1] or (*likely[:1], *SIZES):
-        images = _random(count, size, network)
-        if known:
-            return images
+    problems = []
+    for size in (*likely[:1], *SIZES):
+        images = _random(size, network)
         try:
             logits_once(network, images)
         except RequestError as error:
-            problem = problem or error
+            problems.append(error)
         else:
             for each in wrapped:
                 each.size = size
             return images
-    raise problem or RequestError("the network takes no images")
+    raise problems[0]
 
 
-def _random(count: int, size: int, network: nn.Module) -> Tensor:
+def _random(size: int, network: nn.Module) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(0)
-    images = torch.rand((count, 3, size, size), generator=generator, device="cpu")
+    images = torch.rand((2, 3, size, size), generator=generator, device="cpu")
     return images.to(next(network.parameters(), images).device)
 
 
