@@ -57,10 +57,11 @@ class Opened:
 class _Variant:
     """A way to build an architecture for a number of classes.
 
-    said: what to say of it where it is not the one that the name means; guessed: from shapes alone.
+    make: builds it, given num_classes; said: what to say of it where it is not the one that the
+    name means; guessed: from shapes alone.
     """
 
-    make: Callable[[int], nn.Module]
+    make: Callable[..., nn.Module]
     mean: _Triple = (0.5, 0.5, 0.5)
     std: _Triple = (0.25, 0.25, 0.25)
     size: int | None = None
@@ -228,7 +229,7 @@ def _from_file(name: str, path: Path, entry: str, size: int | None) -> Opened:
                 named = reading.names_fit(tensors, wanted, entry)
             continue
         weights = reading.choose(found, brief(path.name, 60))
-        body = variant.make(weights.classes)
+        body = variant.make(num_classes=weights.classes)
         body.load_state_dict(weights.tensors, strict=False)  # what is missing was looked at
         notes = [f"{path.name}: {variant.said}"] if variant.said else []
         own = _normalisation(weights, tensors)
@@ -287,26 +288,22 @@ def _variants(name: str, size: int | None) -> Iterator[_Variant]:
     known = config or timm.models.PretrainedCfg()
     about: dict[str, Any] = {"mean": tuple(known.mean), "std": tuple(known.std)}
     side = known.input_size[-1]
-    make = partial(_timm_body, name)
+    make: Callable[..., nn.Module] = partial(timm.create_model, name)
     if is_timm:
         if size and known.fixed_input_size and size != side:
-            yield _Variant(partial(make, size=size), **about, size=size)
+            yield _Variant(partial(make, img_size=size), **about, size=size)
         yield _Variant(make, **about, size=side)
     if name in _torchvision_names():
         yield _torchvision_variant(name, is_timm)
     if is_timm and known.fixed_input_size and not size:
         for other in (each for each in SIDES if each != side):
             said = f"the weights are those of {name} for images of {other} pixels"
-            yield _Variant(partial(make, size=other), **about, size=other, said=said, guessed=True)
+            resized = partial(make, img_size=other)
+            yield _Variant(resized, **about, size=other, said=said, guessed=True)
     if is_timm and not known.fixed_input_size:
         said = f"the weights fit {name} only with the stem for small images (stride 1, no pooling)"
         make = partial(_body, name, small_images=True)
         yield _Variant(make, **about, size=32, said=said, guessed=True)
-
-
-def _timm_body(name: str, classes: int, size: int | None = None) -> nn.Module:
-    options: dict[str, Any] = {"img_size": size} if size else {}
-    return timm.create_model(name, num_classes=classes, **options)
 
 
 def _torchvision_variant(name: str, also_timms: bool) -> _Variant:
@@ -316,21 +313,16 @@ def _torchvision_variant(name: str, also_timms: bool) -> _Variant:
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     make: Any = partial(torchvision.models.get_model, name, weights=None, **options)
     said = f"the weights are those of torchvision's {name}, not timm's" if also_timms else ""
-    about: dict[str, Any] = {
-        "mean": tuple(shown.mean),
-        "std": tuple(shown.std),
-        "size": shown.crop_size[0],
-    }
-    return _Variant(lambda classes: make(num_classes=classes), **about, said=said)
+    return _Variant(make, tuple(shown.mean), tuple(shown.std), shown.crop_size[0], said)
 
 
-def _shapes(make: Callable[[int], nn.Module]) -> reading.Shapes:
+def _shapes(make: Callable[..., nn.Module]) -> reading.Shapes:
     """Shapes of a network's tensors, None where they are as long as there are classes."""
     try:
         with torch.device("meta"):
-            few, many = (make(classes).state_dict() for classes in (7, 11))
+            few, many = (make(num_classes=number).state_dict() for number in (7, 11))
     except (NotImplementedError, RuntimeError):  # what cannot be laid out without being computed
-        few, many = (make(classes).state_dict() for classes in (7, 11))
+        few, many = (make(num_classes=number).state_dict() for number in (7, 11))
     except (AssertionError, TypeError, ValueError):  # not one for such images
         return {}
     return {
