@@ -19,8 +19,9 @@ from random import Random
 from statistics import median_low
 from typing import Any, NamedTuple, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from kdnotes.data.spec import Strict
 from kdnotes.errors import RequestError
 from kdnotes.paths import base_folder
 from kdnotes.store import checksum
@@ -38,7 +39,7 @@ _HEAD = 1 << 16  # bytes of a file that its content is told by
 _NAMED = 5  # names in one message
 
 
-class FolderOptions(BaseModel):
+class FolderOptions(Strict):
     """How a folder of photos is read.
 
     ``size``: side of the images in pixels; the central square of a photo is scaled to it. None
@@ -51,8 +52,6 @@ class FolderOptions(BaseModel):
     ``domains``: the folder holds domains, such as PACS's, which hold classes or splits; only these
     domains are read.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int | None = Field(None, ge=_SMALLEST_SIZE, le=1024)
     skip_damaged: bool = False

@@ -11,18 +11,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kdnotes.data import sources
 from kdnotes.data.image_data import ImageData
-from kdnotes.data.spec import DataSpec
+from kdnotes.data.spec import DataSpec, Strict
 from kdnotes.errors import RequestError
 
 
-class NoOptions(BaseModel):
+class NoOptions(Strict):
     """Of a data set that can be had in one way only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)

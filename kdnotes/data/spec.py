@@ -8,14 +8,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class DataSpec(BaseModel):
+class Strict(BaseModel):
+    """Values that stay as they are, of which none is misspelt: other fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSpec(Strict):
     """Which images: enough to make the same ones again, and to name them in a cache key.
 
     ``name``: that of a source, for some with a path behind a colon. ``count`` None means all there
     are. ``options`` are the source's own. ``fingerprint`` names the content of the files behind it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     split: Literal["train", "test"]

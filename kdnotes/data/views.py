@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from kdnotes.data.spec import Strict
 from kdnotes.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Views(BaseModel):
+class Views(Strict):
     """A finite set of views: shifts by up to ``pad`` pixels in steps of ``step``, maybe mirrored.
 
     ``pad`` 4, ``step`` 1 with ``flip`` is CIFAR's usual augmentation: 162 views of each image.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pad: int = Field(default=2, ge=0, le=64)
     step: int = Field(default=2, ge=1, le=16)
@@ -70,10 +69,8 @@ class Views(BaseModel):
         return middle * self.shifts + middle
 
 
-class ColorJitter(BaseModel):
+class ColorJitter(Strict):
     """Strengths of random changes of colour, as in torchvision's ColorJitter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     brightness: float = Field(default=0.4, ge=0, le=1)
     contrast: float = Field(default=0.4, ge=0, le=1)
@@ -81,10 +78,8 @@ class ColorJitter(BaseModel):
     hue: float = Field(default=0.2, ge=0, le=0.5)
 
 
-class Crops(BaseModel):
+class Crops(Strict):
     """Random resized crops: squares of a share of the image's area, scaled back to its size."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     smallest: float = Field(default=0.25, gt=0, le=1)
     largest: float = Field(default=1.0, gt=0, le=1)
@@ -99,15 +94,13 @@ class Crops(BaseModel):
         return drawn
 
 
-class ResizedCrops(BaseModel):
+class ResizedCrops(Strict):
     """Random rectangles scaled to squares, maybe mirrored: ImageNet's usual training views.
 
     ``smallest`` and ``largest`` bound the rectangle's share of the image's area, ``aspect`` its
     longer by its shorter side; sides beyond the image's are cut to it. ``size`` is the side of the
     view in pixels, None meaning the image's own. These views are no finite set: teachers are live.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     smallest: float = Field(default=0.08, gt=0, le=1)
     largest: float = Field(default=1.0, gt=0, le=1)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from kdnotes import methods
 from kdnotes.data import FOLDER_PREFIX
+from kdnotes.data.spec import Strict
 from kdnotes.data.views import ColorJitter, ResizedCrops, Views
 from kdnotes.errors import RequestError
 from kdnotes.study.presets import Preset
@@ -21,12 +22,6 @@ NEEDS_FOLDER = (
     "the preset 'paper' needs a folder in ImageNet's layout (train/CLASS/..., val/CLASS/...): set "
     "dataset=imagefolder:PATH, or KDNOTES_IMAGENET=PATH for all chapters"
 )
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 Ways = dict[str, dict[str, Any]]  # settings of methods by their names
 
 
@@ -36,7 +31,7 @@ def _checked(ways: Ways) -> Ways:
     return ways
 
 
-class Pair(_Strict):
+class Pair(Strict):
     """A teacher, a student, and how the one teaches the other; names are timm's.
 
     ``published``: the teacher's weights, empty meaning that it is trained. ``methods``: settings of
@@ -50,12 +45,12 @@ class Pair(_Strict):
     antialiased_student: str = ""
     for_cast: str = ""
     in_place_of: str = ""
-    methods: Ways = {}
+    methods: Ways = Field(default_factory=dict)
 
     _check = field_validator("methods")(_checked)
 
 
-class Optimisation(_Strict):
+class Optimisation(Strict):
     """What a family of networks is trained with."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -64,7 +59,7 @@ class Optimisation(_Strict):
     schedule: Literal["step-30", "cosine"]
 
 
-class ImageNet(_Strict):
+class ImageNet(Strict):
     """The experiments on ImageNet; sizes in pixels, counts of images or networks."""
 
     image_size: int = Field(ge=8)
@@ -72,7 +67,7 @@ class ImageNet(_Strict):
     crops: ResizedCrops
     preset: Preset
     published_classes: int = Field(ge=2)
-    methods: Ways = {}
+    methods: Ways = Field(default_factory=dict)
     recipes: dict[str, Optimisation]
     pairs: dict[str, Pair]
 
@@ -137,17 +132,17 @@ class ImageNet(_Strict):
         return self.methods.get(method, {}) | pair.methods.get(method, {})
 
 
-class MNIST(_Strict):
+class MNIST(Strict):
     """The experiment on digits in three domains."""
 
     preset: Preset
     learning_rate: float = Field(gt=0)
-    methods: Ways = {}
+    methods: Ways = Field(default_factory=dict)
 
     _check = field_validator("methods")(_checked)
 
 
-class Paper(_Strict):
+class Paper(Strict):
     """All settings of the file."""
 
     imagenet: ImageNet

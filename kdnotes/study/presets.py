@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from kdnotes.data.spec import Strict
 from kdnotes.study.seeds import DEVELOPMENT, PUBLISHED
 
 # Its sizes are in a file of their own (`paper`), and depend on the pair that is picked.
 PAPER = "paper"
 
 
-class Preset(BaseModel):
+class Preset(Strict):
     """Sizes and schedules that a preset stands for.
 
     Counts are images, None meaning all there are; batches and epochs are those of the recipe, None
@@ -19,8 +20,6 @@ class Preset(BaseModel):
     ``first_seed``: of the students. ``all_arms``: whether arms are trained that no
     primary claim needs and that take long.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: str = "vgg-medium"
     student: str = "vgg-small"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdnotes import methods
 from kdnotes.data import DataSpec
+from kdnotes.data.spec import Strict
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.methods import Method
 from kdnotes.store import checksum
@@ -19,7 +19,7 @@ from kdnotes.store import checksum
 REVISION = 2  # raise it when the same specification trains to other weights: caches depend on it
 
 
-class Recipe(BaseModel):
+class Recipe(Strict):
     """How long and with what schedule a network is trained.
 
     Schedules: ``one-cycle`` (linear up over the first 15% of steps, cosine down), ``cosine``,
@@ -27,8 +27,6 @@ class Recipe(BaseModel):
     per epoch, as in the PyTorch MNIST example). ``crops`` and ``jitter`` come after the teacher has
     answered.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=8, ge=1)
     batch: int = Field(default=128, ge=1)
@@ -55,7 +53,7 @@ class Recipe(BaseModel):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * way))
 
 
-class NetworkSpec(BaseModel):
+class NetworkSpec(Strict):
     """Everything that determines a network, teacher included.
 
     ``method``: None for a network that learns from the labels alone. ``labels``: whose soft labels
@@ -64,8 +62,6 @@ class NetworkSpec(BaseModel):
     ``mirrored``: of a composite, see `networks.Composite`. ``pretrained``: published weights of a
     network that is not trained. ``large_images``: timm's ResNets keep their strided stem.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["teacher", "student"]
     model: str
@@ -153,5 +149,4 @@ class Planned:
 
 def derive_seed(*parts: str | int) -> int:
     """A 63-bit seed from named parts."""
-    text = json.dumps(parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int(checksum(json.dumps(parts).encode())[:16], 16) >> 1

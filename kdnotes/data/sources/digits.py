@@ -7,13 +7,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from kdnotes.data import drawing, glyphs
 from kdnotes.data.folders import EXTENSIONS
 from kdnotes.data.image_data import ImageData, joined
 from kdnotes.data.registry import Source
-from kdnotes.data.spec import DataSpec
+from kdnotes.data.spec import DataSpec, Strict
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.paths import base_folder
@@ -22,14 +20,12 @@ from kdnotes.store import checksum
 DOMAINS = ("orig", "color", "m")
 
 
-class DigitOptions(BaseModel):
+class DigitOptions(Strict):
     """Domain of the digits: grey, on random colours, on patches of photographs, or all three.
 
     ``grounds``: a folder with photographs for these patches in its folders train and test; with
     that of BSDS500 and MNIST's glyphs, domain m is MNIST-M.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     domain: Literal["orig", "color", "m", "all"] = "orig"
     glyphs: Literal["bundled", "mnist"] = "bundled"

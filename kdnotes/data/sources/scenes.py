@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kdnotes.data import drawing, glyphs
 from kdnotes.data.image_data import ImageData, joined
 from kdnotes.data.registry import Source
-from kdnotes.data.spec import DataSpec
+from kdnotes.data.spec import DataSpec, Strict
 from kdnotes.lazy import torch
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _DEFAULT_COUNT = {"train": 8000, "test": 2000}
 _SEEDED_BY = {"size": SIZE, "clutter": 0}  # options of old, which seeds are still derived from
 
 
-class SceneOptions(BaseModel):
+class SceneOptions(Strict):
     """What a set of scenes looks like.
 
     Probabilities ``shape_agreement``, ``marker_agreement`` and ``hue_agreement``: how often that
@@ -37,8 +37,6 @@ class SceneOptions(BaseModel):
     as it stays inside. ``digit_side``: smallest and largest side of the digit as a share of the
     image's. ``group_weights``: how often each drawing style of `STYLES` occurs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     glyphs: Literal["bundled", "mnist"] = "bundled"
     marker: bool = False
