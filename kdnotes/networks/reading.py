@@ -105,33 +105,19 @@ def _harmless() -> list[Any]:
     array: Any = np.array([0])
     one: Any = np.float32(0)
     rebuild, scalar = array.__reduce__()[0], one.__reduce__()[0]
-    kinds = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
-    paths = [
-        (
-            pathlib.PurePosixPath if name.startswith("Pure") else pathlib.PosixPath,
-            f"{module}.{name}",
-        )
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "PurePosixPath")
-    ]
-    numpys = [
-        (each, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for each, name in ((rebuild, "_reconstruct"), (scalar, "scalar"))
-    ]
-    plain = [int, float, str, bool, list, dict, tuple]
+    plain: list[type] = [int, float, str, bool, list, dict, tuple, collections.defaultdict]
+    plain += [argparse.Namespace, types.SimpleNamespace, datetime.datetime, datetime.timedelta]
+    plain += [np.ndarray, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
     return [
-        (argparse.Namespace, "argparse.Namespace"),
-        (types.SimpleNamespace, "types.SimpleNamespace"),
-        (collections.defaultdict, "collections.defaultdict"),
-        (datetime.datetime, "datetime.datetime"),
-        (datetime.timedelta, "datetime.timedelta"),
-        (np.ndarray, "numpy.ndarray"),
-        (np.dtype, "numpy.dtype"),
-        *numpys,
-        *paths,
-        *((each, f"numpy.dtypes.{each.__name__}") for each in kinds),
-        *((each, f"builtins.{each.__name__}") for each in plain),
+        (rebuild, "numpy.core.multiarray._reconstruct"),
+        (rebuild, "numpy._core.multiarray._reconstruct"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        (pathlib.PosixPath, "pathlib.PosixPath"),
+        (pathlib.PosixPath, "pathlib._local.PosixPath"),
+        (pathlib.PurePosixPath, "pathlib.PurePosixPath"),
+        (pathlib.PurePosixPath, "pathlib._local.PurePosixPath"),
+        *((each, f"{each.__module__}.{each.__name__}") for each in plain),
     ]
 
 
