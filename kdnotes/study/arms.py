@@ -130,17 +130,13 @@ def depths(hint: Arm) -> dict[str, Arm]:
 
     Each has the weight that suits its depth.
     """
-    found = {}
-    for number, (place, tint) in enumerate(
-        zip(DEPTH_WEIGHTS, (0.5, -0.1, -0.35, -0.65), strict=True), start=1
-    ):
-        names = ("logits",) * 2 if place == "logits" else (f"{number}", f"layer {number}")
-        layers = {"student_layer": place, "teacher_layer": place}
-        settings = layers | {"weight": DEPTH_WEIGHTS[place]}
-        short = "" if place == "logits" else f"{number}"
-        found[place] = hint.variant(
-            *names, short, settings, tint=tint, marker=f"{number}", hollow=False
-        )
+    found: dict[str, Arm] = {}
+    tints = (0.5, -0.1, -0.35, -0.65)
+    for place, tint in zip(DEPTH_WEIGHTS, tints, strict=True):
+        marker = f"{len(found) + 1}"
+        settings = {"student_layer": place, "teacher_layer": place, "weight": DEPTH_WEIGHTS[place]}
+        names = ("logits",) * 3 if place == "logits" else (marker, f"layer {marker}", marker)
+        found[place] = hint.variant(*names, settings, tint=tint, marker=marker, hollow=False)
     return found
 
 
