@@ -216,28 +216,28 @@ def test_checkpoints_of_both_kinds_are_read(tmp_path: Path) -> None:
     imagenet = networks.build("resnet18", 10, 0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     imagenet.body.load_state_dict(state)
     for file in ("net.safetensors", "net.pth"):
-        read = networks.load_user_model(f"resnet18:{tmp_path / file}", 10).eval()
+        read = networks.open_network(f"resnet18:{tmp_path / file}", 10).network
         with torch.no_grad():
             assert torch.equal(read(images), imagenet.eval()(images))
     save_file(network.state_dict(), tmp_path / "ours.safetensors")
-    ours = networks.load_user_model(f"resnet18:{tmp_path / 'ours.safetensors'}", 10).eval()
+    ours = networks.open_network(f"resnet18:{tmp_path / 'ours.safetensors'}", 10).network
     with torch.no_grad():
         assert torch.equal(ours(images), network(images))
 
 
 def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there are no weights 'vgg-small'"):
-        networks.load_user_model("vgg-small", 10)
+        networks.open_network("vgg-small", 10)
     with pytest.raises(RequestError, match="no checkpoint"):
-        networks.load_user_model(f"resnet18:{tmp_path / 'none.pth'}", 10)
+        networks.open_network(f"resnet18:{tmp_path / 'none.pth'}", 10)
     (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(RequestError, match=r"bad\.pth is no whole checkpoint"):
-        networks.load_user_model(f"resnet18:{tmp_path / 'bad.pth'}", 10)
+        networks.open_network(f"resnet18:{tmp_path / 'bad.pth'}", 10)
     save_file(
         networks.build("resnet18", 7, seed=0).body.state_dict(), tmp_path / "seven.safetensors"
     )
     with pytest.raises(RequestError, match="head of 7 classes; 10 are needed"):
-        networks.load_user_model(f"resnet18:{tmp_path / 'seven.safetensors'}", 10)
+        networks.open_network(f"resnet18:{tmp_path / 'seven.safetensors'}", 10)
 
 
 def test_multiply_adds_of_a_layer_worked_by_hand() -> None:

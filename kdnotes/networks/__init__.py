@@ -25,7 +25,7 @@ _HOMES = {
     "anatomy": "layout_of",
     "features": "differentiable features_at features_of forward_with_features "
     "hint_layer tapped taps",
-    "weights": "Opened load_published load_user_model open_network",
+    "weights": "Opened load_published open_network",
     "wrapping": "Composite Normalized example freeze logits_once",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -93,11 +93,6 @@ def open_network(text: str, classes: int | None = None, size: int | None = None)
     return _tried(_published(name, name), text, classes)
 
 
-def load_user_model(text: str, num_classes: int) -> Normalized:
-    """The network of `open_network` with so many classes, alone."""
-    return open_network(text, num_classes).network
-
-
 def load_published(name: str, weights: str, num_classes: int) -> Normalized:
     """A timm architecture with published weights, in evaluation mode.
 
