@@ -121,13 +121,8 @@ def sketch(images: Tensor, wobble: Tensor) -> Tensor:
     ink = (steepness / full[:, None, None, None]).clamp(0, 1)
     height, width = images.shape[-2:]
     astray = F.interpolate(wobble.to(images), (height, width), mode="bicubic", align_corners=True)
-    astray = (
-        astray
-        * _WOBBLE
-        * _unit(images)
-        * 2
-        / torch.tensor([width, height]).to(images).view(1, 2, 1, 1)
-    )
+    size = torch.tensor([width, height]).to(images).view(1, 2, 1, 1)
+    astray = astray * _WOBBLE * _unit(images) * 2 / size
     still = torch.eye(2, 3).expand(len(images), 2, 3).to(images)
     grid = F.affine_grid(still, [len(images), 1, height, width], align_corners=False)
     drawn = F.grid_sample(
@@ -347,9 +342,8 @@ def _blurring(weights: Tensor, length: int) -> Tensor:
     places = torch.arange(length, device=weights.device)[:, None]
     seen = F.pad(places.T.to(weights), (reach, reach), mode="reflect")[0].long()
     windows = seen[places + torch.arange(len(weights), device=weights.device)]
-    return (
-        torch.zeros(length, length).to(weights).scatter_add_(1, windows, weights.expand_as(windows))
-    )
+    matrix = torch.zeros(length, length).to(weights)
+    return matrix.scatter_add_(1, windows, weights.expand_as(windows))
 
 
 def _gradient(light: Tensor) -> tuple[Tensor, Tensor, Tensor]:
