@@ -116,8 +116,8 @@ def control(kind: Control, soft: Arm) -> Arm:
     ``soft``: the arm of a method whose targets are soft labels.
     """
     label, short, colour, marker, line, labels = _CONTROLS[kind]
-    look = Arm(f"control-{kind}", label, short, colour, marker, line)
-    return replace(look, method=soft.method, labels=labels)
+    look = (label, short, colour, marker, line)
+    return Arm(f"control-{kind}", *look, method=soft.method, labels=labels)
 
 
 def plain(arm: Arm) -> Arm:
