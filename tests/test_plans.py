@@ -306,7 +306,7 @@ def test_what_groups_and_domains_cannot_be(
 ) -> None:
     with pytest.raises(RequestError, match=words):
         of(chapter, dataset=f"imagefolder:{faces}", **values)
-    with pytest.raises(RequestError, match="(is for|need) a folder of images"):
+    with pytest.raises(RequestError, match=r"(is for|need) a folder of images"):
         of(chapter, **values)
 
 
