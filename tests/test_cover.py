@@ -16,6 +16,7 @@ from kdnotes.stats.words import how_much
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAPTOP = REPOSITORY / "results" / "laptop"
+SCENES = REPOSITORY / "results" / "published" / "scenes"
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,7 @@ def test_every_row_of_the_file_is_measured_and_ends_the_sentence(drawn: cover.Co
 
 
 def test_a_row_has_the_share_that_its_table_has(drawn: cover.Cover) -> None:
-    drawn_at = REPOSITORY / "results" / "published" / "scenes" / "bias.csv"
-    table = pd.read_csv(drawn_at, keep_default_na=False, na_values={"value": [""]})
+    table = pd.read_csv(SCENES / "bias.csv", keep_default_na=False, na_values={"value": [""]})
     values = table[(table["measure"] == "deficit") & (table["condition"] == "")]
     mean = values.groupby("arm")["value"].mean()
     gap = mean["teacher"] - mean["independent"]
@@ -142,7 +142,7 @@ def test_the_sentences_count_what_the_rows_say(drawn: cover.Cover) -> None:
         assert int(count) == words.count(word)
     assert f"Of {len(words)} properties" in drawn.answer()
     assert drawn.alt().count(";") == len(words) - 1
-    runs = [results.load(name, LAPTOP) for name in ("fidelity", "bias")]
+    runs = [results.load(name, SCENES) for name in ("fidelity", "bias")]
     assert {run.parameters["seeds"] for run in runs} == {drawn.students}
 
 
