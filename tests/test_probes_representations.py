@@ -158,11 +158,11 @@ def test_a_network_with_itself_is_one_in_any_order_of_images() -> None:
     assert np.allclose(whole, mixed, atol=1e-6)
 
 
-def test_means_by_layer() -> None:
+def test_means_by_layer_in_one_of_several_casts() -> None:
     cast = small_cast()
     outcome = representations.measure(cast, some_data())
     arm = cast.arms[0]
-    frame = representations.by_layer(outcome, cast, arm)
+    frame = representations.by_layer(outcome.under("pair=x"), cast, arm, "pair=x")
     assert list(frame.index) == list(frame) == ["1", "2", "features", "logits"]
     rows = outcome.table.query("arm == @arm and measure == 'cka'")
     there = rows[rows["condition"] == "teacher_layer=2,student_layer=logits"]

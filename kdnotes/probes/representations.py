@@ -149,13 +149,16 @@ def relation(
     return Outcome.of_rows(correlations)
 
 
-def by_layer(outcome: Outcome, cast: Cast, arm: str) -> pd.DataFrame:
-    """Mean ``cka`` of every layer of a cast's teacher (rows) with every one of an arm (columns)."""
+def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.DataFrame:
+    """Mean ``cka`` of every layer of a cast's teacher (rows) with every one of an arm (columns).
+
+    ``under``: the condition before those of this cast, where it is one of several.
+    """
     member = next(each for each in cast.everyone() if each.arm == arm)
     rows = outcome.table[(outcome.table["measure"] == "cka") & (outcome.table["arm"] == arm)]
     means = rows.groupby("condition")["value"].mean()
     theirs, ours = layer_names(cast.teacher), layer_names(member)
-    cells = [[means[_of(row, column)] for column in ours] for row in theirs]
+    cells = [[means[base.joined(under, _of(row, column))] for column in ours] for row in theirs]
     return pd.DataFrame(cells, theirs, ours)
 
 
