@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdnotes.figures import drawing, looks
-from kdnotes.stats.words import CANNOT_TELL
+from kdnotes.stats.words import CANNOT_TELL, brief
 
-NO_CLEAR_GAP = "no clear gap"  # one word for a gap that is not there, or too uncertain
 Answer = Mapping[str, Any]  # word, amount, share, estimate, low, high: see `Findings.answers`
 
 
@@ -125,12 +124,12 @@ def _draw_row(
         axis.plot([page.at(share)] * 2, reach, color="#555555", lw=1.8, zorder=1)
     side, at = ("left", page.left) if narrow else ("right", page.left - 18)
     below = top + page.names + 0.95 * page.size + (8 if narrow else 0)
-    there = [f"{word} ({name})" for name, word in row.elsewhere.items()]
+    there = [f"{brief(word)} ({name})" for name, word in row.elsewhere.items()]
     _text(axis, at, top + page.names, row.sentence, page.size, ha=side)
     first = row.methods[arms[0]]
     sure = first["share"] and first["word"] != CANNOT_TELL
     style = {"weight": "bold"} if sure else {"color": _FADED}
-    short = first["word"] if first["share"] or len(first["word"]) < 18 else NO_CLEAR_GAP
+    short = brief(first["word"])
     said = short if narrow else textwrap.fill(short, 16)
     size, middle = page.size - min(2 * said.count("\n"), 4), top + page.each / 2
     _text(axis, at, below, row.world, page.size - 6, ha=side, color=_FADED)

@@ -17,7 +17,7 @@ from kdnotes.probes import wording
 from kdnotes.probes.base import joined
 from kdnotes.probes.wording import DASH, NOT_MEASURED, FirstScreen, Text
 from kdnotes.stats import claims as of_the_paper
-from kdnotes.stats.words import VERDICTS, format_number
+from kdnotes.stats.words import VERDICTS, brief, format_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,7 +241,7 @@ class Findings:
         heads = "method", "how much", "amount", *others, "as in the paper?"
         rows = [heads, (":--",) * len(heads)]
         for arm, share in shares.items():
-            found = wording.word(share), wording.amount(share, self.measure.unit)
+            found = brief(wording.word(share)), wording.amount(share, self.measure.unit)
             there = [self._word_elsewhere(arm)] if others else []
             rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -305,7 +305,7 @@ class Findings:
 
     def _word_elsewhere(self, arm: str) -> str:
         words = {name: its[arm]["word"] for name, its in self._elsewhere().items() if arm in its}
-        said = [f"{name}: {word}" for name, word in words.items() if word != NOT_MEASURED]
+        said = [f"{name}: {brief(word)}" for name, word in words.items() if word != NOT_MEASURED]
         return "; ".join(said) or NOT_MEASURED
 
     def _verdict(self, arm: str) -> str:

@@ -22,6 +22,11 @@ NO_GAP = "no gap to close"
 UNCERTAIN_GAP = "a gap too small or too uncertain to divide by"
 
 
+def brief(word: str) -> str:
+    """A word for how much where there is little room: the sentence beside it says the whole."""
+    return "no clear gap" if word == UNCERTAIN_GAP else word
+
+
 def how_much(low: float, high: float) -> str:
     """How much was inherited, by the 95% interval of a share of the gap: the first word that fits.
 
