@@ -203,4 +203,4 @@ def test_a_run_that_decides_has_the_published_one_beside_it(
         told[place] = report.beside_paper(judged, stats.primaries(judged)).splitlines()[0]
     assert "Published" not in told["results/published/scenes"]
     assert "(difference .40 [" in told["runs"]
-    assert "Published, with more seeds: **agrees** (difference .30 [" in told["runs"]
+    assert "Published: with 5 seeds **agrees** (difference .30 [" in told["runs"]

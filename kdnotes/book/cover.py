@@ -306,9 +306,9 @@ def page(pictures: Path) -> str:
     return (
         f"{cover.text()}\n\n{_picture(f'../{pictures.name}', cover)}\n\n"
         "*What the published run says: 0 is a student trained alone, 1 its teacher. In grey, the "
-        "images: a digit that hardly ever stands still (one cue) or always does (still), with a "
-        "marker beside it (two cues), redrawn as nobody saw it in training, or in three styles, "
-        "one of which the teacher never saw (groups).* "
+        "images: a digit near the middle (one cue) or always in it (still), with a marker beside "
+        "it (two cues), redrawn as nobody saw it in training, or in three styles, one of which "
+        "the teacher never saw (groups).* "
         "[The scorecard](scorecard.ipynb) shows the run of this build, what the paper found, and "
         "what did not hold."
     )

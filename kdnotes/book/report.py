@@ -200,7 +200,8 @@ def _also(published: pd.DataFrame, told: Sequence[Mapping[str, Any]]) -> str:
     found = [(claim["id"], claim["dataset"], claim["estimate"]) for claim in told]
     if all((each["id"], each["dataset"], each["estimate"]) in found for each in there):
         return ""
-    return f" Published, with more seeds: {'; '.join(claims.said(each) for each in there)}."
+    said = (f"with {each['seeds']} seeds {claims.said(each)}" for each in there)
+    return f" Published: {'; '.join(said)}."
 
 
 def not_like(study: Study, runs: Mapping[str, results.Saved]) -> list[str]:
