@@ -227,6 +227,29 @@ def test_norms_are_folded_by_what_they_are_given() -> None:
     assert left == {"r", "s"}
 
 
+class ReadsMemory(nn.Module):
+    """Its head takes numbers in the order in which they lie in memory: layouts are not alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4 * 16 * 16, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.norm(self.conv(images))
+        return self.head(maps.as_strided((len(maps), 1024), (1024, 1)))
+
+
+def test_a_layout_that_changes_what_is_computed_is_left() -> None:
+    torch.manual_seed(0)
+    network = networks.Normalized(randomised(ReadsMemory()), (0.0,) * 3, (1.0,) * 3, 16)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        frozen = networks.freeze(network)
+        assert not isinstance(frozen.body.norm, nn.BatchNorm2d)  # folding by itself is right
+        assert differ(frozen(images), network(images)) <= SAME
+
+
 def test_efficientnets_are_folded_whole() -> None:
     import timm
 

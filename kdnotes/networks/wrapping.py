@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -98,24 +98,27 @@ class Composite(nn.Module):
 def freeze(network: _Network) -> _Network:
     """A copy for measuring: evaluation mode, no gradients, channels last, BatchNorm folded.
 
-    It is folded only where that leaves the logits of random images as they were, to a relative
-    1e-5. The original is left alone.
+    Each of the last two only where it leaves the logits of random images as they were, to a
+    relative 1e-5. The original is left alone.
     """
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
-    if any(isinstance(each, nn.BatchNorm2d) for each in frozen.modules()):
-        try:
-            images = example(frozen)
-            plain = logits_once(frozen, images)
-            _fold_batch_norm(frozen, images)
-            same = differ(logits_once(frozen, images), plain) <= SAME
-        except RequestError:  # no images to try it on, or folding has broken it
-            same = False
-        if not same:
-            frozen = copy.deepcopy(network).eval()
+    with suppress(RequestError):  # no images to try it on
+        images = example(frozen)
+        plain = logits_once(frozen, images)
+        for change in (_fold_batch_norm, _channels_last):
+            changed = copy.deepcopy(frozen)
+            with suppress(RequestError):  # the change has broken it
+                change(changed, images)
+                if differ(logits_once(changed, images), plain) <= SAME:
+                    frozen = changed
     for each in frozen.modules():
         if isinstance(each, Normalized):
             each.anatomy, each.layouts = None, {}  # its layers are others now
-    return frozen.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return frozen.requires_grad_(False)
+
+
+def _channels_last(network: nn.Module, images: Tensor) -> None:
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def example(network: nn.Module) -> Tensor:
