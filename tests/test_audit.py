@@ -8,8 +8,10 @@ import json
 import math
 import re
 import shlex
+import sqlite3
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,9 +130,12 @@ def test_a_stopped_audit_goes_on(
     with pytest.raises(BaseException, match="killed"):
         running.run(request, tmp_path / "out")
     assert asked == list(names)
+    answers = tmp_path / "out" / running.PARTS
+    assert len(list(answers.glob(f"{running.ANSWERS}*"))) == 3
     stop = ""
     running.run(request, tmp_path / "out")
     assert asked == [*names, "color_invariance"]  # fidelity was kept
+    assert not list(answers.glob(f"{running.ANSWERS}*"))
     running.run(request, tmp_path / "whole")
     first, second = ((tmp_path / each / "audit.csv").read_text() for each in ("out", "whole"))
     assert first == second
@@ -326,6 +331,59 @@ def test_each_network_gets_its_own_size_and_is_asked_once() -> None:
     asked = images.clone().requires_grad_()
     network(asked).sum().backward()
     assert asked.grad is not None
+
+
+def test_what_was_answered_outlives_its_process(tmp_path: Path) -> None:
+    """Each time with another network object and another table, as after a kill."""
+    from kdnotes.audit.members import member
+    from kdnotes.audit.remembering import Answers
+
+    module = networks.build("vgg-small", 4, 0).eval()
+    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "answers"
+
+    def ask(some: torch.Tensor) -> tuple[torch.Tensor, float]:
+        network: Any = member("it", "student", 0, module).network
+        passes: list[float] = []
+        network.answers, network.report = Answers(path), passes.append
+        with torch.inference_mode():
+            return network(some), sum(passes)
+
+    first, count = ask(images[:12])
+    assert count == 12
+    again, count = ask(images)
+    assert count == 8
+    assert torch.equal(again[:12], first)
+    with sqlite3.connect(path) as table:  # a flipped bit in one, two answers exchanged
+        marks = table.execute("SELECT mark, said FROM answers LIMIT 3").fetchall()
+        (one, said), (two, its), (three, other) = marks
+        for mark, damaged in ((one, bytes([said[0] ^ 1]) + said[1:]), (two, other), (three, its)):
+            table.execute("UPDATE answers SET said = ? WHERE mark = ?", (damaged, mark))
+    healed, count = ask(images)
+    assert count == 3
+    torch.testing.assert_close(healed, again)
+    content = bytearray(path.read_bytes())
+    for damaged in (b"no table", content[: len(content) // 2], content[:100] + b"x" * 4000):
+        path.write_bytes(damaged)
+        anew, count = ask(images)
+        assert count == 20
+        torch.testing.assert_close(anew, again)
+
+
+@pytest.mark.parametrize(("side", "fewest", "most"), [(32, 100, 250), (224, 1, 4)])
+def test_a_pass_is_of_many_small_images_or_few_large_ones(
+    side: int, fewest: int, most: int
+) -> None:
+    """Small ones come in batches like the chapters', whose logits round in the same way."""
+    from kdnotes.audit.members import member
+
+    network: Any = member("it", "student", 0, networks.build("vgg-small", 4, 0)).network
+    passes: list[float] = []
+    network.report = passes.append
+    with torch.inference_mode():
+        network(torch.rand(250 if side == 32 else 9, 3, side, side))
+    assert fewest <= min(passes)
+    assert max(passes) <= most
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])

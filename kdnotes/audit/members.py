@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnotes import networks
+from kdnotes.audit.remembering import Answers
 from kdnotes.errors import RequestError
 from kdnotes.probes.base import BATCH_SIZE, Member, check_finite, device_of
 from kdnotes.study.resolving import resolve_device
@@ -21,9 +23,8 @@ from kdnotes.study.resolving import resolve_device
 if TYPE_CHECKING:
     from kdnotes.probes.base import Cast
 
-CHUNK = 4  # images of a pass on one core: their maps stay near the processor
+CHUNK = 4 * 224**2  # pixels of a pass on one core: their maps stay near the processor
 ROOM = 1e9  # bytes for what a batch needs at once
-REMEMBERED = 256e6  # bytes of logits
 
 
 class Audited(networks.Normalized):
@@ -41,7 +42,7 @@ class Audited(networks.Normalized):
         self.mean, self.std = network.mean, network.std
         self.side, self.columns = side, tuple(columns)
         self.report: Callable[[float], None] = lambda passes: None
-        self._known: dict[bytes, Tensor] = {}
+        self.answers = Answers()
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] as the body wants them."""
@@ -55,21 +56,22 @@ class Audited(networks.Normalized):
             self.report(len(images) * (3.0 if torch.is_grad_enabled() else 1.0))
             return self._answer(images)
         marks = list(_cores().map(_mark, images))
-        answers = {at: self._known[mark] for at, mark in enumerate(marks) if mark in self._known}
+        answers = self.answers.known(marks)
         new = [at for at in range(len(images)) if at not in answers]
-        chunks = [new[at : at + CHUNK] for at in range(0, len(new), CHUNK)]
+        side = self.side or images.shape[-1]
+        count = max(_core_count(), math.ceil(len(new) * side**2 / CHUNK))
+        # Of equal sizes: a pass on a few small images rounds otherwise than one on many.
+        chunks = [each.tolist() for each in torch.tensor(new).tensor_split(count) if len(each)]
 
         def show(places: list[int]) -> Tensor:
             with torch.inference_mode():
-                part = images[places].contiguous(memory_format=torch.channels_last)
-                return self._answer(part)
+                return self._answer(images[places])
 
         for places, logits in zip(chunks, _cores().map(show, chunks), strict=True):
             self.report(len(places))
             answers |= dict(zip(places, logits, strict=True))
-        for place in new:
-            if len(self._known) * answers[place].numel() * 4 < REMEMBERED:
-                self._known[marks[place]] = answers[place]
+        if new:
+            self.answers.add([marks[at] for at in new], torch.stack([answers[at] for at in new]))
         return torch.stack([answers[place] for place in range(len(images))])
 
     def _answer(self, images: Tensor) -> Tensor:
@@ -168,13 +170,16 @@ def _mark(image: Tensor) -> bytes:
 
 
 @lru_cache(maxsize=1)
+def _core_count() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return min(torch.get_num_threads(), available)
+
+
+@lru_cache(maxsize=1)
 def _cores() -> ThreadPoolExecutor:
     """A thread per core that computes by itself: networks on few images do not share well."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        min(before, available), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = ThreadPoolExecutor(_core_count(), initializer=torch.set_num_threads, initargs=(1,))
     pool.submit(int).result()
     torch.set_num_threads(before)
     return pool

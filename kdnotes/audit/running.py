@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from kdnotes import paths, progress, store
 from kdnotes.audit import answers, gate, inputs, measuring, members, predictions
 from kdnotes.audit.inputs import Listed
+from kdnotes.audit.remembering import Answers
 from kdnotes.book import results, running
 from kdnotes.errors import RequestError, RunFailedError
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
-from kdnotes.probes.base import Cast, Outcome, Property
+from kdnotes.probes.base import Cast, Member, Outcome, Property
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 NAME = "audit"
 PARTS = "audit.parts"  # folder of what is finished, so that a stopped audit goes on
+ANSWERS = (
+    "answers-"  # what files of networks' answers in it begin with; a finished audit needs none
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ def run(request: Request, out: Path) -> Done:
         path.write_text(page, encoding="utf-8")
     if failed:
         raise RunFailedError(f"{_listed(failed)}; everything else is in {out / 'report.html'}")
+    for left in (out / PARTS).glob(f"{ANSWERS}*"):
+        store.remove(left)
     lines = [*report.answers_as_text(compared), "", *said]
     return Done("\n".join(lines).strip(), [text for met, text in judged if met])
 
@@ -245,6 +250,8 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
     shared = _shared_digest(audit, room)
     keys = {which.name: _key(which, audit, shared) for which in audit.wanted}
     everyone = list(audit.cast.everyone())
+    kept = {f"{name}-{key}" for name, key in keys.items()}
+    kept |= _remember(everyone, out / PARTS) if audit.has_networks else set()
     with progress.shown(NAME, sum(_passes(which, audit) for which in audit.wanted)) as shown:
         done = 0.0
         for which in audit.wanted:
@@ -266,9 +273,21 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
                 took = f"{time.perf_counter() - started:.0f} s"
                 print(f"{NAME}: {which.title}: {why or took}", file=sys.stderr, flush=True)
     for old in (out / PARTS).glob("*"):
-        if old.name not in {f"{name}-{key}" for name, key in keys.items()}:
-            shutil.rmtree(old, ignore_errors=True)
+        if old.name not in kept:
+            store.remove(old)
     return parts, skipped, failed
+
+
+def _remember(everyone: Sequence[Member], folder: Path) -> set[str]:
+    """Have all answers written to files, where a stopped audit finds them; the files' names."""
+    folder.mkdir(exist_ok=True)
+    names = set()
+    for member in everyone:
+        network: Any = member.network
+        state = members.digest(network) + _code() + repr(results.versions())
+        names.add(name := ANSWERS + store.checksum(state.encode())[:16])
+        network.answers = Answers(folder / name)
+    return names
 
 
 def _measure(which: Property, audit: Audit, room: Any, folder: Path) -> Outcome:
