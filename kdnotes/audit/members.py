@@ -23,7 +23,7 @@ from kdnotes.study.resolving import resolve_device
 if TYPE_CHECKING:
     from kdnotes.probes.base import Cast
 
-CHUNK = 4 * 224**2  # pixels of a pass on one core: their maps stay near the processor
+CHUNK = 6 * 224**2  # pixels of a pass on one core: their maps stay near the processor
 ROOM = 1e9  # bytes for what a batch needs at once
 
 
@@ -59,9 +59,10 @@ class Audited(networks.Normalized):
         answers = self.answers.known(marks)
         new = [at for at in range(len(images)) if at not in answers]
         side = self.side or images.shape[-1]
-        count = max(_core_count(), math.ceil(len(new) * side**2 / CHUNK))
-        # Of equal sizes: a pass on a few small images rounds otherwise than one on many.
-        chunks = [each.tolist() for each in torch.tensor(new).tensor_split(count) if len(each)]
+        # As many for each core, and of equal sizes: a pass on a few small images rounds otherwise
+        # than one on many.
+        count = _core_count() * math.ceil(len(new) * side**2 / CHUNK / _core_count())
+        chunks = [each.tolist() for each in torch.tensor(new).tensor_split(count or 1) if len(each)]
 
         def show(places: list[int]) -> Tensor:
             with torch.inference_mode():

@@ -186,6 +186,6 @@ PROPERTY = Property(
     rank=6,
     audited=True,
     brief={"curves": False},
-    share=0.4,
+    share=0.3,
     passes=4.0,
 )

@@ -247,5 +247,12 @@ def _check_count(count: int) -> None:
 
 
 PROPERTY = Property(
-    "representations", "representations", measure, MEASURES, rank=11, needs=("maps",), audited=True
+    "representations",
+    "representations",
+    measure,
+    MEASURES,
+    rank=11,
+    needs=("maps",),
+    audited=True,
+    share=0.5,
 )

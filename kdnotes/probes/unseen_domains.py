@@ -138,6 +138,6 @@ PROPERTY = Property(
     MEASURES,
     rank=7,
     audited=True,
-    share=0.4,
+    share=0.3,
     passes=5.0,
 )
