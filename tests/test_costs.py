@@ -82,10 +82,17 @@ def test_what_doubling_adds_is_a_mean_over_seeds(tmp_path: Path) -> None:
         "scenes,independent,vgg-small,4000,9,101,.921,.927,\n"
         "scenes,crd,vgg-small,4000,9,100,,,.2531\n"
     )
-    head, _, alone, taught = costs.trained_out(path).splitlines()
+    published = tmp_path / "published" / "cifar10" / path.name
+    published.parent.mkdir(parents=True)
+    published.write_text(
+        "world,who,network,images,epochs,seed,accuracy,doubled,loss left\n"
+        "scenes,independent,vgg-small,4000,9,100,.5,.6,\n"
+    )
+    head, _, alone, taught, photos = costs.trained_out(path).splitlines()
     assert head == "| images | who | network | epochs | right | doubling adds | own loss left |"
     assert alone == "| scenes | Independent | vgg-small | 9 | .915 | .013 |  |"
     assert taught.endswith("| vgg-small | 9 |  |  | 25% |")
+    assert photos == "| CIFAR-10 | Independent | vgg-small | 9 | .500 | .100 |  |"  # its own row
 
 
 def test_verdicts_of_both_editions_stand_side_by_side(tmp_path: Path) -> None:

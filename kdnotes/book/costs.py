@@ -118,8 +118,10 @@ def trained_out(path: Path) -> str:
     """
     if not path.is_file():
         return "How long is long enough was not measured for this edition of the book."
-    files = [path, *sorted(path.parent.glob(f"published/*/{path.name}"))]
-    table = pd.concat([pd.read_csv(file) for file in files])
+    tables = [pd.read_csv(path)]
+    for file in sorted(path.parent.glob(f"published/*/{path.name}")):
+        tables.append(pd.read_csv(file).assign(world=results.called(file.parent.name)))
+    table = pd.concat(tables)
     by = ["world", "who", "network", "epochs"]
     rows = []
     for (world, who, network, epochs), part in table.groupby(by, sort=False):

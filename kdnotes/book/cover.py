@@ -34,14 +34,6 @@ if TYPE_CHECKING:
     from kdnotes.probes.base import Measure
 
 PUBLISHED_PRESET = "laptop"
-# What data sets are called where their folder's name is not what readers know them by.
-CALLED = {
-    "cifar10": "CIFAR-10",
-    "mnist": "MNIST",
-    "pacs": "PACS",
-    "fairface": "FairFace",
-    "scenes-of-mnist": "scenes of MNIST",
-}
 NAMES = {False: "cover.svg", True: "cover-narrow.svg"}  # by whether it is for a phone
 _OTHER_TEACHERS = "control-second-teacher"
 _START, _END = "<!-- cover: written by python -m kdnotes.book.cover -->", "<!-- end of cover -->"
@@ -224,7 +216,7 @@ def _row(
             continue
         published = results.load(chapter, other)
         if _images(published) != _images(run):
-            beside[CALLED.get(other.name, other.name)] = (published, other)
+            beside[results.called(other.name)] = (published, other)
         elif not own:
             run, folder = published, other
     measure = _measure(entry)

@@ -184,7 +184,7 @@ def beside_paper(judged_claims: pd.DataFrame, primaries: pd.DataFrame) -> str:
         paper = " ".join(dict.fromkeys(claim["paper"]["text"] for claim in parts))
         here = " ".join(f"{wording.asked(claim)} {claims.estimate(claim)}" for claim in told)
         decided_on = {claim["decided_on"] for claim in parts}
-        where = ", ".join(sorted(cover.CALLED.get(name, name) for name in decided_on))
+        where = ", ".join(sorted(results.called(name) for name in decided_on))
         verdict = f"{row.primary} {stats.VERDICTS[row.verdict]} {row.verdict}"
         yet = "" if mine["is_primary"].any() else ", not run there yet"
         lines.append(f"- **{verdict}** (decided on {where}{yet}). {here}{_also(published, told)}")
@@ -273,7 +273,7 @@ def published(study: Study) -> dict[str, tuple[results.Saved, pd.DataFrame]]:
             continue
         run = results.load(study.chapter, folder), results.table(study.chapter, folder)
         if folder.name != study.settings.images:
-            found[cover.CALLED.get(folder.name, folder.name)] = run
+            found[results.called(folder.name)] = run
         elif study.parameters()["preset"] != "published":
             found = {f"the same images, {run[0].parameters['seeds']} seeds": run} | found
     return found

@@ -33,6 +33,13 @@ ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "mea
 # What a claim has at least; one of the book has all that `claims.evaluate` says.
 CLAIM_KEYS = ("id", "measure", "estimate", "low", "high", "criterion", "verdict", "paper")
 SUFFIXES = (".csv", ".items.parquet", ".json")
+_CALLED = {
+    "cifar10": "CIFAR-10",
+    "mnist": "MNIST",
+    "pacs": "PACS",
+    "fairface": "FairFace",
+    "scenes-of-mnist": "scenes of MNIST",
+}
 # Whose version can change a number in the tables.
 PACKAGES = (
     "kdnotes",
@@ -95,6 +102,11 @@ class Saved(BaseModel):
         others = {end: folder / f"{self.chapter}{end}" for end in SUFFIXES if end != ".json"}
         files = {end: store.checksum(path) for end, path in others.items() if path.is_file()}
         store.write_json(folder / f"{self.chapter}.json", content | {"files": files})
+
+
+def called(images: str) -> str:
+    """What readers know the images of a published folder by."""
+    return _CALLED.get(images, images)
 
 
 def folder() -> Path:
