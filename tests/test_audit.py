@@ -22,7 +22,7 @@ from tiny_book import kdnotes
 
 import kdnotes as kd
 from kdnotes import networks, probes
-from kdnotes.audit import answers, inputs, judging, running
+from kdnotes.audit import answers, inputs, judging, report, running
 from kdnotes.book import results
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
@@ -499,6 +499,16 @@ def test_an_interval_covers_what_it_says_on_few_images() -> None:
         made = judging.difference(outcome(count, student=values), RATE, "student", 0.0)
         low = beta.ppf(0.025, right, count - right + 1)
         assert made.low == pytest.approx(low, abs=0.05)
+
+
+@pytest.mark.parametrize(("share", "beyond"), [(-0.76, -1), (0.0, 0), (1.2, 0), (1.9, 1)])
+def test_what_lies_off_the_drawing_points_there(share: float, beyond: int) -> None:
+    axis = report._axis({"estimate": share, "low": share - 0.1, "high": share + 0.1}, "")
+    assert axis["beyond"] == beyond
+    # Else it stands where its share is: 0 at one trained alone, 1 at the teacher.
+    if not beyond:
+        way = axis["one"] - axis["zero"]
+        assert axis["dot"] == pytest.approx(axis["zero"] + share * way, abs=0.1)
 
 
 def test_a_share_of_the_way() -> None:

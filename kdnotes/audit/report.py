@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdnotes.probes.base import Measure, Outcome
 
 ENDS = 110.0, 300.0  # of the way from trained alone to like the teacher, on a strip of 400
+FIRST, LAST = 8.0, 392.0  # places on it beyond which nothing is drawn
 SIDE = 152  # pixels of a picture
 EACH = 3  # images at either end
 CHANGES = "audit.changes.csv"
@@ -59,13 +60,14 @@ def page(
     outcome = found.outcome
     main = _main(compared)
     has_answers = "confidence" in set(outcome.table["measure"])
-    warnings = [*audit.notes, *(_chance(audit, outcome) if has_answers else ())]
+    warnings = _chance(audit, outcome) if has_answers else []
     if "independent" not in audit.cast.arms:
         warnings.insert(0, SETTLES)
     content = {
         "answer": answer(main),
         "about": _about(audit),
         "warnings": warnings,
+        "notes": audit.notes,
         "ends": ENDS,
         "cover": [_row(claim) for claim in main],
         "students": len(audit.cast.arm("student")),
@@ -164,12 +166,14 @@ def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
 def _axis(share: Mapping[str, float], says: str) -> dict[str, Any]:
     def place(value: float) -> float:
         at = ENDS[0] + value * (ENDS[1] - ENDS[0])
-        return round(min(396.0, max(4.0, at)), 1)
+        return round(min(LAST, max(FIRST, at)), 1)
 
     known = math.isfinite(share["estimate"])
     bar = [place(share[end]) for end in ("low", "high")] if math.isfinite(share["low"]) else None
     dot = place(share["estimate"]) if known else None
-    return {"zero": ENDS[0], "one": ENDS[1], "bar": bar, "dot": dot, "says": says}
+    beyond = (dot == LAST) - (dot == FIRST)
+    axis = {"bar": bar, "dot": dot, "beyond": beyond, "says": says}
+    return axis | {"zero": ENDS[0], "one": ENDS[1]}
 
 
 def _text(interval: Mapping[str, float] | Interval) -> str:
