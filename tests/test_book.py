@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import quiet_notebooks
 import tiny_book
+from bs4 import BeautifulSoup
 from tiny_book import REPOSITORY, chapter, code, exercise, figure, files_under, kdnotes, markdown
 
 from kdnotes.book import parameters, results, running, site
@@ -303,6 +304,38 @@ def test_chapters_can_be_launched_where_the_repository_is_named(
     assert (tmp_path / "html" / "_static" / "tex-svg.js").stat().st_size > 1_000_000
 
 
+def test_long_tables_of_chapters_lie_folded(small_book: Path, tmp_path: Path) -> None:
+    def table(name: str, rows: int) -> str:
+        return "\n".join([f"| {name} | its value |", "|---|---|", *["| x | y |"] * rows])
+
+    path = small_book / "book" / "scorecard.ipynb"
+    notebook = read(path)
+    texts = [table("ten", 10), table("eleven", 11)]
+    texts.append(f"````{{dropdown}} Folded\n{table('twelve', 12)}\n````")
+    notebook["cells"] += map(markdown, texts)
+    path.write_text(json.dumps(notebook))
+    page = small_book / "book" / "intro.md"
+    page.write_text(f"{page.read_text()}\n\n{table('page', 11)}\n\n{table('pages', 26)}\n")
+    site.stage([], tmp_path / "stage")
+    site.publish_pages(tmp_path / "stage", tmp_path / "html")
+
+    found = {}
+    for name in ("scorecard", "intro"):
+        text = (tmp_path / "html" / "book" / f"{name}.html").read_text()
+        for each in BeautifulSoup(text, "html.parser").find_all("table"):
+            around = each.find_parents("details")
+            assert len(around) < 2
+            told = around[0].summary.get_text(strip=True) if around else ""
+            found[each.th.get_text(strip=True)] = told
+    assert found == {
+        "ten": "",
+        "eleven": "11 rows: eleven, its value",
+        "twelve": "Folded",
+        "page": "",
+        "pages": "26 rows: pages, its value",
+    }
+
+
 def test_a_picture_is_shown_at_half_of_its_pixels() -> None:
     output = {"output_type": "display_data", "data": {}, "metadata": {"image/png": {"width": 572}}}
     cell = {"metadata": {"mystnb": {"image": {"alt": "A line"}}}, "outputs": [output]}
@@ -456,6 +489,10 @@ def test_no_error_warning_or_path_is_published(smoke: Any) -> None:
         text = page.read_text()
         assert "Traceback (most recent call last)" not in text, page.name
         assert "papermill-error-cell" not in text, page.name
+        # What is left to the preset is not told as Python's word for nothing.
+        parts = BeautifulSoup(text, "html.parser").find_all(["p", "td"])
+        unsaid = [part for part in parts if re.search(r"[,:] None\b", part.get_text())]
+        assert not unsaid or page.name == "api.html", page.name
 
 
 @pytest.mark.book

@@ -309,11 +309,13 @@ def _beside(found: Findings, run: results.Saved, table: pd.DataFrame) -> str:
     means = pd.DataFrame(columns).dropna(subset=["there"])
     means = means.loc[tables.choose(means.index)].rename_axis("arm").reset_index()
     lines += [f"{measure.label}, means over seeds:", tables.markdown_table(means)]
+    count, epochs = made["train_count"], made["student_epochs"]
+    teachers = made.get("teacher_count", 1)
     lines.append(
-        f"{made['train_count'] or 'All'} training images, the teacher `{made['teacher']}`, the "
-        f"student `{made['student']}`, {made['seeds']} seeds, {made.get('teacher_count', 1)} "
-        f"teacher(s), {made['student_epochs']} epochs, on {run.hardware}. To run it again: "
-        f"`{run.command}`."
+        f"{f'{count:,}' if count else 'All'} training images, the teacher `{made['teacher']}`, the "
+        f"student `{made['student']}`, {made['seeds']} seeds, {teachers} "
+        f"teacher{'s' * (teachers > 1)}, {epochs or 'the usual number of'} epochs, on "
+        f"{run.hardware}. To run it again: `{run.command}`."
     )
     images = made["dataset"].rpartition(":")[2]
     if images in data.names() and data.source(images).takes_list:
