@@ -245,7 +245,7 @@ def test_a_gap_that_is_there_but_uncertain_is_told_from_none() -> None:
 @pytest.mark.parametrize(
     ("arms", "verdict", "reason"),
     [
-        ({"independent": INDEPENDENT}, "not applicable", "for arm 'kl'; measured: independent"),
+        ({"independent": INDEPENDENT}, "not applicable", "not measured of all"),
         ({"kl": INDEPENDENT[:4] + 0.2, "independent": INDEPENDENT}, "open", "fewer than 5"),
         ({"kl": INDEPENDENT * np.nan, "independent": INDEPENDENT}, "not applicable", "no seed has"),
         ({"kl": INDEPENDENT[:1], "independent": INDEPENDENT[:1]}, "open", "fewer than 5"),

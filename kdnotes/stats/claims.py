@@ -216,8 +216,11 @@ def _evaluated(claim: Claim, outcome: Tables, short: Mapping[str, float]) -> dic
             result = stats.gap_closed(*tables, claim.arm, str(claim.reference), claim.ceiling)
         else:
             result = stats.contrast(*tables, claim.arm, claim.reference)
-    except stats.NotMeasuredError as error:
-        return _entry(claim, NOTHING, stats.Verdict("not applicable", str(error)))
+    except stats.NotMeasuredError:
+        rows = outcome.table
+        rows = rows[(rows["measure"] == claim.measure) & (rows["condition"] == claim.condition)]
+        why = "not measured of all that it compares" if len(rows) else "not measured in this run"
+        return _entry(claim, NOTHING, stats.Verdict("not applicable", why))
     difference = result if isinstance(result, stats.Interval) else result.difference
     if isinstance(result, stats.GapClosed) and result.ratio is None:
         undivided = result.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP)
