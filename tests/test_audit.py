@@ -370,6 +370,31 @@ def test_what_was_answered_outlives_its_process(tmp_path: Path) -> None:
         torch.testing.assert_close(anew, again)
 
 
+def test_answers_are_remembered_as_they_were(tmp_path: Path) -> None:
+    """Of another precision too, and where what they are written to is gone."""
+    from kdnotes.audit.members import member
+    from kdnotes.audit.remembering import Answers
+
+    class Doubled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = networks.build("vgg-small", 4, 0).body
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images).double()
+
+    network: Any = member("it", "student", 0, Doubled().eval()).network
+    network.answers = Answers(tmp_path / "answers")
+    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = networks.build("vgg-small", 4, 0).eval().body(images)
+        for asked in (images[:10], images[:10]):
+            torch.testing.assert_close(network(asked), expected[:10], atol=1e-5, rtol=1e-5)
+        (tmp_path / "answers").unlink()
+        for _ in range(2):
+            torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("side", "fewest", "most"), [(32, 100, 250), (224, 1, 6)])
 def test_a_pass_is_of_many_small_images_or_few_large_ones(
     side: int, fewest: int, most: int

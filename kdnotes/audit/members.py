@@ -66,7 +66,7 @@ class Audited(networks.Normalized):
 
         def show(places: list[int]) -> Tensor:
             with torch.inference_mode():
-                return self._answer(images[places])
+                return self._answer(images[places]).float()  # as all answers are kept
 
         for places, logits in zip(chunks, _cores().map(show, chunks), strict=True):
             self.report(len(places))

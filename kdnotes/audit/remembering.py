@@ -18,7 +18,7 @@ class Answers:
     """Logits of one network, by the mark of the image that they answer.
 
     With a path they outlive the process, however that ends; a file that is no such table is begun
-    anew.
+    anew, and one that cannot be written to is given up: only a kill would lose anything then.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -53,12 +53,16 @@ class Answers:
         both = zip(marks, logits.numpy(), strict=True)
         said = [_sealed(mark, its.tobytes()) for mark, its in both]
         size = sum(map(len, said))
-        if self._bytes + size <= MOST:
-            self._bytes += size
+        if self._bytes + size > MOST:
+            return
+        try:
             self._table.execute("BEGIN")
             rows = zip(marks, said, strict=True)
             self._table.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
             self._table.execute("COMMIT")
+            self._bytes += size
+        except sqlite3.Error:  # no room, or an audit beside this one has finished and deleted it
+            self._open(None)
 
 
 def _sealed(mark: bytes, said: bytes) -> bytes:

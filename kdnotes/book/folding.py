@@ -5,10 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-IN_CHAPTERS, ON_PAGES = (
-    10,
-    25,
-)  # rows that a table shows unfolded; some pages are about their tables
+IN_CHAPTERS, ON_PAGES = 10, 25  # rows that lie open; some pages are about their tables
 
 
 def setup(app: Any) -> dict[str, bool]:
