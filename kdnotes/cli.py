@@ -353,11 +353,10 @@ def audit_networks(
         skip_damaged=skip_damaged,
         fail_if=tuple(fail_if or ()),
     )
-    done = running.run(request, out)
-    typer.echo(done.summary)
-    typer.echo(out / "report.html")
-    if done.met:
-        _leave("; ".join(done.met), MET)
+    summary, met = running.run(request, out)
+    typer.echo(f"{summary}\n{out / 'report.html'}")
+    if met:
+        _leave("; ".join(met), MET)
 
 
 def _three(option: str, text: str | None) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from kdnotes.book import results
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.probes.base import Cast, Measure, Member, Outcome, Recorder
-from kdnotes.stats import format_number
+from kdnotes.stats import Interval, format_number
 
 FILES = ["audit.changes.csv", "audit.csv", "audit.items.parquet", "audit.json", "report.html"]
 
@@ -335,8 +335,7 @@ def test_each_network_gets_its_own_size_and_is_asked_once() -> None:
 
 def test_what_was_answered_outlives_its_process(tmp_path: Path) -> None:
     """Each time with another network object and another table, as after a kill."""
-    from kdnotes.audit.members import member
-    from kdnotes.audit.remembering import Answers
+    from kdnotes.audit.members import Answers, member
 
     module = networks.build("vgg-small", 4, 0).eval()
     images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -372,8 +371,7 @@ def test_what_was_answered_outlives_its_process(tmp_path: Path) -> None:
 
 def test_answers_are_remembered_as_they_were(tmp_path: Path) -> None:
     """Of another precision too, and where what they are written to is gone."""
-    from kdnotes.audit.members import member
-    from kdnotes.audit.remembering import Answers
+    from kdnotes.audit.members import Answers, member
 
     class Doubled(torch.nn.Module):
         def __init__(self) -> None:
@@ -528,7 +526,7 @@ def test_an_interval_covers_what_it_says_on_few_images() -> None:
 
 @pytest.mark.parametrize(("share", "beyond"), [(-0.76, -1), (0.0, 0), (1.2, 0), (1.9, 1)])
 def test_what_lies_off_the_drawing_points_there(share: float, beyond: int) -> None:
-    axis = report._axis({"estimate": share, "low": share - 0.1, "high": share + 0.1}, "")
+    axis = report._axis(Interval(share, share - 0.1, share + 0.1, 1, 0, math.nan), "")
     assert axis["beyond"] == beyond
     # Else it stands where its share is: 0 at one trained alone, 1 at the teacher.
     if not beyond:
@@ -605,7 +603,7 @@ def test_calibration_is_that_of_torchmetrics() -> None:
     made = answers.calibration(found)["student"]
     assert made.estimate == pytest.approx(float(error), abs=1e-6)
     assert 0 <= made.low < made.estimate < made.high <= 1
-    assert sum(each.images for each in answers.reliability(found, "student")) == 90
+    assert sum(images for _, _, images in answers.reliability(found, "student")) == 90
 
 
 # --- conditions ----------------------------------------------------------------------------------
@@ -672,11 +670,12 @@ def test_shifts_grow_with_the_images() -> None:
 def test_the_answer_counts_every_property_once() -> None:
     from kdnotes.audit.report import answer
 
-    def claim(word: str, low: float) -> dict[str, object]:
-        return {"word": word, "share": {"low": low}}
+    def share(word: str, low: float) -> judging.Share:
+        ratio = None if math.isnan(low) else Interval(low, low, 1.0, 1, 0, math.nan)
+        return judging.Share(ratio, word, (0.0, 1.0))
 
-    told = [claim("most", 0.6), claim("most", 0.6), claim("the opposite", -0.4)]
-    unknown = [claim("no gap to close", math.nan), claim("cannot tell", -0.1)]
+    told = [share("most", 0.6), share("most", 0.6), share("the opposite", -0.4)]
+    unknown = [share("no gap to close", math.nan), share("cannot tell", -0.1)]
     assert answer(told + unknown) == (
         "Of what the teacher has beyond a student trained alone, the student took most of it in 2, "
         "the opposite in 1 of 5 properties; in 1 there is no gap to close; of 1 it cannot be told."

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from kdnotes import stats
+from kdnotes.audit.inputs import ARMS
+from kdnotes.audit.judging import FEWEST
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
 from kdnotes.probes import base, fidelity
@@ -35,14 +39,6 @@ LOST = _Flip("lost_answers", "is wrong where the teacher is right")
 FLIPS = (INHERITED_MISTAKES, INHERITED_CORRECTIONS, NEGATIVE_FLIPS, POSITIVE_FLIPS, LOST)
 
 
-class Bin(NamedTuple):
-    """Answers that a network was about equally sure of: how sure, how often right, how many."""
-
-    sure: float
-    right: float
-    images: int
-
-
 def measure(cast: Cast, data: ImageData, logits: Sequence[Tensor] | None = None) -> Outcome:
     """Fidelity, how sure each network is of its answer (``confidence``), and `FLIPS` by image.
 
@@ -60,21 +56,15 @@ def measure(cast: Cast, data: ImageData, logits: Sequence[Tensor] | None = None)
     twins = [its for (arm, _), its in answers.items() if arm == "independent"]
     for place, student in enumerate(cast.arm("student")):
         own = answers["student", student.seed]
-        values = {LOST.name: (teachers == labels) & (own != labels)}
+        right, should = own == labels, teachers == labels
+        values = {LOST: should & ~right}
         if twins:
-            alone = twins[min(place, len(twins) - 1)]
-            values |= {
-                INHERITED_MISTAKES.name: (alone == labels)
-                & (teachers != labels)
-                & (own == teachers),
-                INHERITED_CORRECTIONS.name: (alone != labels)
-                & (teachers == labels)
-                & (own == labels),
-                NEGATIVE_FLIPS.name: (alone == labels) & (own != labels),
-                POSITIVE_FLIPS.name: (alone != labels) & (own == labels),
-            }
-        for name, happens in values.items():
-            recorder.add(student, name, happens, own)
+            alone = twins[min(place, len(twins) - 1)] == labels
+            values[INHERITED_MISTAKES] = alone & ~should & (own == teachers)
+            values[INHERITED_CORRECTIONS] = ~alone & should & right
+            values |= {NEGATIVE_FLIPS: alone & ~right, POSITIVE_FLIPS: ~alone & right}
+        for flip, happens in values.items():
+            recorder.add(student, flip.name, happens, own)
     return Outcome.combine([found, recorder.outcome()])
 
 
@@ -85,6 +75,11 @@ def by_image(found: Outcome, measure: str, arm: str, of: str = "value") -> pd.Da
     return rows.pivot(index="item", columns="seed", values=of)
 
 
+def by_arm(found: Outcome, measure: str, of: str = "value") -> dict[str, pd.DataFrame]:
+    """The same of every arm that has some."""
+    return {arm: frame for arm in ARMS if len(frame := by_image(found, measure, arm, of))}
+
+
 def by_name(found: Outcome, reference: str, names: Sequence[str]) -> pd.DataFrame:
     """By the images' names (a class, a group): who is right how often, and whether that changed.
 
@@ -93,53 +88,38 @@ def by_name(found: Outcome, reference: str, names: Sequence[str]) -> pd.DataFram
     that changed, and p_holm, corrected for all names at once (Holm 1979). Images without a name are
     left out.
     """
-    from scipy.stats import binomtest
-
-    right = {arm: by_image(found, "accuracy", arm) for arm in ("teacher", "student", "independent")}
-    right = {arm: frame for arm, frame in right.items() if len(frame)}
-    students, others = right["student"], right[reference]
-    same = others.shape[1] == students.shape[1]
-    change = students.to_numpy() - (others.to_numpy() if same else others.to_numpy()[:, :1])
-    named = np.asarray(names)[students.index.to_numpy()]
+    right = by_arm(found, "accuracy")
+    students, others = right["student"].to_numpy(), right[reference].to_numpy()
+    change = students - (others if others.shape == students.shape else others[:, :1])
+    named = np.asarray(names)[right["student"].index.to_numpy()]
     rows = []
-    for name in dict.fromkeys(each for each in names if each):
+    for name in sorted(set(named.tolist()) - {""}):
         mine = named == name
-        if not mine.any():
-            continue
         net = change[mine].mean(1)
         up, down = int((net > 0).sum()), int((net < 0).sum())
-        p = float(binomtest(up, up + down).pvalue) if up + down else 1.0
-        means = {arm: float(frame.to_numpy()[mine].mean()) for arm, frame in right.items()}
-        gained, lost = (float((sign * change[mine] > 0).mean(1).sum()) for sign in (1, -1))
-        rows.append(
-            {
-                "name": name,
-                "images": int(mine.sum()),
-                "gained": gained,
-                "lost": lost,
-                **means,
-                "p": p,
-            }
-        )
+        row: dict[str, Any] = {"name": name, "images": int(mine.sum())}
+        for what, sign in (("gained", 1), ("lost", -1)):
+            row[what] = float((sign * change[mine] > 0).mean(1).sum())
+        row |= {arm: float(frame.to_numpy()[mine].mean()) for arm, frame in right.items()}
+        rows.append(row | {"p": float(binomtest(up, up + down).pvalue) if up + down else 1.0})
     table = pd.DataFrame(rows)
     if len(table):
         table["p_holm"] = stats.holm(table["p"])
-        table = table.sort_values(["p", "name"], kind="stable", ignore_index=True)
+        table = table.sort_values("p", kind="stable", ignore_index=True)
     return table
 
 
-def reliability(found: Outcome, arm: str, bins: int = 10) -> list[Bin]:
-    """Answers of an arm's networks in bins of equal width of how sure they were of them."""
+def reliability(found: Outcome, arm: str, bins: int = 10) -> list[tuple[float, float, int]]:
+    """Answers of an arm's networks in bins of equal width of how sure they were of them.
+
+    Of each bin that has some: how sure on average, how often right, how many answers.
+    """
     sure, right = (
         by_image(found, name, arm).to_numpy().ravel() for name in ("confidence", "accuracy")
     )
     which = np.minimum((sure * bins).astype(int), bins - 1)
-    inside = [which == each for each in range(bins)]
-    return [
-        Bin(float(sure[mine].mean()), float(right[mine].mean()), int(mine.sum()))
-        for mine in inside
-        if mine.any()
-    ]
+    inside = [which == each for each in np.unique(which)]
+    return [(float(sure[its].mean()), float(right[its].mean()), int(its.sum())) for its in inside]
 
 
 def calibration(found: Outcome) -> dict[str, stats.Interval]:
@@ -147,57 +127,44 @@ def calibration(found: Outcome) -> dict[str, stats.Interval]:
 
     Intervals by resampling images, the same ones for all arms; none on fewer than ten images.
     """
-    from kdnotes.audit.judging import FEWEST
-
-    arms = [arm for arm in ("teacher", "student", "independent") if arm in set(found.table["arm"])]
-    pairs = {
-        arm: [by_image(found, name, arm).to_numpy().T for name in ("confidence", "accuracy")]
-        for arm in arms
-    }
-    count = pairs["student"][0].shape[1]
+    sure, right = by_arm(found, "confidence"), by_arm(found, "accuracy")
+    count = len(sure["student"])
     rng = np.random.default_rng(0)
     drawn = [rng.integers(count, size=count) for _ in range(DRAWS if count >= FEWEST else 0)]
     errors = {
-        arm: [_error(sure, right, each) for each in (np.arange(count), *drawn)]
-        for arm, (sure, right) in pairs.items()
+        arm: np.array([_error(own, right[arm], each) for each in (np.arange(count), *drawn)])
+        for arm, own in sure.items()
     }
     if "independent" in errors:
-        both = zip(errors["student"], errors["independent"], strict=True)
-        errors["difference"] = [own - alone for own, alone in both]
+        errors["difference"] = errors["student"] - errors["independent"]
     made = {}
     for name, (value, *others) in errors.items():
-        half = 1.96 * float(np.std(others)) if others else float("nan")
-        least = -1.0 if name == "difference" else 0.0
-        bounds = max(least, value - half), min(1.0, value + half)
-        low, high = bounds if others else (float("nan"), float("nan"))
-        made[name] = stats.Interval(value, low, high, 1, 0.0, half / 1.96)
+        error = float(np.std(others)) if others else math.nan
+        low, high = value - 1.96 * error, value + 1.96 * error
+        if others:
+            low, high = max(-1.0 if name == "difference" else 0.0, low), min(1.0, high)
+        made[name] = stats.Interval(float(value), float(low), float(high), 1, 0.0, error)
     return made
 
 
-def _error(sure: NDArray, right: NDArray, which: NDArray) -> float:
-    """Mean over networks (rows) of the expected calibration error on some images."""
+def _error(sure: pd.DataFrame, right: pd.DataFrame, which: NDArray) -> float:
+    """Mean over networks (columns) of the expected calibration error on some images."""
     from torchmetrics.functional.classification import binary_calibration_error
 
-    errors: list[Any] = [
-        binary_calibration_error(
-            torch.from_numpy(own[which]),
-            torch.from_numpy(hits[which]).long(),
-            fidelity.CALIBRATION_BINS,
-        )
-        for own, hits in zip(sure, right, strict=True)
-    ]
-    return float(np.mean([float(each) for each in errors]))
+    errors = []
+    for seed in sure:
+        values: Any = (torch.from_numpy(each[seed].to_numpy()[which]) for each in (sure, right))
+        own, hits = values
+        errors.append(float(binary_calibration_error(own, hits.long(), fidelity.CALIBRATION_BINS)))
+    return float(np.mean(errors))
 
 
 def at_chance(found: Outcome, classes: int) -> list[str]:
     """Networks that are right no more often than by guessing among so many classes."""
-    from scipy.stats import binomtest
-
     named = []
-    for (arm, seed), rows in found.items[
-        (found.items["measure"] == "accuracy") & (found.items["condition"] == "")
-    ].groupby(["arm", "seed"], observed=True, sort=False):
-        test = binomtest(int(rows["value"].sum()), len(rows), 1 / classes, alternative="greater")
-        if test.pvalue > 0.05:
-            named.append(f"{arm} {seed}" if seed else str(arm))
+    for arm, networks in by_arm(found, "accuracy").items():
+        for seed, right in networks.items():
+            test = binomtest(int(right.sum()), len(right), 1 / classes, alternative="greater")
+            if test.pvalue > 0.05:
+                named.append(f"{arm} {seed}" if seed else arm)
     return named

@@ -1,11 +1,14 @@
-"""The images of an audit: a folder of classes or a table, groups of them, which class is which."""
+"""What an audit is given: images with their groups and classes, or what networks predicted."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kdnotes.data import folders
 from kdnotes.data.folders import enumerated
@@ -13,12 +16,17 @@ from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
 from kdnotes.paths import base_folder
-from kdnotes.store import checksum
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kdnotes.data import ImageData
+    from kdnotes.probes.base import Cast
 
 SEED = 0  # of every random choice of images
+ARMS = ("teacher", "student", "independent")
+OF_SUM = 1e-3  # by how much probabilities may miss 1, as rounded ones do
+_NETWORK = re.compile(rf"({'|'.join(ARMS)})[ _-]?(\d*)")
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,7 @@ class Listed:
     """Images by name, not read yet.
 
     root: the folder that names are relative to; labels: of each image the number of its class;
-    groupings: by the name of a way to group images, each one's group, empty for none; files: what
-    was read to know this, with SHA-256.
+    groupings: by the name of a way to group images, each one's group, empty for none.
     """
 
     root: Path
@@ -35,7 +42,6 @@ class Listed:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     groupings: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
 
     def at(self, places: Sequence[int]) -> Listed:
         """The images at some places."""
@@ -45,6 +51,9 @@ class Listed:
 
         groups = {name: pick(values) for name, values in self.groupings.items()}
         return replace(self, names=pick(self.names), labels=pick(self.labels), groupings=groups)
+
+
+# --- images --------------------------------------------------------------------------------------
 
 
 def listed(source: str, count: int | None = None, groups: str | None = None) -> Listed:
@@ -57,10 +66,10 @@ def listed(source: str, count: int | None = None, groups: str | None = None) -> 
     """
     if count is not None and count < 1:
         raise RequestError(f"images must be 1 or more, not {count}")
-    path = base_folder() / Path(source).expanduser()
-    found = _in_table(path) if path.is_file() and path.suffix == ".csv" else _in_folder(source)
+    path = place(source)
+    found = _in_table(source) if path.is_file() and path.suffix == ".csv" else _in_folder(source)
     if groups:
-        found = _grouped(found, groups)
+        found = replace(found, groupings=found.groupings | _groups(found, groups))
     if count is None or count >= len(found.names):
         return found
     order = torch.randperm(len(found.names), generator=torch.Generator().manual_seed(SEED))
@@ -90,93 +99,195 @@ def columns(text: str, classes: Sequence[str]) -> tuple[int, ...]:
     label is a class of the images, or empty. Raises RequestError.
     """
     table = _table(text, "map", ("class", "label"))
-    number = {name: place for place, name in enumerate(classes)}
     if sorted(table["class"]) != sorted(map(str, range(len(table)))):
         raise RequestError(
             f"map {text!r} needs one row for each class of the networks, by number: 0, 1, ..., "
             f"{len(table) - 1} for its {len(table)} rows"
         )
-    if unknown := sorted(set(table["label"]) - set(number) - {""}):
+    if unknown := sorted(set(table["label"]) - {*classes, ""}):
         raise RequestError(
             f"map {text!r} has labels that the images do not have: {enumerated(unknown)}; theirs: "
-            f"{enumerated(list(classes))}"
+            f"{enumerated(classes)}"
         )
     if lost := [name for name in classes if name not in set(table["label"])]:
         raise RequestError(f"map {text!r} maps no class onto {enumerated(lost)}")
-    labels = dict(zip(table["class"].astype(int), table["label"], strict=True))
-    return tuple(number.get(labels[place], -1) for place in range(len(table)))
+    number = {name: at for at, name in enumerate(classes)} | {"": -1}
+    in_order = table.set_index(table["class"].astype(int))["label"].sort_index()
+    return tuple(number[label] for label in in_order)
 
 
 def _in_folder(source: str) -> Listed:
     root, photos = folders.photos_to_test(source)
     classes = tuple(dict.fromkeys(photo.label for photo in photos))
-    number = {name: place for place, name in enumerate(classes)}
+    number = {name: at for at, name in enumerate(classes)}
     labels = tuple(number[photo.label] for photo in photos)
     return Listed(root, tuple(photo.name for photo in photos), labels, classes)
 
 
-def _in_table(path: Path) -> Listed:
-    table = _table(str(path), "data", ("file", "label"))
-    if twice := sorted(table["file"][table["file"].duplicated()]):
-        raise RequestError(f"{path.name} names files twice: {enumerated(twice)}")
-    if unnamed := [str(row + 2) for row, text in enumerate(table["label"]) if not text]:
-        raise RequestError(f"{path.name} has no label in line {enumerated(unnamed)}")
-    texts = list(table["label"])
-    if all(text.isdecimal() for text in texts):
+def _in_table(text: str) -> Listed:
+    table = _table(text, "data", ("file", "label"))
+    if unnamed := [str(row + 2) for row, label in enumerate(table["label"]) if not label]:
+        raise RequestError(f"{text!r} (--data) has no label in line {enumerated(unnamed)}")
+    files, texts = table.pop("file"), list(table.pop("label"))
+    if all(label.isdecimal() for label in texts):
         labels = tuple(map(int, texts))
         classes = tuple(map(str, range(max(labels) + 1)))
     else:
         classes = tuple(sorted(set(texts)))
-        labels = tuple(classes.index(text) for text in texts)
-    others = [name for name in table.columns if name not in ("file", "label")]
-    groupings = {name: tuple(table[name]) for name in others}
-    return Listed(
-        path.parent, tuple(table["file"]), labels, classes, groupings, {path.name: checksum(path)}
-    )
+        labels = tuple(classes.index(label) for label in texts)
+    groupings = {name: tuple(table[name]) for name in table}
+    return Listed(place(text).parent, tuple(files), labels, classes, groupings)
 
 
-def _grouped(of: Listed, text: str) -> Listed:
-    before, ending, column = text.rpartition(".csv:")
-    file = f"{before}.csv" if ending else text
-    table = _table(file, "groups", ("file", column) if ending else ("file",))
-    wanted = [column] if ending else [name for name in table.columns if name != "file"]
-    if not wanted:
+def _groups(of: Listed, text: str) -> dict[str, tuple[str, ...]]:
+    file, column = file_and_column(text)
+    table = _table(file, "groups", ("file", column) if column else ("file",)).set_index("file")
+    if not len(table.columns):
         raise RequestError(f"groups {text!r} has no column besides 'file' to group by")
-    if twice := sorted(table["file"][table["file"].duplicated()]):
-        raise RequestError(f"groups {text!r} names files twice: {enumerated(twice)}")
-    by_file = table.set_index("file")
-    rows = by_file.reindex(list(of.names))
-    if rows[wanted[0]].isna().all():
+    rows = table.reindex(list(of.names))
+    if rows.isna().all(axis=None):
         raise RequestError(
             f"groups {text!r} names none of the images; its column 'file' is relative to {of.root},"
             f" such as {of.names[0]}"
         )
-    groupings = {name: tuple(rows[name].fillna("")) for name in wanted}
-    mark = {Path(file).name: checksum(base_folder() / Path(file).expanduser())}
-    return replace(of, groupings=of.groupings | groupings, files=of.files | mark)
+    return {name: tuple(rows[name].fillna("")) for name in ([column] if column else rows)}
 
 
-def _table(text: str, option: str, needed: Sequence[str]) -> pd.DataFrame:
-    """A CSV as text without spaces around it, empty where a cell is, its files named in one way.
+def file_and_column(groups: str) -> tuple[str, str]:
+    """The parts of ``FILE.csv:COLUMN``; the second is empty where only a file is named."""
+    before, ending, column = groups.rpartition(".csv:")
+    return (f"{before}.csv", column) if ending else (groups, "")
 
-    Raises RequestError.
+
+# --- predictions ---------------------------------------------------------------------------------
+
+
+def predicted(text: str, images: Listed | None) -> tuple[Cast, ImageData, Listed, list[Tensor]]:
+    """A table ``image,network,[label,]CLASS,CLASS,...`` with a row per image and network.
+
+    network: teacher, student, independent, or several such as "student 2"; the columns of classes
+    hold probabilities. Without ``images``, whose labels count, the table has a column label. The
+    cast has no networks; the logits (N, classes) are in its order. Raises RequestError.
     """
-    path = base_folder() / Path(text).expanduser()
-    if not path.is_file():
-        raise RequestError(f"there is no file {text!r} (--{option})")
+    from kdnotes.data import ImageData
+    from kdnotes.probes.base import Cast, Member
+
+    needed = ("image", "network")
+    table, file = _table(text, "predictions", needed, (*needed, "label")), Path(text).name
+    classes = [name for name in table if name not in (*needed, "label")]
+    if len(classes) < 2:
+        raise RequestError(f"{file} has no columns with probabilities of two or more classes")
+    names = list(dict.fromkeys(table["image"]))
+    called: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
+    for name, rows in table.groupby("network", sort=False):
+        if not (parts := _NETWORK.fullmatch(str(name).lower())):
+            raise RequestError(
+                f"{file} has a network {str(name)!r}; they are called teacher, student, "
+                'independent, or "student 2" and so on'
+            )
+        its = rows.set_index("image")[classes]
+        called[parts[1]][int(parts[2] or 0)] = _probabilities(file, str(name), its, names)
+    for arm, most in (("teacher", 1), ("student", len(table))):
+        if not 1 <= (count := len(called[arm])) <= most:
+            raise RequestError(f"{file} has {count} networks called {arm}; give one")
+    listed = _labelled(file, table, names, classes, images)
+    data = ImageData(
+        torch.zeros(len(names), 3, 1, 1, dtype=torch.uint8),
+        torch.tensor(listed.labels),
+        listed.classes,
+        torch.arange(len(names)),
+    )
+    teacher, *members = (
+        Member(arm, seed, torch.nn.Identity(), ())
+        for arm, mine in called.items()
+        for seed in range(len(mine))
+    )
+    values = [mine[number] for mine in called.values() for number in sorted(mine)]
+    logits = [torch.from_numpy(np.log(np.maximum(each, 1e-30))).float() for each in values]
+    return Cast(teacher, None, tuple(members), data.classes), data, listed, logits
+
+
+def _probabilities(file: str, network: str, given: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """Of one network (N, classes), in the order of the images."""
+    if twice := sorted(given.index[given.index.duplicated()]):
+        raise RequestError(f"{file} has {network} twice for {enumerated(twice)}")
+    if lost := sorted(set(names) - set(given.index)):
+        raise RequestError(f"{file} has nothing of {network} for {enumerated(lost)}")
     try:
-        options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-        table = pd.read_csv(path, skipinitialspace=True, **options)
+        values = given.loc[names].to_numpy(np.float64)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{file} has probabilities of {network} that are no numbers") from error
+    wrong = ~(abs(values.sum(1) - 1) < OF_SUM) | ~(values >= 0).all(1)
+    if wrong.any():
+        raise RequestError(
+            f"{file}: what {network} has for {names[int(np.argmax(wrong))]} are no probabilities "
+            "(0 to 1, adding up to 1); give softmax outputs, not logits"
+        )
+    return values
+
+
+def _labelled(
+    file: str, table: pd.DataFrame, names: list[str], classes: list[str], images: Listed | None
+) -> Listed:
+    """The images of a table with their labels as numbers of its classes."""
+    if images is not None:
+        if lost := sorted(set(names) - set(images.names)):
+            raise RequestError(f"{file} names images that are not in the data: {enumerated(lost)}")
+        number = {name: at for at, name in enumerate(images.names)}
+        kept = images.at([number[name] for name in names])
+        given = [kept.classes[at] for at in kept.labels]
+    elif "label" in table:
+        given = list(table.drop_duplicates("image")["label"])
+        kept = Listed(Path(), tuple(names), (), ())
+    else:
+        raise RequestError(f"{file} has no column 'label'; add it, or name the images with --data")
+    if unknown := sorted(set(given) - set(classes)):
+        raise RequestError(
+            f"{file} has no column of probabilities for the labels {enumerated(unknown)}; its "
+            f"classes: {enumerated(classes)}"
+        )
+    number = {name: at for at, name in enumerate(classes)}
+    return replace(kept, labels=tuple(number[each] for each in given), classes=tuple(classes))
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def place(text: str) -> Path:
+    """Where a file or folder lies that was named on the command line."""
+    return base_folder() / Path(text).expanduser()
+
+
+def _table(
+    text: str, option: str, needed: Sequence[str], texts: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A CSV or parquet file, with its texts (by default all) without spaces around them.
+
+    Cells that are empty are empty texts, and files are named in one way. Raises RequestError.
+    """
+    path, what = place(text), f"{text!r} (--{option})"
+    if not path.is_file():
+        raise RequestError(f"there is no file {what}")
+    kinds: Any = dict.fromkeys(texts, str) or str
+    options: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8-sig"}
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=kinds, skipinitialspace=True, **options)
     except (OSError, ValueError) as error:  # pandas' own errors are of the second kind
-        raise RequestError(f"{text!r} (--{option}) cannot be read as a CSV: {error}") from error
+        raise RequestError(f"{what} cannot be read as csv or parquet: {error}") from error
     table.columns = [str(name).strip() for name in table.columns]
     for wanted in needed:
         if wanted not in table:
-            there = ", ".join(table.columns)
-            raise RequestError(f"{text!r} (--{option}) has no column {wanted!r}; it has: {there}")
+            there = enumerated(list(table.columns))
+            raise RequestError(f"{what} has no column {wanted!r}; it has: {there}")
     if table.empty:
-        raise RequestError(f"{text!r} (--{option}) has no rows")
-    table = table.apply(lambda column: column.fillna("").astype(str).str.strip())
+        raise RequestError(f"{what} has no rows")
+    for name in table.columns.intersection(list(texts) or table.columns):
+        table[name] = table[name].astype(object).fillna("").astype(str).str.strip()
     if "file" in needed:
         table["file"] = table["file"].str.replace("\\", "/", regex=False).str.removeprefix("./")
+        if twice := sorted(table["file"][table["file"].duplicated()]):
+            raise RequestError(f"{what} names files twice: {enumerated(twice)}")
     return table

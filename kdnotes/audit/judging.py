@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 
 from kdnotes import stats
 from kdnotes.stats import Interval
-from kdnotes.stats.words import how_much
+from kdnotes.stats.words import CANNOT_TELL, how_much
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,24 +33,19 @@ NO_INTERVAL = "no interval"
 
 @dataclass(frozen=True)
 class Share:
-    """How far from a student trained alone to the teacher; ``ratio`` None and why, or a ratio.
+    """How far from a student trained alone to the teacher, and a word for it; or why none is told.
 
-    low_end, high_end: the values that stand for 0 and 1; difference: from the first, gap: between.
+    ends: the values that stand for 0 and 1.
     """
 
     ratio: Interval | None
-    reason: str
-    difference: Interval
-    gap: Interval
-    low_end: float
-    high_end: float
+    word: str
+    ends: tuple[float, float]
 
     @property
-    def word(self) -> str:
-        """How much was inherited, or why that cannot be told."""
-        if self.ratio is None:
-            return self.reason
-        return how_much(self.ratio.low, self.ratio.high)
+    def is_told(self) -> bool:
+        """Whether there is a word for how far, and not for why that is unknown."""
+        return self.ratio is not None and self.word != CANNOT_TELL
 
 
 def difference(found: Outcome, of: Measure, arm: str, reference: str | float) -> Interval:
@@ -76,18 +71,19 @@ def share(found: Outcome, of: Measure, arm: str = "student") -> Share:
     """
     rows = found.table[(found.table["measure"] == of.name) & found.table["value"].notna()]
     known = set(rows["arm"][rows["condition"] == of.condition])
-    ends: dict[str, float | None] = {"independent": of.chance, "teacher": of.twin}
+    fixed: dict[str, float | None] = {"independent": of.chance, "teacher": of.twin}
     if of.of == "network":
-        ends = {"independent": None, "teacher": None}
-    measured = [end for end in ends if end in known and (end, of.of) != ("teacher", "pair")]
+        fixed = {"independent": None, "teacher": None}
+    measured = [end for end in fixed if end in known and (end, of.of) != ("teacher", "pair")]
     arms = [arm, *measured]
     values, covariance, degrees, images = _arms(found, of, arms)
     means = dict(zip(arms, values.mean(1), strict=True)) if values.size else {}
-    below, above = (means.get(end, fixed) for end, fixed in ends.items())
-    lacking = Share(None, "", stats.NOTHING, stats.NOTHING, _or_nan(below), _or_nan(above))
-    if below is None or above is None or not values.size:
-        why = NO_TWIN if below is None else "no end to compare with"
-        return replace(lacking, reason=why if values.size else "nothing to measure")
+    below, above = (means.get(end, otherwise) for end, otherwise in fixed.items())
+    ends = (math.nan if below is None else below, math.nan if above is None else above)
+    if not values.size:
+        return Share(None, "nothing to measure", ends)
+    if below is None or above is None:
+        return Share(None, NO_TWIN if below is None else "no end to compare with", ends)
     columns = {arm: (1.0, 0.0), "independent": (-1.0, -1.0), "teacher": (0.0, 1.0)}
     weights = np.array([columns[each] for each in arms]).T
     start = 0.0 if "independent" in measured else below
@@ -95,36 +91,29 @@ def share(found: Outcome, of: Measure, arm: str = "student") -> Share:
     pairs[1] += 0.0 if "teacher" in measured else above
     unit, n = of.high - of.low, pairs.shape[1]
     shared = weights @ covariance @ weights.T + _doubt(unit, images) * (weights @ weights.T) / 2
-    each = [
+    student, gap = (
         _possible(pairs[row], float(shared[row, row]), degrees, images, (-unit, unit), 2)
         for row in (0, 1)
-    ]
+    )
     total = shared + (np.cov(pairs) / n if n > 1 else 0.0)
-    whole = replace(lacking, difference=each[0], gap=each[1])
-    return _divided(whole, total, float(n - 1) if n > 1 else degrees)
+    ratio = _ratio(student, gap, total, float(n - 1) if n > 1 else degrees)
+    if isinstance(ratio, str):
+        return Share(None, ratio, ends)
+    return Share(ratio, how_much(ratio.low, ratio.high), ends)
 
 
-def _divided(whole: Share, total: NDArray, degrees: float) -> Share:
-    """The ratio of difference and gap, or why there is none."""
-    gap = whole.gap
-    if not (np.isfinite(total).all() and math.isfinite(whole.difference.low)):
-        return replace(whole, reason=NO_INTERVAL)
+def _ratio(student: Interval, gap: Interval, total: NDArray, degrees: float) -> Interval | str:
+    """Of two differences whose means have a covariance; or why there is none."""
+    if not (np.isfinite(total).all() and math.isfinite(student.low)):
+        return NO_INTERVAL
     half = float(-stdtrit(degrees, 0.025)) * math.sqrt(max(total[1, 1], 0.0))
     if abs(gap.estimate) - half <= stats.SMALLEST_GAP:
         small = abs(gap.estimate) - half <= 0 or abs(gap.estimate) <= stats.SMALLEST_GAP
-        return replace(whole, reason=stats.NO_GAP if small else stats.UNCERTAIN_GAP)
-    means = whole.difference.estimate, gap.estimate
+        return stats.NO_GAP if small else stats.UNCERTAIN_GAP
+    means = student.estimate, gap.estimate
     low, high = stats.fieller(*means, total[0, 0], total[0, 1], total[1, 1], degrees)
     ratio = means[0] / means[1]
-    found = replace(whole.difference, estimate=ratio, low=min(low, ratio), high=max(high, ratio))
-    return replace(whole, ratio=found)
-
-
-def word_for(low: float, high: float) -> str:
-    """Of a difference from the twin, where there is no share: which way it goes, if known."""
-    if not math.isfinite(low):
-        return ""
-    return "more" if low > 0 else "less" if high < 0 else "no difference shown"
+    return replace(student, estimate=ratio, low=min(low, ratio), high=max(high, ratio))
 
 
 def _arms(
@@ -140,12 +129,10 @@ def _arms(
         return rows[rows["arm"].isin(list(arms))].astype({"arm": str})
 
     table, items = here(found.table), here(found.items)
-    counts = table.groupby("arm")["seed"].nunique()
-    spare = iter(each for each in stats.SINGLE_NETWORK_ARMS if each not in arms)
-    alone = [arm for arm in arms if counts.get(arm) == 1 and arm != "teacher"]
-    renamed = {
-        arm: next(spare) for arm in alone if counts.drop("teacher", errors="ignore").max() > 1
-    }
+    counts = table.groupby("arm")["seed"].nunique().drop("teacher", errors="ignore")
+    alone = [arm for arm in arms if counts.get(arm) == 1] if counts.max() > 1 else []
+    spare = [each for each in stats.SINGLE_NETWORK_ARMS if each not in arms]
+    renamed = dict(zip(alone, spare, strict=False))
     table, items = (each.assign(arm=each["arm"].replace(renamed)) for each in (table, items))
     asked = [renamed.get(arm, arm) for arm in arms]
     values, covariance, degrees = stats.paired_arms(table, items, of.name, of.condition, asked)
@@ -184,7 +171,3 @@ def _possible(
 def _doubt(spread: float, images: int | None) -> float:
     """Variance of a difference of shares that one image more at either end would bring."""
     return (spread / (images + 2)) ** 2 if images and math.isfinite(spread) else 0.0
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import probes, stats
+from kdnotes.audit.inputs import ARMS
 from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
@@ -18,9 +19,62 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
+    from kdnotes.audit.judging import Share
+
 CRITERION = "95% interval over images, for these very networks"
 CRITERION_OF_SEVERAL = "95% interval over networks and images"
 GRADIENT_IMAGES = 100  # images that measures with gradients are taken on, if not told otherwise
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is said of a measure.
+
+    values: each arm's mean; student: its own, difference: from the reference (an arm, a number, or
+    None), way: how far it is on the way to the teacher; criterion: what the intervals are over.
+    """
+
+    of: Property
+    measure: Measure
+    values: dict[str, float]
+    student: stats.Interval
+    reference: str | float | None
+    difference: stats.Interval
+    way: Share
+    criterion: str
+
+    @property
+    def verdict(self) -> str:
+        """Which way the difference goes, if that is known."""
+        if not math.isfinite(self.difference.low):
+            return ""
+        above, below = self.difference.low > 0, self.difference.high < 0
+        return "more" if above else "less" if below else "no difference shown"
+
+    def entry(self) -> dict[str, Any]:
+        """As a claim of `results.save`."""
+        name, condition = self.measure.name, self.measure.condition
+        return {
+            "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
+            "property": self.of.name,
+            "measure": name,
+            "condition": condition,
+            "meaning": self.measure.label,
+            "values": self.values,
+            "student": _ends(self.student),
+            "reference": self.reference,
+            **_ends(self.difference),
+            "share": _ends(self.way.ratio or stats.NOTHING),
+            "word": self.way.word,
+            "ends": self.way.ends,
+            "criterion": self.criterion,
+            "verdict": self.verdict,
+            "paper": None,
+        }
+
+
+def _ends(interval: stats.Interval) -> dict[str, float]:
+    return {name: getattr(interval, name) for name in ("estimate", "low", "high")}
 
 
 @dataclass(frozen=True)
@@ -44,112 +98,65 @@ class Measured:
         fewer than ten images there is none. ``condition`` None: the measure's main one. Raises
         RequestError for what was not measured.
         """
-        from kdnotes.audit import judging
+        from kdnotes.audit import answers, judging
 
+        named = [each for each in (*probes.measures(), *answers.FLIPS) if each.name == measure]
+        if condition is None:
+            here = set(self.table.loc[self.table["measure"] == measure, "condition"])
+            condition = next((each.condition for each in named if each.condition in here), "")
+        declared = replace(named[0] if named else Measure(measure, ""), condition=condition)
         try:
-            return judging.difference(
-                self.outcome, self._declared(measure, condition), arm, reference
-            )
+            return judging.difference(self.outcome, declared, arm, reference)
         except stats.NotMeasuredError as error:
             names = ", ".join(sorted(self.table["measure"].unique()))
             raise RequestError(f"{error}; measured: {names}") from error
 
-    def reported(self) -> list[tuple[Property, Measure]]:
-        """What a report shows: the properties' main measures that were measured of the student."""
-        mine = self.table[self.table["arm"] == "student"].dropna(subset=["value"])
-        here = set(zip(mine["measure"], mine["condition"], strict=True))
-        return [
-            (which, each)
-            for which in probes.properties()
-            for each in which.measures
-            if each.reported and (each.name, each.condition) in here
-        ]
-
     def comparisons(self) -> list[dict[str, Any]]:
         """The main measures: each arm's mean, the student's difference and share of the way."""
+        return [each.entry() for each in self.compared()]
+
+    def compared(self) -> list[Comparison]:
+        """What is said of the properties' main measures that were measured of the student."""
         from kdnotes.audit import judging
 
-        listed = []
-        networks = self.table.groupby("arm")["seed"].nunique()
+        found, listed = self.outcome, []
+        networks = found.table.groupby("arm")["seed"].nunique()
         criterion = CRITERION_OF_SEVERAL if networks.drop("teacher").max() > 1 else CRITERION
-        for which, shown in self.reported():
-            name, condition = shown.name, shown.condition
-            rows = self.table.query("measure == @name and condition == @condition")
+        for which, shown in [(each, its) for each in probes.properties() for its in each.measures]:
+            rows = found.table[found.table["measure"] == shown.name]
+            rows = rows[rows["condition"] == shown.condition]
             values = rows.groupby("arm", sort=False)["value"].mean().to_dict()
+            if not shown.reported or math.isnan(values.get("student", math.nan)):
+                continue
             reference: str | float | None = None
             if "independent" in networks:  # what is relative to the twin is compared with chance
                 measured = math.isfinite(values.get("independent", math.nan))
                 reference = "independent" if measured else shown.chance
-            own = judging.difference(self.outcome, shown, "student", 0.0)
-            found = stats.NOTHING
+            apart = stats.NOTHING
             if reference is not None:
-                found = judging.difference(self.outcome, shown, "student", reference)
-            way = judging.share(self.outcome, shown)
-            share = way.ratio or stats.NOTHING
-            listed.append(
-                {
-                    "id": f"audit-{name}" + (f"-{condition}" if condition else ""),
-                    "property": which.name,
-                    "measure": name,
-                    "condition": condition,
-                    "meaning": shown.label,
-                    "values": values,
-                    "student": {"estimate": own.estimate, "low": own.low, "high": own.high},
-                    "reference": reference,
-                    "estimate": found.estimate,
-                    "low": found.low,
-                    "high": found.high,
-                    "share": {"estimate": share.estimate, "low": share.low, "high": share.high},
-                    "word": way.word,
-                    "ends": [way.low_end, way.high_end],
-                    "criterion": criterion,
-                    "verdict": judging.word_for(found.low, found.high),
-                    "paper": None,
-                }
-            )
+                apart = judging.difference(found, shown, "student", reference)
+            own = judging.difference(found, shown, "student", 0.0)
+            way = judging.share(found, shown)
+            made = Comparison(which, shown, values, own, reference, apart, way, criterion)
+            listed.append(made)
         return listed
 
     def show(self) -> None:
-        """Show the main measures as a table: a page's in a notebook, plain text elsewhere."""
+        """Show the main measures as a table, and what could not be measured."""
+        from kdnotes.book import costs, report
         from kdnotes.progress import in_notebook
 
-        text = "\n".join(self.lines(self.comparisons()))
-        if not in_notebook():
-            print(text)
-            return
-        from IPython.display import Markdown, display
-
-        display(Markdown(text))
-
-    def lines(self, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The main measures as a table in Markdown, and what could not be measured."""
-        lines = [
-            "| what | teacher | student | independent | difference [95%] | |",
-            "|---|---|---|---|---|---|",
-        ]
-        for claim in comparisons:
-            arms = (
-                claim["values"].get(arm, math.nan) for arm in ("teacher", "student", "independent")
-            )
-            values = (stats.format_number(value) if math.isfinite(value) else "" for value in arms)
-            ends = claim["estimate"], claim["low"], claim["high"]
-            difference = stats.Interval(*ends, 1, 0, math.nan)
-            compared = claim["reference"] is not None and math.isfinite(claim["estimate"])
-            cells = [claim["meaning"], *values, difference.format() if compared else ""]
-            lines.append("| " + " | ".join([*cells, claim["verdict"]]) + " |")
+        rows = []
+        for each in self.compared():
+            means = [each.values.get(arm, math.nan) for arm in ARMS]
+            values = [stats.format_number(mean) if math.isfinite(mean) else "" for mean in means]
+            known = math.isfinite(each.difference.estimate)
+            apart = each.difference.format() if known else ""
+            rows.append((each.measure.label, *values, apart, each.verdict))
+        table = costs.columns_table(("what", *ARMS, "difference [95%]", ""), "::::::", rows)
         skipped = (f"Not measured: {name} ({why})." for name, why in self.skipped.items())
-        return [*lines, "", *skipped]
-
-    def _declared(self, measure: str, condition: str | None) -> Measure:
-        from kdnotes.audit.answers import FLIPS
-
-        named = [each for each in (*probes.measures(), *FLIPS) if each.name == measure]
-        here = set(self.table.loc[self.table["measure"] == measure, "condition"])
-        if condition is None:
-            condition = next((each.condition for each in named if each.condition in here), "")
-        near = [each for each in named if each.is_measured_under(condition)] or named
-        exact = [each for each in near if each.condition == condition] or near
-        return replace(exact[0], condition=condition) if exact else Measure(measure, "", condition)
+        text = "\n".join([table, "", *skipped])
+        report.say(text) if in_notebook() else print(text)
 
 
 def cast(
@@ -198,9 +205,8 @@ def images(
 
     if (folder is None) == (pixels is None) or (pixels is None) != (labels is None):
         raise RequestError("name a folder of images, or give both pixels and labels")
-    for name, value in (("size", size), ("images", count)):
-        if value is not None and value < 1:
-            raise RequestError(f"{name} must be 1 or more, not {value}")
+    if size is not None and size < 1:
+        raise RequestError(f"size must be 1 or more, not {size}")
     if folder is None:
         return _from_tensors(pixels, labels)
     listed = inputs.listed(folder, count)
@@ -270,7 +276,7 @@ def count_of(which: Property, images: int, gradient_images: int) -> int:
 
 
 def measure_one(
-    which: Property, of: Cast, images: ImageData, gradient_images: int, room: Any
+    which: Property, of: Cast, images: ImageData, gradient_images: int, room: tuple[int, int]
 ) -> Outcome:
     """One property, on its share of the images, whose numbers stay those of all images."""
     if "maps" in which.needs and not all(member.taps for member in of.everyone()):
@@ -282,7 +288,7 @@ def measure_one(
         places = order[:count].sort().values
         some = _subset(images, places)
     try:
-        with base.at_most(room.gradients if "gradients" in which.needs else room.plain):
+        with base.at_most(room["gradients" in which.needs]):
             found = which.measure(of, some, **which.brief)
     except FloatingPointError as error:  # a network whose answers are no numbers
         raise RequestError(str(error)) from error
@@ -310,13 +316,12 @@ def together(parts: Sequence[Outcome]) -> Outcome:
 
 def with_classes(of: Cast, images: ImageData) -> Cast:
     """The cast with the images' classes, its answers tried on two images. Raises RequestError."""
-    from kdnotes.data.views import to_float
-
-    few = to_float(images.batch(torch.arange(min(2, len(images)))))
+    few = torch.arange(min(2, len(images)))
     widths = {}
     for member in of.everyone():
+        device = base.device_of(member.network)
         try:
-            logits = base.logits_of(member.network, few.to(base.device_of(member.network)))
+            logits = base.logits_of(member.network, base.pictures(images, few, device))
         except FloatingPointError as error:  # a network whose answers are no numbers
             raise RequestError(str(error)) from error
         if logits.ndim != 2:

@@ -1,21 +1,23 @@
-"""Networks as an audit uses them: each at its own size, what they answered remembered."""
+"""Networks as an audit uses them: each at its own size, and none is asked the same twice."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import ExitStack, suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from kdnotes import networks
-from kdnotes.audit.remembering import Answers
 from kdnotes.errors import RequestError
 from kdnotes.probes.base import BATCH_SIZE, Member, check_finite, device_of
 from kdnotes.study.resolving import resolve_device
@@ -25,6 +27,60 @@ if TYPE_CHECKING:
 
 CHUNK = 6 * 224**2  # pixels of a pass on one core: their maps stay near the processor
 ROOM = 1e9  # bytes for what a batch needs at once
+MOST = 256e6  # bytes of logits that are kept of one network
+_SEAL = 8  # bytes behind the logits, by which damage is seen
+
+
+class Answers:
+    """Logits of one network, by the mark of the image that they answer.
+
+    In a file they outlive the process, however that ends; one that is no such table is begun anew,
+    and one that cannot be written to is given up: only a kill would lose anything then.
+    """
+
+    def __init__(self, path: Path | str = ":memory:") -> None:
+        try:
+            self._open(path)
+        except sqlite3.DatabaseError:
+            Path(path).unlink()
+            self._open(path)
+
+    def _open(self, path: Path | str) -> None:
+        self._table = sqlite3.connect(path, isolation_level=None)
+        # Not waited for until it is on the disk: what a failing machine loses is asked again.
+        self._table.execute("PRAGMA synchronous = OFF")
+        self._table.execute("CREATE TABLE IF NOT EXISTS answers (mark BLOB PRIMARY KEY, said BLOB)")
+        if self._table.execute("PRAGMA quick_check").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("damaged")
+        (self._bytes,) = self._table.execute("SELECT TOTAL(LENGTH(said)) FROM answers").fetchone()
+
+    def known(self, marks: Sequence[bytes]) -> dict[int, Tensor]:
+        """Place -> logits (classes,) of those marks whose image was answered before."""
+        found = {}
+        for place, mark in enumerate(marks):
+            row = self._table.execute("SELECT said FROM answers WHERE mark = ?", (mark,)).fetchone()
+            if row and row[0] == _sealed(mark, row[0][:-_SEAL]):
+                found[place] = torch.frombuffer(bytearray(row[0][:-_SEAL]), dtype=torch.float32)
+        return found
+
+    def add(self, marks: Sequence[bytes], logits: Tensor) -> None:
+        """Keep logits float32 (N, classes) of so many marks, as long as there is room."""
+        both = zip(marks, logits.numpy(), strict=True)
+        rows = [(mark, _sealed(mark, its.tobytes())) for mark, its in both]
+        size = sum(len(said) for _, said in rows)
+        if self._bytes + size > MOST:
+            return
+        try:
+            self._table.execute("BEGIN")
+            self._table.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+            self._table.execute("COMMIT")
+            self._bytes += size
+        except sqlite3.Error:  # no room, or an audit beside this one has finished and deleted it
+            self._open(":memory:")
+
+
+def _sealed(mark: bytes, said: bytes) -> bytes:
+    return said + hashlib.sha256(mark + said).digest()[:_SEAL]
 
 
 class Audited(networks.Normalized):
@@ -55,20 +111,21 @@ class Audited(networks.Normalized):
         if images.is_cuda or torch.is_grad_enabled() or _is_watched(self):
             self.report(len(images) * (3.0 if torch.is_grad_enabled() else 1.0))
             return self._answer(images)
-        marks = list(_cores().map(_mark, images))
+        pool, cores = _cores()
+        marks = list(pool.map(_mark, images))
         answers = self.answers.known(marks)
         new = [at for at in range(len(images)) if at not in answers]
         side = self.side or images.shape[-1]
         # As many for each core, and of equal sizes: a pass on a few small images rounds otherwise
         # than one on many.
-        count = _core_count() * math.ceil(len(new) * side**2 / CHUNK / _core_count())
+        count = cores * math.ceil(len(new) * side**2 / CHUNK / cores)
         chunks = [each.tolist() for each in torch.tensor(new).tensor_split(count or 1) if len(each)]
 
         def show(places: list[int]) -> Tensor:
             with torch.inference_mode():
                 return self._answer(images[places]).float()  # as all answers are kept
 
-        for places, logits in zip(chunks, _cores().map(show, chunks), strict=True):
+        for places, logits in zip(chunks, pool.map(show, chunks), strict=True):
             self.report(len(places))
             answers |= dict(zip(places, logits, strict=True))
         if new:
@@ -105,10 +162,9 @@ def member(
         module = networks.Normalized(module, (*(mean or (0.0,) * 3),), (*(std or (1.0,) * 3),))
     frozen = networks.freeze(module)  # what remembers answers could not be tried before and after
     network = Audited(frozen, side, columns).eval().to(resolve_device(""))
-    try:
+    taps: tuple[str, ...] = ()
+    with suppress(RequestError):  # only some properties need them, and say so
         taps = networks.taps(network)
-    except RequestError:  # only some properties need them, and say so
-        taps = ()
     return Member(arm, seed, network, taps)
 
 
@@ -123,20 +179,19 @@ def digest(network: nn.Module) -> str:
     return state.hexdigest()
 
 
-class Room(NamedTuple):
-    """How many images at a time a cast leaves room for, without gradients and with them."""
+def room(of: Cast, size: int) -> tuple[int, int]:
+    """How many images at a time there is room for, without gradients and with them.
 
-    plain: int
-    gradients: int
-
-
-def room(of: Cast, size: int) -> Room:
-    """What each layer of the largest network gives for one image of a size is measured."""
-    image = 12 * size**2
+    What each layer of the largest network gives for one image of a size is measured.
+    """
     needs = [_bytes_of_layers(each.network, size) for each in of.everyone()]
     largest, everything = (max(each) for each in zip(*needs, strict=True))
-    plain, gradients = 8 * image + 4 * largest, 8 * image + 3 * everything
-    return Room(*(max(1, min(BATCH_SIZE, int(ROOM / each))) for each in (plain, gradients)))
+    image = 12 * size**2
+    plain, gradients = (
+        max(1, min(BATCH_SIZE, int(ROOM / (8 * image + layers))))
+        for layers in (4 * largest, 3 * everything)
+    )
+    return plain, gradients
 
 
 def _bytes_of_layers(network: nn.Module, size: int) -> tuple[int, int]:
@@ -157,12 +212,9 @@ def _bytes_of_layers(network: nn.Module, size: int) -> tuple[int, int]:
 
 def _is_watched(network: nn.Module) -> bool:
     """Whether somebody wants to see what a layer gives: then it has to give it."""
-    hooks = [
-        hook
-        for each in network.modules()
-        for hook in (*each._forward_hooks.values(), *each._forward_pre_hooks.values())
-    ]
-    return any(hook is not check_finite for hook in hooks)
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    hooks = (getattr(each, kind).values() for each in network.modules() for kind in kinds)
+    return any(hook is not check_finite for hook in itertools.chain.from_iterable(hooks))
 
 
 def _mark(image: Tensor) -> bytes:
@@ -170,17 +222,13 @@ def _mark(image: Tensor) -> bytes:
     return hashlib.sha256(pixels).digest() + bytes(str(image.shape), "ascii")
 
 
-@lru_cache(maxsize=1)
-def _core_count() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return min(torch.get_num_threads(), available)
-
-
-@lru_cache(maxsize=1)
-def _cores() -> ThreadPoolExecutor:
-    """A thread per core that computes by itself: networks on few images do not share well."""
+@cache
+def _cores() -> tuple[ThreadPoolExecutor, int]:
+    """A thread per core that computes by itself (networks on few images share badly); how many."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(_core_count(), initializer=torch.set_num_threads, initargs=(1,))
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = min(before, available)
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     pool.submit(int).result()
     torch.set_num_threads(before)
-    return pool
+    return pool, count

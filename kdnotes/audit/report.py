@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdnotes import paths, probes, store
-from kdnotes.audit import answers, judging, measuring
+from kdnotes.audit import answers, inputs, measuring
 from kdnotes.book import results
-from kdnotes.book.compared import aligned
 from kdnotes.figures import looks
 from kdnotes.lazy import torch
 from kdnotes.probes import localization
 from kdnotes.stats import Interval, format_number
-from kdnotes.stats.words import CANNOT_TELL, NO_GAP
+from kdnotes.stats.words import NO_GAP, aligned
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kdnotes.audit.judging import Share
+    from kdnotes.audit.measuring import Comparison, Measured
     from kdnotes.audit.running import Audit
     from kdnotes.probes.base import Measure, Outcome
 
@@ -45,64 +44,71 @@ SETTLES = (
     "more on the same images by the same recipe without the teacher, and name it with "
     "--independent; three or more seeds of both tell luck from teaching."
 )
+CHANCE = (
+    "Likely reasons: another order of classes (folders are numbered by name), another "
+    "normalisation (--mean, --std), another size (--size)."
+)
 
 
 def page(
     audit: Audit,
-    found: measuring.Measured,
-    compared: Sequence[Mapping[str, Any]],
-    judged: Sequence[str],
+    found: Measured,
+    compared: Sequence[Comparison],
+    changes: Mapping[str, pd.DataFrame],
+    parameters: Mapping[str, Any],
     command: str,
-    marks: Mapping[str, str],
     seconds: float,
 ) -> str:
-    """The page as HTML; all names from outside are escaped by the template."""
-    outcome = found.outcome
-    main = _main(compared)
-    has_answers = "confidence" in set(outcome.table["measure"])
-    warnings = _chance(audit, outcome) if has_answers else []
-    if "independent" not in audit.cast.arms:
-        warnings.insert(0, SETTLES)
-    content = {
-        "answer": answer(main),
-        "about": _about(audit),
-        "warnings": warnings,
-        "notes": audit.notes,
-        "ends": ENDS,
-        "cover": [_row(claim) for claim in main],
-        "students": len(audit.cast.arm("student")),
-        "twins": len(audit.cast.arm("independent")),
-        "networks": _networks(audit, outcome),
-        "sections": _sections(audit, found, compared),
-        "flips": _flips(audit, outcome) if has_answers else None,
-        "calibration": _calibration(outcome) if has_answers else None,
-        "skipped": [*found.skipped.items(), *_not_asked(audit)],
-        "damaged": audit.damaged,
-        "judged": judged,
-        "command": command,
-        "made_with": _made_with(marks, seconds),
-    }
-    return _template().render(content)
+    """The page as HTML; all names from outside are escaped by the template.
 
-
-@lru_cache(maxsize=1)
-def _template() -> Any:
+    changes: as `by_names` gives them, nothing where no answers are known; parameters: those saved.
+    """
     from jinja2 import Environment
 
+    outcome, main = found.outcome, _main(compared)
+    students, twins = (len(audit.cast.arm(arm)) for arm in ("student", "independent"))
+    classes = len(set(audit.listed.labels))
+    size = f" at {audit.images.size} pixels" if audit.has_networks else ""
+    warnings = [] if twins else [SETTLES]
+    if changes and (named := answers.at_chance(outcome, classes)):
+        warnings.append(f"Right no more often than by guessing: {', '.join(named)}. {CHANCE}")
+    made_with = {f"sha256 of {name}": mark for name, mark in parameters["sha256"].items()}
+    made_with |= results.versions()
+    made_with |= {"hardware": results.hardware(), "this run": f"{seconds:.0f} s"}
     text = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    return Environment(autoescape=True, trim_blocks=True).from_string(text)
+    template = Environment(autoescape=True, trim_blocks=True).from_string(text)
+    return template.render(
+        answer=answer([each.way for each in main]),
+        about=f"One teacher, {students} student{'s' * (students > 1)}, {twins or 'none'} trained "
+        f"alone; {len(audit.images):,} images of {classes:,} classes{size}.",
+        warnings=warnings,
+        notes=audit.notes,
+        ends=ENDS,
+        cover=[_row(each) for each in main],
+        students=students,
+        twins=twins,
+        networks=_networks(audit, outcome),
+        sections=_sections(audit, outcome, compared),
+        flips=_flips(audit, found, changes) if changes else None,
+        calibration=_calibration(outcome) if changes else None,
+        skipped=[*found.skipped.items(), *_not_asked(audit)],
+        damaged=audit.damaged,
+        judged=parameters["conditions"],
+        command=command,
+        made_with=made_with,
+    )
 
 
 # --- the answer --------------------------------------------------------------------------------
 
 
-def answer(main: Sequence[Mapping[str, Any]]) -> str:
+def answer(shares: Sequence[Share]) -> str:
     """How much was inherited in how many of the properties, in one sentence."""
-    told = Counter(claim["word"] for claim in main if _is_told(claim))
-    even = sum(claim["word"] == NO_GAP for claim in main)
-    rest = len(main) - sum(told.values()) - even
+    told = Counter(share.word for share in shares if share.is_told)
+    even = sum(share.word == NO_GAP for share in shares)
+    rest = len(shares) - sum(told.values()) - even
     if not told:
-        said = f"What was inherited cannot be told: of properties measured ({len(main)}), "
+        said = f"What was inherited cannot be told: of properties measured ({len(shares)}), "
         return f"{said}{even} leave no gap to close, {rest} no certain share of one."
     parts = [
         f"{word}{' of it' if word in ('most', 'part') else ''} in {count}"
@@ -112,122 +118,66 @@ def answer(main: Sequence[Mapping[str, Any]]) -> str:
     some += f"; of {rest} it cannot be told" if rest else ""
     return (
         "Of what the teacher has beyond a student trained alone, the student took "
-        f"{', '.join(parts)} of {len(main)} properties{some}."
+        f"{', '.join(parts)} of {len(shares)} properties{some}."
     )
 
 
-def answers_as_text(compared: Sequence[Mapping[str, Any]]) -> list[str]:
+def answers_as_text(compared: Sequence[Comparison]) -> list[str]:
     """The cover for a terminal: a line for each property."""
     main = _main(compared)
     rows = [(f"  {row['sentence']}", row["word"], row["number"]) for row in map(_row, main)]
-    return [answer(main), "A student ...", aligned(rows)]
+    return [answer([each.way for each in main]), "A student ...", aligned(rows)]
 
 
-def _main(compared: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _main(compared: Sequence[Comparison]) -> list[Comparison]:
     """Of each property what compares with the teacher, or else what there is."""
-    with_teacher = {claim["property"] for claim in compared if _measure(claim).of == "pair"}
-    return [
-        claim
-        for claim in compared
-        if claim["property"] not in with_teacher or _measure(claim).of == "pair"
-    ]
+    paired = {each.of.name for each in compared if each.measure.of == "pair"}
+    return [each for each in compared if each.measure.of == "pair" or each.of.name not in paired]
 
 
-def _measure(claim: Mapping[str, Any]) -> Measure:
-    return next(
-        each
-        for each in probes.measures()
-        if each.reported and (each.name, each.condition) == (claim["measure"], claim["condition"])
-    )
-
-
-def _is_told(claim: Mapping[str, Any]) -> bool:
-    return math.isfinite(claim["share"]["low"]) and claim["word"] != CANNOT_TELL
-
-
-def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
+def _row(each: Comparison) -> dict[str, Any]:
     """A line of the cover: where the student stands between its twin and the teacher."""
-    share, sentence = claim["share"], _measure(claim).sentence
-    number = _text(share) if math.isfinite(share["estimate"]) else ""
-    if not number and math.isfinite(claim["estimate"]):
-        number = f"by {_text(claim)}"
-    if not number:
-        number = f"value {_text(claim['student'])}"
-    return {
-        "anchor": claim["property"],
-        "sentence": sentence,
-        "axis": _axis(share, f"{sentence}: {claim['word']} {number}"),
-        "word": claim["word"],
-        "plain": not _is_told(claim),
-        "number": number,
-    }
+    share, sentence, word = each.way.ratio, each.measure.sentence, each.way.word
+    number = f"value {_text(each.student)}"
+    if share:
+        number = _text(share)
+    elif math.isfinite(each.difference.estimate):
+        number = f"by {_text(each.difference)}"
+    axis = _axis(share, f"{sentence}: {word} {number}")
+    row = {"anchor": each.of.name, "sentence": sentence, "axis": axis}
+    return row | {"word": word, "plain": not each.way.is_told, "number": number}
 
 
-def _axis(share: Mapping[str, float], says: str) -> dict[str, Any]:
-    def place(value: float) -> float:
-        at = ENDS[0] + value * (ENDS[1] - ENDS[0])
-        return round(min(LAST, max(FIRST, at)), 1)
+def _axis(share: Interval | None, says: str) -> dict[str, Any]:
+    """Places on a strip: of 0 and 1, of the share and its bounds, and whether it lies beyond."""
+    axis = {"zero": ENDS[0], "one": ENDS[1], "says": says}
+    if share is None:
+        return axis | {"bar": None, "dot": None, "beyond": 0}
+    low, dot, high = (
+        round(min(LAST, max(FIRST, ENDS[0] + value * (ENDS[1] - ENDS[0]))), 1)
+        for value in (share.low, share.estimate, share.high)
+    )
+    return axis | {"bar": (low, high), "dot": dot, "beyond": (dot == LAST) - (dot == FIRST)}
 
-    known = math.isfinite(share["estimate"])
-    bar = [place(share[end]) for end in ("low", "high")] if math.isfinite(share["low"]) else None
-    dot = place(share["estimate"]) if known else None
-    beyond = (dot == LAST) - (dot == FIRST)
-    axis = {"bar": bar, "dot": dot, "beyond": beyond, "says": says}
-    return axis | {"zero": ENDS[0], "one": ENDS[1]}
 
-
-def _text(interval: Mapping[str, float] | Interval) -> str:
-    if not isinstance(interval, Interval):
-        ends = {name: interval[name] for name in ("estimate", "low", "high")}
-        interval = Interval(**ends, n=1, degrees_of_freedom=0, standard_error=math.nan)
+def _text(interval: Interval) -> str:
     return interval.format() if math.isfinite(interval.low) else format_number(interval.estimate)
 
 
-def _about(audit: Audit) -> str:
-    students, twins = (len(audit.cast.arm(arm)) for arm in ("student", "independent"))
-    size = f" at {audit.images.size} pixels" if audit.has_networks else ""
-    images = f"{len(audit.images):,} images of {len(set(audit.listed.labels)):,} classes"
-    return (
-        f"One teacher, {students} student{'s' * (students > 1)}, {twins or 'none'} trained alone; "
-        f"{images}{size}."
-    )
-
-
-def _chance(audit: Audit, outcome: Outcome) -> list[str]:
-    named = answers.at_chance(outcome, len(set(audit.listed.labels)))
-    why = (
-        "Likely reasons: another order of classes (folders are numbered by name), another "
-        "normalisation (--mean, --std), another size (--size)."
-    )
-    return [f"Right no more often than by guessing: {', '.join(named)}. {why}"] if named else []
-
-
-def _networks(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
-    request, rows = audit.request, outcome.table
-    named = {
-        "teacher": [request.teacher],
-        "student": request.students,
-        "independent": request.independents,
-    }
-    right = rows[(rows["measure"] == "accuracy") & (rows["condition"] == "")].set_index(
-        ["arm", "seed"]
-    )["value"]
+def _networks(audit: Audit, outcome: Outcome) -> list[tuple[Any, ...]]:
+    """Of each network: its arm, how it was named, how often it is right, and its size."""
+    rows = outcome.table[outcome.table["measure"] == "accuracy"]
+    right = rows[rows["condition"] == ""].set_index(["arm", "seed"])["value"]
+    everyone = list(audit.cast.everyone())
+    named = [text for _, text in audit.request.networks()]
+    named = named or [str(audit.request.predictions)] * len(everyone)
     listed = []
-    for member in audit.cast.everyone():
-        said = named[member.arm][member.seed] if audit.has_networks else request.predictions
-        share = right.get((member.arm, member.seed), math.nan)
-        size = getattr(member.network, "size", None) or (
-            audit.images.size if audit.has_networks else ""
-        )
+    for member, text in zip(everyone, named, strict=True):
         number = f" {member.seed + 1}" if len(audit.cast.arm(member.arm)) > 1 else ""
-        listed.append(
-            {
-                "arm": f"{NAMES[member.arm]}{number}",
-                "named": paths.without_absolute_paths(said),
-                "right": format_number(share, 3),
-                "size": size,
-            }
-        )
+        share = format_number(right.get((member.arm, member.seed), math.nan), 3)
+        size = (member.network.size or audit.images.size) if audit.has_networks else ""
+        said = paths.without_absolute_paths(text)
+        listed.append((f"{NAMES[member.arm]}{number}", said, share, size))
     return listed
 
 
@@ -235,58 +185,54 @@ def _networks(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _sections(
-    audit: Audit, found: measuring.Measured, compared: Sequence[Mapping[str, Any]]
+    audit: Audit, outcome: Outcome, compared: Sequence[Comparison]
 ) -> list[dict[str, Any]]:
     sections = []
     for which in probes.properties():
-        claims = [claim for claim in compared if claim["property"] == which.name]
-        if not claims:
-            continue
-        count = measuring.count_of(which, len(audit.images), audit.request.gradient_images)
-        note = f"Measured on all {count:,} images."
-        if count < len(audit.images):
-            note = f"Measured on a random {count:,} of the {len(audit.images):,} images."
-        title = which.title[0].upper() + which.title[1:]
-        shown = [_shown_measure(audit, found.outcome, claim) for claim in claims]
-        sections.append({"anchor": which.name, "title": title, "note": note, "measures": shown})
+        mine = [_shown(audit, outcome, each) for each in compared if each.of is which]
+        if mine:
+            count, images = audit.count(which), f"{len(audit.images):,} images"
+            some = f"all {images}"
+            if count < len(audit.images):
+                some = f"a random {count:,} of the {images}"
+            title = which.title[0].upper() + which.title[1:]
+            part = {"anchor": which.name, "title": title, "measures": mine}
+            sections.append(part | {"note": f"Measured on {some}."})
     return sections
 
 
-def _shown_measure(audit: Audit, outcome: Outcome, claim: Mapping[str, Any]) -> dict[str, Any]:
-    measure = _measure(claim)
-    values = [
-        f"{NAMES[arm]} {format_number(claim['values'][arm], 3)}"
+def _shown(audit: Audit, outcome: Outcome, each: Comparison) -> dict[str, Any]:
+    values = "; ".join(
+        f"{NAMES[arm]} {format_number(each.values[arm], 3)}"
         for arm in NAMES
-        if math.isfinite(claim["values"].get(arm, math.nan))
-    ]
-    unit = f" ({measure.unit})"
-    row = _row(claim) | {"said": f"{'; '.join(values)}{unit}. Student: {_text(claim['student'])}."}
-    row["control"] = _control(claim, measure)
+        if math.isfinite(each.values.get(arm, math.nan))
+    )
+    said = f"{values} ({each.measure.unit}). Student: {_text(each.student)}."
+    row = _row(each) | {"said": said, "control": _control(each)}
     if audit.has_networks:
-        apart = _apart(outcome, measure)
+        apart = _apart(outcome, each.measure)
         row["shown"] = _pictures(audit, outcome, apart)
-        if measure.condition == localization.LAST and measure.name == "cam_cosine":
+        if each.measure.condition == localization.LAST and each.measure.name == "cam_cosine":
             row["maps"] = _maps(audit, apart)
     return row
 
 
-def _control(claim: Mapping[str, Any], measure: Measure) -> str:
+def _control(each: Comparison) -> str:
     """What the student trained alone, or chance, says about the number."""
-    reference, ends = claim["reference"], claim["ends"]
-    if reference is None:
+    if each.reference is None:
         return "No control: without a student trained alone nobody knows what of it was inherited."
-    who = "one trained alone"
-    if reference != "independent":
-        who = f"chance ({format_number(float(reference))})"
-    if not math.isfinite(claim["estimate"]):
+    if not math.isfinite(each.difference.estimate):
         return "There was nothing to compare."
-    says = f"Student minus {who}: {_text(claim)}"
-    if not math.isfinite(claim["low"]):
+    who = "one trained alone"
+    if each.reference != "independent":
+        who = f"chance ({format_number(float(each.reference))})"
+    says = f"Student minus {who}: {_text(each.difference)}"
+    if not math.isfinite(each.difference.low):
         return f"{says}; no interval can be given, so this may be chance."
-    if not all(map(math.isfinite, ends)):
-        return f"{says}: {claim['verdict']}."
-    span = " to ".join(map(format_number, ends))
-    return f"{says}: {claim['verdict']}. What could be inherited is the way from {span}."
+    if not all(map(math.isfinite, each.way.ends)):
+        return f"{says}: {each.verdict}."
+    span = " to ".join(map(format_number, each.way.ends))
+    return f"{says}: {each.verdict}. What could be inherited is the way from {span}."
 
 
 def _apart(outcome: Outcome, measure: Measure) -> list[Shown]:
@@ -316,14 +262,13 @@ def _pictures(audit: Audit, outcome: Outcome, apart: Sequence[Shown]) -> dict[st
     """Images, each with the two values and what the first network of each arm answers."""
     shown, said = [], {}
     if "confidence" in set(outcome.table["measure"]):
-        said = {arm: answers.by_image(outcome, "accuracy", arm, "prediction") for arm in NAMES}
+        said = answers.by_arm(outcome, "accuracy", "prediction")
     for item, own, other in apart:
         alone = "" if other is None else f", alone {format_number(other)}"
         lines = [_class(audit, audit.listed.labels[item]), f"student {format_number(own)}{alone}"]
         lines += [
             f"{NAMES[arm]}: {_class(audit, int(frame.loc[item].iloc[0]))}"
             for arm, frame in said.items()
-            if len(frame)
         ]
         shown.append(_picture(audit, item, lines))
     rule = "Chosen by rule: the student's largest gains over one trained alone, then its losses."
@@ -340,6 +285,9 @@ def _class(audit: Audit, number: int) -> str:
 def _picture(
     audit: Audit, item: int, lines: list[str], heat: NDArray | None = None
 ) -> dict[str, Any]:
+    """An image as data, maybe under a map of where somebody looks, with what is said of it."""
+    from PIL import Image
+
     pixels = audit.images.batch(torch.tensor([item]))[0].permute(1, 2, 0).numpy()
     if heat is not None:
         import matplotlib as mpl
@@ -348,36 +296,28 @@ def _picture(
         grey = pixels.mean(2, keepdims=True) / 255
         tint = mpl.colormaps["YlOrRd"](0.15 + 0.85 * strength[..., 0])[..., :3]
         pixels = (255 * (grey * (1 - 0.75 * strength) + tint * 0.75 * strength)).astype(np.uint8)
-    name = audit.listed.names[item] if item < len(audit.listed.names) else str(item)
-    return {"source": _inline(pixels), "lines": lines, "alt": f"{name}: {lines[0]}"}
-
-
-def _inline(pixels: NDArray) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image, stream = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     larger = Image.Resampling.NEAREST if image.width < SIDE else Image.Resampling.LANCZOS
-    image = image.resize((SIDE, SIDE), larger)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.resize((SIDE, SIDE), larger).save(stream, "JPEG", quality=82)
+    source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return {"source": source, "lines": lines, "alt": f"{audit.listed.names[item]}: {lines[0]}"}
 
 
 def _maps(audit: Audit, apart: Sequence[Shown]) -> list[list[dict[str, Any]]]:
     """For a few images: the image, and where the first network of each arm looks."""
-    ends = [*apart[: EACH - 1], *apart[EACH : 2 * EACH - 1]]
-    places = torch.tensor([item for item, _, _ in ends])
-    first = {member.arm: member for member in reversed(list(audit.cast.everyone()))}
-    if not len(places):
+    items = [item for item, _, _ in (*apart[: EACH - 1], *apart[EACH : 2 * EACH - 1])]
+    if not items:
         return []
+    places = torch.tensor(items)
     classes = audit.images.labels[places]
+    first = {member.arm: member for member in reversed(list(audit.cast.everyone()))}
     heats = {
         arm: localization.last_map(first[arm], audit.images, places, classes).numpy()
         for arm in NAMES
         if arm in first
     }
     lines = []
-    for row, (item, _, _) in enumerate(ends):
+    for row, item in enumerate(items):
         line = [_picture(audit, item, [_class(audit, int(classes[row]))])]
         line += [_picture(audit, item, [NAMES[arm]], heat[row]) for arm, heat in heats.items()]
         lines.append(line)
@@ -387,75 +327,52 @@ def _maps(audit: Audit, apart: Sequence[Shown]) -> list[list[dict[str, Any]]]:
 # --- answers alone -------------------------------------------------------------------------------
 
 
-def _flips(audit: Audit, outcome: Outcome) -> dict[str, Any]:
+def by_names(audit: Audit, outcome: Outcome) -> dict[str, pd.DataFrame]:
+    """By class, and by every grouping of the images, as `answers.by_name`."""
+    classes = [audit.listed.classes[at] for at in audit.listed.labels]
+    named = {"class": classes, **audit.listed.groupings}
+    return {of: answers.by_name(outcome, audit.reference, names) for of, names in named.items()}
+
+
+def _flips(audit: Audit, found: Measured, changes: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     totals = []
-    here = set(outcome.table["measure"])
-    for measure in answers.FLIPS:
-        if measure.name in here:
-            share = judging.difference(outcome, measure, "student", 0.0)
-            count = round(share.estimate * len(audit.images), 1)
-            totals.append(
-                {"sentence": measure.sentence, "count": f"{count:g}", "share": _text(share)}
-            )
-    reference = "independent" if "independent" in audit.cast.arms else "teacher"
-    tables = [_changes(of, table, reference) for of, table in by_names(audit, outcome).items()]
+    here = set(found.table["measure"])
+    for measure in (each for each in answers.FLIPS if each.name in here):
+        share = found.contrast(measure.name, "student", 0.0)
+        count = round(share.estimate * len(audit.images), 1)
+        totals.append((measure.sentence, f"{count:g}", _text(share)))
     shown = {"images": [], "rule": ""}
-    if audit.has_networks and reference == "independent":
-        own = answers.by_image(outcome, answers.INHERITED_MISTAKES.name, "student").mean(axis=1)
-        chosen = [
-            (int(item), float(own[item]), 0.0)
-            for item in own[own > 0].sort_values(ascending=False, kind="stable").index[: 2 * EACH]
-        ]
-        shown = _pictures(audit, outcome, chosen)
-        shown["rule"] = (
+    if audit.has_networks and audit.reference == "independent":
+        own = answers.by_image(found.outcome, answers.INHERITED_MISTAKES.name, "student")
+        own = own.mean(axis=1).sort_values(ascending=False, kind="stable").head(2 * EACH)
+        chosen = [(int(item), float(value), 0.0) for item, value in own[own > 0].items()]
+        rule = (
             "The first mistakes inherited: the teacher's wrong answer where one trained alone is "
             "right."
         )
+        shown = _pictures(audit, found.outcome, chosen) | {"rule": rule}
+    tables = [_changes(of, table, audit.reference) for of, table in changes.items()]
     return {"totals": totals, "tables": tables, "shown": shown}
-
-
-def by_names(audit: Audit, outcome: Outcome) -> dict[str, pd.DataFrame]:
-    """By class, and by every grouping of the images, as `answers.by_name`."""
-    reference = "independent" if "independent" in audit.cast.arms else "teacher"
-    classes = [audit.listed.classes[at] for at in audit.listed.labels]
-    named = {"class": classes, **audit.listed.groupings}
-    return {of: answers.by_name(outcome, reference, names) for of, names in named.items()}
 
 
 def _changes(of: str, table: pd.DataFrame, reference: str) -> dict[str, Any]:
     arms = [arm for arm in NAMES if arm in table]
-    changed = table[table["p_holm"] < 0.05]
-    rows = [
-        {
-            "name": row["name"],
-            "images": row["images"],
-            "right": [format_number(row[arm]) for arm in arms],
-            "gained": f"{row['gained']:g}",
-            "lost": f"{row['lost']:g}",
-            "p": format_number(row["p_holm"], 3),
-            "changed": row["p_holm"] < 0.05,
-        }
-        for row in table.head(LISTED).to_dict("records")
-    ]
-    kinds = {"class": "classes"}.get(of, f"groups by {of}")
-    names_of = ", ".join(map(str, changed["name"].head(LISTED))) or "none"
+    rows = []
+    for row in table.head(LISTED).to_dict("records"):
+        p, right = row["p_holm"], [format_number(row[arm]) for arm in arms]
+        rows.append(row | {"right": right, "p": format_number(p, 3), "changed": p < 0.05})
+    changed = ", ".join(map(str, table["name"][table["p_holm"] < 0.05].head(LISTED))) or "none"
+    kinds = "classes" if of == "class" else f"groups by {of}"
     whom = "the student trained alone" if reference == "independent" else "the teacher"
     says = (
         f"Changed against {whom} beyond chance (sign test, Holm over {len(table):,} {kinds}): "
-        f"{names_of}."
+        f"{changed}."
     )
     more = ""
     if len(table) > LISTED:
         more = f"The {LISTED} of {len(table):,} with the smallest p; all are in {CHANGES}."
-    return {
-        "anchor": f"by-{of}",
-        "title": f"By {of}",
-        "of": of,
-        "says": says,
-        "rows": rows,
-        "arms": [NAMES[arm] for arm in arms],
-        "more": more,
-    }
+    arms = [NAMES[arm] for arm in arms]
+    return {"of": of, "says": says, "rows": rows, "arms": arms, "more": more}
 
 
 def _calibration(outcome: Outcome) -> dict[str, Any]:
@@ -467,53 +384,37 @@ def _calibration(outcome: Outcome) -> dict[str, Any]:
     lines = []
     for arm in (arm for arm in NAMES if arm in errors):
         dots = [
-            (round(50 + 260 * each.sure, 1), round(270 - 260 * each.right, 1))
-            for each in answers.reliability(outcome, arm)
+            (round(50 + 260 * sure, 1), round(270 - 260 * right, 1))
+            for sure, right, _ in answers.reliability(outcome, arm)
         ]
         points = " ".join(f"{x},{y}" for x, y in dots)
-        colour = {"student": "#0072b2"}.get(arm, looks.colour(arm))
-        lines.append(
-            {
-                "name": NAMES[arm],
-                "colour": colour,
-                "dots": dots,
-                "points": points,
-                "dashed": arm == "independent",
-            }
-        )
+        colour = "#0072b2" if arm == "student" else looks.colour(arm)
+        line = {"name": NAMES[arm], "colour": colour, "dots": dots, "points": points}
+        lines.append(line | {"dashed": arm == "independent"})
     return {"says": says, "lines": lines}
 
 
-def _not_asked(audit: Audit) -> list[tuple[str, str]]:
+def _not_asked(audit: Audit) -> Iterable[tuple[str, str]]:
     asked = {which.name for which in audit.wanted}
-    why = (
-        "it needs the networks themselves, and only predictions were given"
-        if not audit.has_networks
-        else "it was not asked for (--only)"
-    )
-    lines = [(which.title, why) for which in measuring.chosen(None) if which.name not in asked]
+    why = "it needs the networks themselves, and only predictions were given"
+    if audit.has_networks:
+        why = "it was not asked for (--only)"
+    for which in measuring.chosen(None):
+        if which.name not in asked:
+            yield which.title, why
     if not audit.listed.groupings:
-        lines.append(("groups", "no table sorts the images into any (--groups)"))
-    return lines
-
-
-def _made_with(marks: Mapping[str, str], seconds: float) -> list[tuple[str, str]]:
-    rows = [(f"sha256 of {name}", value) for name, value in marks.items()]
-    rows += list(results.versions().items())
-    return [*rows, ("hardware", results.hardware()), ("this run", f"{seconds:.0f} s")]
+        yield "groups", "no table sorts the images into any (--groups)"
 
 
 def hashes(audit: Audit) -> dict[str, str]:
     """SHA-256 of the files that an audit was made of, by name, and of all its pixels together."""
-    found, request = dict(audit.listed.files), audit.request
-    models = (request.teacher or "", *request.students, *request.independents)
-    for text in (*(each.partition(":")[2] for each in models), request.map or ""):
-        path = paths.base_folder() / Path(text).expanduser()
-        if text and path.is_file():
-            found[paths.without_absolute_paths(text)] = store.checksum(path)
+    request = audit.request
+    tables = (request.data, inputs.file_and_column(request.groups or "")[0], request.predictions)
+    named = {Path(text).name: text for text in tables if text}
+    for text in (*(each.partition(":")[2] for _, each in request.networks()), request.map):
+        named |= {paths.without_absolute_paths(text): text} if text else {}
+    places = {name: inputs.place(text) for name, text in named.items()}
+    found = {name: store.checksum(path) for name, path in places.items() if path.is_file()}
     if audit.has_networks:
-        state = hashlib.sha256()
-        for indices in torch.arange(len(audit.images)).split(256):
-            state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
-        found[f"pixels of {len(audit.images)} images"] = state.hexdigest()
+        found[f"pixels of {len(audit.images)} images"] = audit.pixels
     return found

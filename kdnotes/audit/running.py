@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import operator
+import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import paths, progress, store
-from kdnotes.audit import answers, gate, inputs, measuring, members, predictions
+from kdnotes.audit import answers, inputs, measuring, members
 from kdnotes.audit.inputs import Listed
-from kdnotes.audit.remembering import Answers
 from kdnotes.book import results, running
 from kdnotes.errors import RequestError, RunFailedError
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
+from kdnotes.probes import accuracy
 from kdnotes.probes.base import Cast, Member, Outcome, Property
+from kdnotes.stats import format_number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdnotes import networks
+    from kdnotes.audit.measuring import Measured
     from kdnotes.data import ImageData
+    from kdnotes.probes.base import Measure
 
 NAME = "audit"
 PARTS = "audit.parts"  # folder of what is finished, so that a stopped audit goes on
-ANSWERS = (
-    "answers-"  # what files of networks' answers in it begin with; a finished audit needs none
+ANSWERS = "answers-"  # how files of networks' answers in it begin; a finished audit needs none
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_CONDITION = re.compile(
+    r"\s*(?P<name>\w+)(\[(?P<where>[^\]]*)\])?(?P<diff>:diff)?\s*(?P<sign>[<>]=?)\s*(?P<number>\S+)\s*"
 )
+FORM = 'write "MEASURE OP NUMBER" or "MEASURE:diff OP NUMBER", OP one of > >= < <='
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class Request:
     """What is asked of an audit, as it was typed; see ``kdnotes audit --help``."""
 
     teacher: str | None = None
-    students: tuple[str, ...] = ()
-    independents: tuple[str, ...] = ()
+    students: Sequence[str] = ()
+    independents: Sequence[str] = ()
     data: str | None = None
     predictions: str | None = None
     map: str | None = None
@@ -55,7 +63,13 @@ class Request:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     skip_damaged: bool = False
-    fail_if: tuple[str, ...] = ()
+    fail_if: Sequence[str] = ()
+
+    def networks(self) -> list[tuple[str, str]]:
+        """The arm and the text of every network, in the order of a cast."""
+        named = [("teacher", self.teacher)] if self.teacher else []
+        named += [("student", text) for text in self.students]
+        return named + [("independent", text) for text in self.independents]
 
 
 @dataclass
@@ -67,7 +81,7 @@ class Audit:
     images: ImageData
     listed: Listed
     wanted: list[Property]
-    gates: list[gate.Gate]
+    gates: list[Gate]
     damaged: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     logits: list[Tensor] | None = None
@@ -77,20 +91,30 @@ class Audit:
         """Whether there are networks, and not only what they predicted."""
         return self.logits is None
 
+    @property
+    def reference(self) -> str:
+        """The arm that students are compared with."""
+        return "independent" if "independent" in self.cast.arms else "teacher"
 
-@dataclass(frozen=True)
-class Done:
-    """What came of an audit: a summary for the terminal, and which conditions were met."""
+    @cached_property
+    def pixels(self) -> str:
+        """SHA-256 of all images."""
+        state = hashlib.sha256()
+        for indices in torch.arange(len(self.images)).split(256):
+            state.update(self.images.batch(indices).contiguous().numpy().tobytes())
+        return state.hexdigest()
 
-    summary: str
-    met: list[str]
+    def count(self, which: Property) -> int:
+        """How many of the images a property is measured on."""
+        return measuring.count_of(which, len(self.images), self.request.gradient_images)
 
 
-def run(request: Request, out: Path) -> Done:
+def run(request: Request, out: Path) -> tuple[str, list[str]]:
     """Measure what is asked for and write audit.csv, .items.parquet, .json and report.html to out.
 
-    Everything that can be wrong is refused before the folder is made. Raises RequestError, and
-    RunFailedError where a property failed: all others are measured and written all the same.
+    Returns a summary for the terminal, and the conditions that are met. Everything that can be
+    wrong is refused before the folder is made. Raises RequestError, and RunFailedError where a
+    property failed: all others are measured and written all the same.
     """
     from kdnotes.audit import report
 
@@ -99,53 +123,56 @@ def run(request: Request, out: Path) -> Done:
     running.make_folder(out)
     parts, skipped, failed = measured(audit, out)
     if not parts:
-        raise RunFailedError("nothing could be measured: " + _listed(skipped | failed))
+        raise RunFailedError("nothing could be measured: " + _enumerated(skipped | failed))
     found = measuring.Measured(measuring.together(list(parts.values())), skipped | failed)
-    compared = found.comparisons()
+    compared = found.compared()
     judged = [each.is_met(found) for each in audit.gates]
     seconds = time.perf_counter() - started
     given = {key: value for key, value in asdict(request).items() if value not in (None, (), False)}
-    marks, said = report.hashes(audit), [text for _, text in judged]
+    said = [text for _, text in judged]
     parameters = given | {
         "measured_images": len(audit.images),
         "measured_size": audit.images.size,
         "not_measured": found.skipped,
         "conditions": said,
-        "sha256": marks,
+        "sha256": report.hashes(audit),
     }
-    command = command_of(request, out)
-    results.save(NAME, found.outcome, compared, parameters, seconds, out, command=command)
-    if "fidelity" in parts:
-        changed = report.by_names(audit, found.outcome)
-        tables = [table.assign(by=of) for of, table in changed.items()]
+    command, claims = command_of(request, out), [each.entry() for each in compared]
+    results.save(NAME, found.outcome, claims, parameters, seconds, out, command=command)
+    changes = report.by_names(audit, found.outcome) if "fidelity" in parts else {}
+    if changes:
+        tables = [table.assign(by=of) for of, table in changes.items()]
         with store.appearing(out / report.CHANGES) as path:
             pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
-    page = report.page(audit, found, compared, said, command, marks, seconds)
+    page = report.page(audit, found, compared, changes, parameters, command, seconds)
     with store.appearing(out / "report.html") as path:
         path.write_text(page, encoding="utf-8")
     if failed:
-        raise RunFailedError(f"{_listed(failed)}; everything else is in {out / 'report.html'}")
+        raise RunFailedError(f"{_enumerated(failed)}; everything else is in {out / 'report.html'}")
     for left in (out / PARTS).glob(f"{ANSWERS}*"):
         store.remove(left)
     lines = [*report.answers_as_text(compared), "", *said]
-    return Done("\n".join(lines).strip(), [text for met, text in judged if met])
+    return "\n".join(lines).strip(), [text for met, text in judged if met]
 
 
 def command_of(request: Request, out: Path) -> str:
     """The command that asks for this again, its paths relative to where it was typed."""
-    called = {"students": "student", "independents": "independent"}
+    called = {"students": "student", "independents": "independent", "fail_if": "fail-if"}
     words = ["kdnotes", "audit"]
     default = asdict(Request())
     for name, value in asdict(request).items():
         option = f"--{called.get(name, name).replace('_', '-')}"
         if value is True:
             words.append(option)
-        elif name in called or name == "fail_if":
+        elif name in called:
             words += [word for each in value for word in (option, each)]
         elif value != default[name]:
             listed = isinstance(value, tuple)
             words += [option, ",".join(map(str, value)) if listed else str(value)]
     return shlex.join(paths.without_absolute_paths([*words, "--out", str(out)]))
+
+
+# --- what is asked for --------------------------------------------------------------------------
 
 
 def prepared(request: Request) -> Audit:
@@ -154,32 +181,29 @@ def prepared(request: Request) -> Audit:
     if request.gradient_images < 1:
         raise RequestError(f"--gradient-images must be 1 or more, not {request.gradient_images}")
     if request.predictions:
-        return _from_predictions(request, wanted)
-    for name, given in (
-        ("teacher", request.teacher),
-        ("student", request.students),
-        ("data", request.data),
-    ):
+        return _from_predictions(request, request.predictions, wanted)
+    for name, given in (("teacher", request.teacher), ("student", request.students)):
         if not given:
             raise RequestError(f"name the {name}: --{name}, or give --predictions FILE")
+    if not request.data:
+        raise RequestError("name the data: --data, or give --predictions FILE")
     students, twins = len(request.students), len(request.independents)
     if min(students, twins) > 1 and students != twins:
         raise RequestError(
             f"{students} students and {twins} independent ones: they are compared pair by pair, so "
             "give as many of each, or one of either"
         )
-    gates = [gate.parse(text, wanted, bool(twins)) for text in request.fail_if]
-    listed = inputs.listed(str(request.data), request.images, request.groups)
+    gates = [gate(text, wanted, bool(twins)) for text in request.fail_if]
+    listed = inputs.listed(request.data, request.images, request.groups)
     columns = inputs.columns(request.map, listed.classes) if request.map else ()
     cast, size, notes = _cast(request, len(columns) or len(listed.classes), columns, listed)
     images, sound, damaged = inputs.read(listed, size, request.skip_damaged)
-    return Audit(
-        request, measuring.with_classes(cast, images), images, sound, wanted, gates, damaged, notes
-    )
+    cast = measuring.with_classes(cast, images)
+    return Audit(request, cast, images, sound, wanted, gates, damaged, notes)
 
 
-def _from_predictions(request: Request, wanted: list[Property]) -> Audit:
-    if request.teacher or request.students or request.independents:
+def _from_predictions(request: Request, file: str, wanted: list[Property]) -> Audit:
+    if request.networks():
         raise RequestError("give networks (--teacher, --student) or --predictions, not both")
     if request.only and [each.name for each in wanted] != ["fidelity"]:
         raise RequestError(
@@ -188,9 +212,9 @@ def _from_predictions(request: Request, wanted: list[Property]) -> Audit:
     if not request.data and (request.groups or request.images):
         raise RequestError("--groups and --images are for the images of --data; name them as well")
     listed = inputs.listed(request.data, request.images, request.groups) if request.data else None
-    cast, images, labelled, logits = predictions.read(str(request.predictions), listed)
+    cast, images, labelled, logits = inputs.predicted(file, listed)
     fidelity = [each for each in wanted if each.name == "fidelity"]
-    gates = [gate.parse(each, fidelity, "independent" in cast.arms) for each in request.fail_if]
+    gates = [gate(each, fidelity, "independent" in cast.arms) for each in request.fail_if]
     return Audit(request, cast, images, labelled, fidelity, gates, logits=logits)
 
 
@@ -198,16 +222,19 @@ def _cast(
     request: Request, classes: int, columns: Sequence[int], listed: Listed
 ) -> tuple[Cast, int, list[str]]:
     """The networks, the size of the images for all of them, and what was noted in loading."""
+    from kdnotes import networks
     from kdnotes.data import folders
 
-    named = [("teacher", request.teacher or "")]
-    named += [("student", text) for text in request.students]
-    named += [("independent", text) for text in request.independents]
-    loaded = [_load(arm, text, classes, request.size) for arm, text in named]
+    named, loaded = request.networks(), []
+    for arm, text in named:
+        try:
+            loaded.append(networks.open_network(text, classes, request.size))
+        except RequestError as error:
+            raise RequestError(f"--{arm}: {error}") from error
     sizes = [request.size or opened.size for opened in loaded]
     side = max((size for size in sizes if size), default=0)
     side = side or folders.usual_size(listed.root, sorted(listed.names))
-    made: dict[str, list[Any]] = {}
+    made: dict[str, list[Member]] = {}
     for (arm, text), opened, size in zip(named, loaded, sizes, strict=True):
         network = opened.network
         for name, values in (("mean", request.mean), ("std", request.std)):
@@ -216,22 +243,71 @@ def _cast(
         mine = made.setdefault(arm, [])
         called, own = f"--{arm} {text}", size if size != side else None
         mine.append(members.member(called, arm, len(mine), network, side=own, columns=columns))
-    taught = (*made["student"], *made.get("independent", ()))
+    teacher, *taught = (member for mine in made.values() for member in mine)
     notes = list(dict.fromkeys(note for opened in loaded for note in opened.notes))
-    return Cast(made["teacher"][0], None, taught, ()), side, notes
+    return Cast(teacher, None, tuple(taught), ()), side, notes
 
 
-def _load(arm: str, text: str, classes: int, size: int | None) -> networks.Opened:
-    """A named network, with the side in pixels that it wants and what to tell of it.
+# --- conditions for scripts ---------------------------------------------------------------------
 
-    The one place where an audit loads a network. Raises RequestError naming the option.
-    """
-    from kdnotes import networks
 
-    try:
-        return networks.open_network(text, classes, size)
-    except RequestError as error:
-        raise RequestError(f"--{arm}: {error}") from error
+@dataclass(frozen=True)
+class Gate:
+    """A condition on the student's value of a measure, or on student minus twin."""
+
+    text: str
+    measure: Measure
+    difference: bool
+    sign: str
+    number: float
+
+    def is_met(self, found: Measured) -> tuple[bool, str]:
+        """Whether the whole interval lies beyond the number, and what is said of it."""
+        what = self.measure.name, "student", "independent" if self.difference else 0.0
+        try:
+            value = found.contrast(*what, self.measure.condition)
+        except RequestError as error:
+            return False, f"{self.text}: not decided, {error}"
+        if not math.isfinite(value.low):
+            got = format_number(value.estimate, 3)
+            return False, f"{self.text}: not decided, {got} has no interval"
+        nearest = value.low if self.sign.startswith(">") else value.high
+        met = bool(OPERATORS[self.sign](nearest, self.number))
+        return met, f"{self.text}: {'met' if met else 'not met'} by {value.format(3)}"
+
+
+def gate(text: str, wanted: Sequence[Property], has_twin: bool) -> Gate:
+    """A condition as it was typed. Raises RequestError for one that an audit cannot decide."""
+    option = f"--fail-if {text!r}"
+    if not (parts := _CONDITION.fullmatch(text)):
+        raise RequestError(f"{option} is no condition: {FORM}")
+    number = math.nan
+    with suppress(ValueError):
+        number = float(parts["number"])
+    if not math.isfinite(number):
+        raise RequestError(f"{option}: {parts['number']!r} is no number; {FORM}")
+    name, where, of_twin = parts["name"], parts["where"], parts["diff"] is not None
+    declared = [each for which in wanted for each in which.measures if each.reported]
+    declared += accuracy.MEASURES[:1]
+    if any(which.name == "fidelity" for which in wanted):
+        declared += answers.FLIPS
+    named = [each for each in declared if each.name == name]
+    if not named:
+        known = ", ".join(dict.fromkeys(each.name for each in declared))
+        raise RequestError(f"{option}: no measure {name!r} in this audit; it has: {known}")
+    if where is not None or len(named) > 1:
+        fitting = [each for each in named if each.condition == where]
+        if not fitting:
+            options = ", ".join(f'"{name}[{each.condition}]"' for each in named)
+            raise RequestError(f"{option}: say which {name}: {options}")
+        named = fitting
+    measure = named[0]
+    relative = name == "win_rate" or measure in answers.FLIPS[:-1]
+    if (of_twin or relative) and not has_twin:
+        raise RequestError(f"{option}: that needs an --independent student")
+    if of_twin and (relative or measure in answers.FLIPS):
+        raise RequestError(f"{option}: {name} is of the student beside another: leave :diff out")
+    return Gate(text, measure, of_twin, parts["sign"], number)
 
 
 # --- property by property -----------------------------------------------------------------------
@@ -246,28 +322,27 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
     parts: dict[str, Outcome] = {}
     skipped: dict[str, str] = {}
     failed: dict[str, str] = {}
-    room = members.room(audit.cast, audit.images.size) if audit.has_networks else None
-    shared = _shared_digest(audit, room)
-    keys = {which.name: _key(which, audit, shared) for which in audit.wanted}
-    everyone = list(audit.cast.everyone())
-    kept = {f"{name}-{key}" for name, key in keys.items()}
-    kept |= _remember(everyone, out / PARTS) if audit.has_networks else set()
-    with progress.shown(NAME, sum(_passes(which, audit) for which in audit.wanted)) as shown:
+    room = members.room(audit.cast, audit.images.size) if audit.has_networks else (1, 1)
+    folders = _folders(audit, room, out / PARTS)
+    everyone = list(audit.cast.everyone()) if audit.has_networks else []
+    kept = {folder.name for folder in folders.values()} | _remember(everyone, out / PARTS)
+    passes = {which.name: which.passes * audit.count(which) for which in audit.wanted}
+    with progress.shown(NAME, sum(passes.values())) as shown:
+        for member in everyone:
+            network: Any = member.network
+            network.report = lambda passes: shown.advance(passes / len(everyone))
         done = 0.0
         for which in audit.wanted:
-            for member in everyone if audit.has_networks else ():
-                cast_network: Any = member.network
-                cast_network.report = lambda passes: shown.advance(passes / len(everyone))
             shown.advance(done - shown.done, which.title)
             started = time.perf_counter()
-            folder = out / PARTS / f"{which.name}-{keys[which.name]}"
+            folder = folders[which.name]
             try:
                 parts[which.name] = _finished(folder) or _measure(which, audit, room, folder)
             except RequestError as error:
                 skipped[which.title] = str(error)
             except Exception as error:  # one property's failure must not cost the others
                 failed[which.title] = f"{type(error).__name__}: {error}"[:300]
-            done += _passes(which, audit)
+            done += passes[which.name]
             why = skipped.get(which.title) or failed.get(which.title)
             if not sys.stderr.isatty():
                 took = f"{time.perf_counter() - started:.0f} s"
@@ -286,11 +361,11 @@ def _remember(everyone: Sequence[Member], folder: Path) -> set[str]:
         network: Any = member.network
         state = members.digest(network) + _code() + repr(results.versions())
         names.add(name := ANSWERS + store.checksum(state.encode())[:16])
-        network.answers = Answers(folder / name)
+        network.answers = members.Answers(folder / name)
     return names
 
 
-def _measure(which: Property, audit: Audit, room: Any, folder: Path) -> Outcome:
+def _measure(which: Property, audit: Audit, room: tuple[int, int], folder: Path) -> Outcome:
     if which.name == "fidelity":
         found = answers.measure(audit.cast, audit.images, audit.logits)
     else:
@@ -310,32 +385,25 @@ def _finished(folder: Path) -> Outcome | None:
     return None
 
 
-def _passes(which: Property, audit: Audit) -> float:
-    count = measuring.count_of(which, len(audit.images), audit.request.gradient_images)
-    return which.passes * count
-
-
-def _key(which: Property, audit: Audit, shared: str) -> str:
-    count = measuring.count_of(which, len(audit.images), audit.request.gradient_images)
-    own = [which.name, {name: str(value) for name, value in which.brief.items()}, count, shared]
-    return store.checksum(json.dumps(own).encode())[:16]
-
-
-def _shared_digest(audit: Audit, room: Any) -> str:
-    """Of all that every property depends on: networks, images, labels, and the code."""
+def _folders(audit: Audit, room: tuple[int, int], parts: Path) -> dict[str, Path]:
+    """Where each property's outcome lies, by all that it depends on: networks, images and code."""
     state = hashlib.sha256(repr((room, _code(), results.versions(), audit.cast.classes)).encode())
     for place, member in enumerate(audit.cast.everyone()):
         mark = members.digest(member.network)
         if audit.logits is not None:
             mark = store.checksum(audit.logits[place].numpy().tobytes())
         state.update(f"{member.arm} {member.seed} {mark} ".encode())
-    for indices in torch.arange(len(audit.images)).split(256):
-        state.update(audit.images.batch(indices).contiguous().numpy().tobytes())
-    state.update(audit.images.labels.numpy().tobytes())
-    return state.hexdigest()
+    state.update(audit.pixels.encode() + audit.images.labels.numpy().tobytes())
+    found = {}
+    for which in audit.wanted:
+        brief = {name: str(value) for name, value in which.brief.items()}
+        own = [which.name, brief, audit.count(which), state.hexdigest()]
+        key = store.checksum(json.dumps(own).encode())[:16]
+        found[which.name] = parts / f"{which.name}-{key}"
+    return found
 
 
-@lru_cache(maxsize=1)
+@cache
 def _code() -> str:
     """Of the package's files that decide a measured number."""
     package = Path(__file__).resolve().parents[1]
@@ -344,5 +412,5 @@ def _code() -> str:
     return store.checksum("".join(store.checksum(path) for path in files).encode())
 
 
-def _listed(reasons: dict[str, str]) -> str:
+def _enumerated(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name} ({why})" for name, why in reasons.items())

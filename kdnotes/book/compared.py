@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from kdnotes.book import cover, parameters, results, running
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks, tables
 from kdnotes.probes import wording
-from kdnotes.stats.words import format_number
+from kdnotes.stats.words import aligned, format_number
 from kdnotes.study.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -201,9 +201,3 @@ def _answers(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
         cells = [f"{each['word']}, {each['amount']}" if each else "not measured" for each in told]
         rows.append((f"  {looks.of(arm).short}", cells[0], ARROW, cells[1]))
     return f"{one['sentence'].partition(':')[0]}\n{aligned(rows)}"
-
-
-def aligned(rows: Sequence[tuple[Any, ...]]) -> str:
-    """Rows as columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
