@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -23,6 +24,7 @@ from typer.core import TyperGroup
 
 from kdnotes import __version__
 from kdnotes.errors import RequestError, RunFailedError
+from kdnotes.stats.words import aligned
 
 if TYPE_CHECKING:
     from kdnotes.book.running import Chapter, Done, Request
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-MET = 3  # a condition of an audit
 
 
 class Commands(TyperGroup):
@@ -49,10 +50,8 @@ class Commands(TyperGroup):
             _leave(f"{error.filename or 'failed'}: {error.strerror or error}", 1)
         except KeyboardInterrupt as error:
             number = error.args[0] if error.args else signal.SIGINT
-            _leave(
-                "stopped; what was finished is kept, the same command goes on from there",
-                128 + number,
-            )
+            said = "stopped; what was finished is kept, the same command goes on from there"
+            _leave(said, 128 + number)
 
 
 SETTINGS: dict[str, Any] = {
@@ -68,16 +67,32 @@ app = typer.Typer(name="kdnotes", help=HELP, **SETTINGS)
 cached = typer.Typer(help="The trained networks and teacher tables, kept between runs.", **SETTINGS)
 app.add_typer(cached, name="cache")
 
-A_CHAPTER = typer.Argument(metavar="CHAPTER", help="Name of a chapter, as `kdnotes list` shows it.")
+
+def _argument(shown: str, says: str) -> Any:
+    return typer.Argument(metavar=shown, help=says)
+
+
+def _option(says: str, *names: str, shown: str | None = None, **others: Any) -> Any:
+    return typer.Option(*names, metavar=shown, help=says, **others)
+
+
+A_CHAPTER = _argument("CHAPTER", "Name of a chapter, as `kdnotes list` shows it.")
 ChapterName = Annotated[str, A_CHAPTER]
-Given = Annotated[
-    list[str] | None,
-    typer.Option("-p", metavar="NAME=VALUE", help="Value of a parameter; may be repeated."),
-]
-Preset = Annotated[
-    str | None, typer.Option(help="How large: smoke, laptop (default), published or paper.")
-]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at a time (default: cores).")]
+A_VALUE = _option("Value of a parameter; may be repeated.", "-p", shown="NAME=VALUE")
+Given = Annotated[list[str] | None, A_VALUE]
+A_PRESET = _option("How large: smoke, laptop (default), published or paper.")
+Preset = Annotated[str | None, A_PRESET]
+Jobs = Annotated[int | None, _option("Processes at a time (default: cores).", min=1)]
+RunOut = _option("Folder for what comes out (default: _build/runs/by-hand).")
+DryRun = _option("Only say what would be trained, and for how long.", "--dry-run")
+Chapters = _option("Run these chapters only.", shown="A,B")
+Edition = _option("The student edition has the exercises without the solutions.")
+BuildOut = _option("Folder for runs and site (default: _build).")
+Grid = _option("Values of a parameter; may be repeated for a product.", shown="NAME=V1,V2")
+SweepOut = _option("Folder for the points and the table of them all.")
+Scheduler = _option(
+    "A dask scheduler, whose workers (one thread each) share this file system.", shown="ADDRESS"
+)
 
 
 def main() -> None:
@@ -106,11 +121,9 @@ def given_texts(p: Sequence[str] | None, preset: str | None) -> dict[str, str]:
     from kdnotes.book import parameters
 
     given = parameters.assignments(p or (), "-p")
-    if preset is None:
-        return given
-    if given.get("preset", preset) != preset:
+    if preset is not None and given.setdefault("preset", preset) != preset:
         raise RequestError(f"two presets: --preset {preset} and -p preset={given['preset']}")
-    return given | {"preset": preset}
+    return given
 
 
 def _leave(message: str, status: int) -> NoReturn:
@@ -124,12 +137,11 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+Version = _option("Show it.", "--version", callback=_show_version, is_eager=True)
+
+
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
-    ] = False,
-) -> None:
+def _options(version: Annotated[bool, Version] = False) -> None:
     pass
 
 
@@ -166,12 +178,8 @@ def run_chapter(
     chapter: ChapterName,
     p: Given = None,
     preset: Preset = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for what comes out (default: _build/runs/by-hand).")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be trained, and for how long.")
-    ] = False,
+    out: Annotated[Path | None, RunOut] = None,
+    dry_run: Annotated[bool, DryRun] = False,
 ) -> None:
     """Run one chapter, training what it lacks first.
 
@@ -203,17 +211,10 @@ def run_chapter(
 def build_book(
     p: Given = None,
     preset: Preset = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Run these chapters only.")
-    ] = None,
+    only: Annotated[str | None, Chapters] = None,
     jobs: Jobs = None,
-    edition: Annotated[
-        Literal["full", "student"],
-        typer.Option(help="The student edition has the exercises without the solutions."),
-    ] = "full",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for runs and site (default: _build).")
-    ] = None,
+    edition: Annotated[Literal["full", "student"], Edition] = "full",
+    out: Annotated[Path | None, BuildOut] = None,
 ) -> None:
     """Run all chapters, then build the site in _build/html.
 
@@ -230,32 +231,20 @@ def build_book(
     from kdnotes.book import site
 
     started = time.perf_counter()
-    names = [name.strip() for name in (only or "").split(",") if name.strip()]
-    index = site.build(given_texts(p, preset), names, jobs, out, edition, _report, typer.echo)
-    typer.echo(f"site: {time.perf_counter() - started:.0f} s in all")
-    typer.echo(index)
+    given, names = given_texts(p, preset), _names(only)
+    index = site.build(given, names, jobs, out, edition, _report, typer.echo)
+    typer.echo(f"site: {time.perf_counter() - started:.0f} s in all\n{index}")
 
 
 @app.command("sweep")
 def sweep_grid(
     chapter: ChapterName,
-    grid: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=V1,V2", help="Values of a parameter; may be repeated for a product."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the points and the table of them all.")],
+    grid: Annotated[list[str], Grid],
+    out: Annotated[Path, SweepOut],
     p: Given = None,
     preset: Preset = None,
     jobs: Jobs = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="A dask scheduler, whose workers (one thread each) share this file system.",
-        ),
-    ] = None,
+    scheduler: Annotated[str | None, Scheduler] = None,
 ) -> None:
     """Run a chapter over a grid of parameters.
 
@@ -275,39 +264,53 @@ def sweep_grid(
     typer.echo(sweep.combine(chapter, points, runs, out))
 
 
-def _option(*names: str, shown: str | None = None, says: str) -> Any:
-    return typer.Option(*names, metavar=shown, help=says)
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-Student = _option(shown="MODEL", says="A network that was taught; once for each seed.")
-Twin = _option(shown="MODEL", says="The student's twin, trained without a teacher; once for each.")
-Images = _option(
-    shown="FOLDER|CSV", says="Images: a folder for each class, or file,label[,group...]."
+def _three(param: typer.CallbackParam, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    numbers: tuple[float, ...] = ()
+    with suppress(ValueError):
+        numbers = tuple(float(part) for part in text.split(","))
+    if len(numbers) != 3:
+        raise RequestError(f"--{param.name} is three numbers such as .485,.456,.406, not {text!r}")
+    return numbers
+
+
+AuditOut = _option("Folder for the report and the tables.")
+Teacher = _option("The one that taught.", shown="MODEL")
+Student = _option("A network that was taught; once for each seed.", "--student", shown="MODEL")
+Twin = _option(
+    "The student's twin, trained without a teacher; once for each.", "--independent", shown="MODEL"
 )
+Images = _option("Images: a folder for each class, or file,label[,group...].", shown="FOLDER|CSV")
 Predicted = _option(
+    "Instead of networks: csv or parquet with image, network, a column of probabilities for each "
+    "class, and label unless --data has them.",
     shown="FILE",
-    says="Instead of networks: csv or parquet with image, network, a column of probabilities for "
-    "each class, and label unless --data has them.",
 )
-Mapped = _option("--map", shown="CSV", says="class,label: which of the networks' is which image's.")
-Grouped = _option(shown="CSV[:COLUMN]", says="file and columns that group the images.")
-Only = _option(shown="A,B", says="Measure these properties only.")
-Size = _option(says="What the networks take, in pixels (default: what timm says).")
-Mean = _option(shown="R,G,B", says="Normalisation (default: what timm says).")
-Many = _option(says="How many images (default: all).")
-Steep = _option(says="How many of them, at random, for measures with gradients.")
-FailIf = _option(shown="CONDITION", says="As 'agreement:diff < 0.02': exit status 3 if it is met.")
+Mapped = _option("class,label: which of the networks' is which image's.", shown="CSV")
+Grouped = _option("file and columns that group the images.", shown="CSV[:COLUMN]")
+Only = _option("Measure these properties only.", shown="A,B", callback=_names)
+Size = _option("What the networks take, in pixels (default: what timm says).")
+Mean = _option("Normalisation (default: what timm says).", shown="R,G,B", callback=_three)
+Many = _option("How many images (default: all).")
+Steep = _option("How many of them, at random, for measures with gradients.")
+Skip = _option("Leave out files that cannot be read.", "--skip-damaged")
+FailIf = _option("As 'agreement:diff < 0.02': exit status 3 if it is met.", shown="CONDITION")
 
 
 @app.command("audit")
 def audit_networks(
-    out: Annotated[Path, typer.Option(help="Folder for the report and the tables.")],
-    teacher: Annotated[str | None, _option(shown="MODEL", says="The one that taught.")] = None,
-    student: Annotated[list[str] | None, Student] = None,
-    independent: Annotated[list[str] | None, Twin] = None,
+    out: Annotated[Path, AuditOut],
+    teacher: Annotated[str | None, Teacher] = None,
+    students: Annotated[list[str] | None, Student] = None,
+    independents: Annotated[list[str] | None, Twin] = None,
     data: Annotated[str | None, Images] = None,
     predictions: Annotated[str | None, Predicted] = None,
-    class_map: Annotated[str | None, Mapped] = None,
+    map: Annotated[str | None, Mapped] = None,
     groups: Annotated[str | None, Grouped] = None,
     only: Annotated[str | None, Only] = None,
     size: Annotated[int | None, Size] = None,
@@ -315,9 +318,7 @@ def audit_networks(
     std: Annotated[str | None, Mean] = None,
     images: Annotated[int | None, Many] = None,
     gradient_images: Annotated[int, Steep] = 100,
-    skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Leave out files that cannot be read.")
-    ] = False,
+    skip_damaged: Annotated[bool, Skip] = False,
     fail_if: Annotated[list[str] | None, FailIf] = None,
 ) -> None:
     """Measure what your own distilled network took from its teacher.
@@ -334,109 +335,55 @@ def audit_networks(
     kdnotes audit --teacher resnet50 --student resnet18:mine.safetensors \\
         --independent resnet18:twin.pt --data photos --out audit
     """
+    given = {name: value for name, value in locals().items() if value is not None}
     from kdnotes.audit import running
 
-    request = running.Request(
-        teacher=teacher,
-        students=tuple(student or ()),
-        independents=tuple(independent or ()),
-        data=data,
-        predictions=predictions,
-        map=class_map,
-        groups=groups,
-        only=tuple(name.strip() for name in (only or "").split(",") if name.strip()),
-        size=size,
-        images=images,
-        gradient_images=gradient_images,
-        mean=_three("--mean", mean),
-        std=_three("--std", std),
-        skip_damaged=skip_damaged,
-        fail_if=tuple(fail_if or ()),
-    )
-    summary, met = running.run(request, out)
-    typer.echo(f"{summary}\n{out / 'report.html'}")
+    folder = given.pop("out")
+    summary, met = running.run(running.Request(**given), folder)
+    typer.echo(f"{summary}\n{folder / 'report.html'}")
     if met:
-        _leave("; ".join(met), MET)
+        _leave("; ".join(met), 3)
 
 
-def _three(option: str, text: str | None) -> tuple[float, ...]:
-    if text is None:
-        return ()
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3:
-        raise RequestError(f"{option} is three numbers such as .485,.456,.406, not {text!r}")
-    return numbers
+@app.command("show", epilog="kdnotes show _build/runs/laptop")
+def show_results(folder: Annotated[Path, _argument("DIR", "Folder of a run or a sweep.")]) -> None:
+    """What a run changed of its preset, what it answers, and its verdicts."""
+    from kdnotes.book import compared, results
 
-
-@app.command("show")
-def show_results(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a sweep.")],
-) -> None:
-    """What a run changed of its preset, what it answers, and its verdicts.
-
-    \b
-    kdnotes show _build/runs/laptop
-    """
-    from kdnotes.book import compared
-
-    names = _chapters_in(folder)
+    if not (names := results.chapters(folder)):
+        what = "results in" if folder.is_dir() else "folder"
+        raise RequestError(f"no {what} {str(folder)!r}; name the --out folder of a run")
     typer.echo("\n\n".join(compared.shown(name, folder) for name in names))
 
 
-@app.command("compare")
+@app.command("compare", epilog="kdnotes compare _build/runs/laptop tau-8")
 def compare_results(
-    first: Annotated[Path, typer.Argument(metavar="DIR1", help="Folder of a run.")],
-    second: Annotated[Path, typer.Argument(metavar="DIR2", help="Folder of another.")],
+    first: Annotated[Path, _argument("DIR1", "Folder of a run.")],
+    second: Annotated[Path, _argument("DIR2", "Folder of another.")],
 ) -> None:
-    """What differs between two runs: parameters, main numbers, verdicts.
-
-    \b
-    kdnotes compare _build/runs/laptop tau-8
-    """
+    """What differs between two runs: parameters, main numbers, verdicts."""
     from kdnotes.book import compared
 
-    for folder in (first, second):
-        _chapters_in(folder)
     typer.echo(compared.differences(first, second))
 
 
-def _chapters_in(folder: Path) -> list[str]:
-    from kdnotes.book import results
-
-    what = "results in" if folder.is_dir() else "folder"
-    if not (names := results.chapters(folder)):
-        raise RequestError(f"no {what} {str(folder)!r}; name the --out folder of a run")
-    return names
-
-
-@cached.command("list")
+@cached.command("list", epilog="kdnotes cache list")
 def list_cached() -> None:
-    """Every trained network: key, arm, architecture, seed, size, seconds it took.
-
-    \b
-    kdnotes cache list
-    """
+    """Every trained network: key, arm, architecture, seed, size, seconds it took."""
     from kdnotes.training import cache
 
-    rows = [
-        (item.key, item.arm, item.model, f"seed {item.seed}", _size(item.size), item.seconds)
-        for item in cache.entries()
-    ]
+    rows = []
+    for item in cache.entries():
+        size, seconds = f"{item.size / 1e6:.1f} MB", f"{item.seconds:.0f} s"
+        rows.append((item.key, item.arm, item.model, f"seed {item.seed}", size, seconds))
     if rows:
-        typer.echo(_aligned([(*row, f"{seconds:.0f} s") for *row, seconds in rows]))
+        typer.echo(aligned(rows))
     typer.echo(f"{len(rows)} networks in {cache.networks_folder()}")
 
 
-@cached.command("verify")
+@cached.command("verify", epilog="kdnotes cache verify")
 def verify_cached() -> None:
-    """Check every network and every row of a teacher's table; exit status 1 if one is damaged.
-
-    \b
-    kdnotes cache verify
-    """
+    """Check every network and every row of a teacher's table; exit status 1 if one is damaged."""
     from kdnotes.training import cache
 
     if problems := cache.verify():
@@ -446,41 +393,25 @@ def verify_cached() -> None:
     typer.echo(f"{len(cache.entries())} networks{tables} are sound")
 
 
-@cached.command("clear")
+@cached.command("clear", epilog="kdnotes cache clear")
 def clear_cached() -> None:
-    """Delete all trained networks and teacher tables.
-
-    \b
-    kdnotes cache clear
-    """
+    """Delete all trained networks and teacher tables."""
     from kdnotes.training import cache
 
-    typer.echo(f"freed {_size(cache.clear())}")
+    typer.echo(f"freed {cache.clear() / 1e6:.1f} MB")
 
 
-@cached.command("export")
-def export_cached(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
-) -> None:
-    """Write all networks into one archive, so that a class need not train them.
-
-    \b
-    kdnotes cache export networks.tar
-    """
+@cached.command("export", epilog="kdnotes cache export networks.tar")
+def export_cached(file: Annotated[Path, _argument("FILE", "The archive to write.")]) -> None:
+    """Write all networks into one archive, so that a class need not train them."""
     from kdnotes.training import cache
 
     typer.echo(f"{cache.export(file)} networks in {file}")
 
 
-@cached.command("import")
-def import_cached(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive of `export`.")],
-) -> None:
-    """Add the networks of an archive, each checked first.
-
-    \b
-    kdnotes cache import networks.tar
-    """
+@cached.command("import", epilog="kdnotes cache import networks.tar")
+def import_cached(file: Annotated[Path, _argument("FILE", "An archive of `export`.")]) -> None:
+    """Add the networks of an archive, each checked first."""
     from kdnotes.training import cache
 
     typer.echo(f"{cache.import_(file)} networks were new")
@@ -507,7 +438,7 @@ def _as_json(chapter: Chapter) -> dict[str, Any]:
 
 
 def _parameters(items: Sequence[Any]) -> str:
-    return _aligned(
+    return aligned(
         [(f"  {item.name}", item.type, repr(item.default), item.meaning) for item in items]
     )
 
@@ -523,17 +454,7 @@ def _plan(request: Request) -> str:
     rows = [("arm", "networks", "to train")]
     rows += [(arm, str(count), str(to_train[arm])) for arm, count in trained.items()]
     rows.append(("all", str(len(wanted)), str(len(lacking))))
-    return f"{_aligned(rows)}\n{costs.estimate([request])}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return f"{aligned(rows)}\n{costs.estimate([request])}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""Train the networks that a chapter needs, each by several processes together.
-
-Started by torchrun or another launcher that sets WORLD_SIZE, RANK and LOCAL_RANK. Afterwards
-``kdnotes run`` finds the networks in the cache.
-"""
+"""Train a chapter's networks under torchrun, or what else sets WORLD_SIZE, RANK and LOCAL_RANK."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def test_a_table_of_images_with_groups(tmp_path: Path, photos: Path, models: lis
     groups["file"] = groups["file"].astype(str).str.removeprefix("test/")
     groups.to_csv(tmp_path / "groups.csv", index=False)
     found = inputs.listed(str(photos / "test"), groups=str(tmp_path / "groups.csv"))
-    assert sorted(set(found.groupings["when"])) == ["early", "la`te\n<b>"]
+    assert sorted(set(found.groups["when"])) == ["early", "la`te\n<b>"]
 
 
 def test_damaged_files_are_named_and_left_out_on_request(
@@ -279,10 +279,10 @@ def test_damaged_files_are_named_and_left_out_on_request(
 
 
 def test_all_images_of_a_folder_without_splits_are_measured(photos: Path) -> None:
-    assert len(inputs.listed(str(photos / "test")).names) == 24
+    assert len(inputs.listed(str(photos / "test")).labels) == 24
     some = inputs.listed(str(photos), count=5)
-    assert len(some.names) == 5
-    assert some == inputs.listed(str(photos), count=5)
+    assert len(some.labels) == 5
+    assert some.labels.equals(inputs.listed(str(photos), count=5).labels)
 
 
 def test_classes_are_mapped(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_probabilities_of_mapped_classes_add_up() -> None:
 
     module = networks.build("vgg-small", 4, 0).eval()
     images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    mapped = member("it", "student", 0, module, columns=(1, 0, -1, 0)).network
+    mapped = member("student", 0, module, columns=(1, 0, -1, 0)).network
     with torch.no_grad():
         own = module(images).softmax(1)
         theirs = mapped(images).softmax(1)
@@ -319,7 +319,7 @@ def test_each_network_gets_its_own_size_and_is_asked_once() -> None:
 
     module = networks.build("vgg-small", 4, 0).eval()
     images = torch.rand(20, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    network = member("it", "student", 0, module, side=32).network
+    network = member("student", 0, module, side=32).network
     passes: list[float] = []
     network.report = passes.append
     small = torch.nn.functional.interpolate(images, (32, 32), mode="bilinear", antialias=True)
@@ -342,7 +342,7 @@ def test_what_was_answered_outlives_its_process(tmp_path: Path) -> None:
     path = tmp_path / "answers"
 
     def ask(some: torch.Tensor) -> tuple[torch.Tensor, float]:
-        network: Any = member("it", "student", 0, module).network
+        network: Any = member("student", 0, module).network
         passes: list[float] = []
         network.answers, network.report = Answers(path), passes.append
         with torch.inference_mode():
@@ -371,7 +371,7 @@ def test_what_was_answered_outlives_its_process(tmp_path: Path) -> None:
 
 def test_answers_are_remembered_as_they_were(tmp_path: Path) -> None:
     """Of another precision too, and where what they are written to is gone."""
-    from kdnotes.audit.members import Answers, member
+    from kdnotes.audit.members import Answers
 
     class Doubled(torch.nn.Module):
         def __init__(self) -> None:
@@ -381,7 +381,7 @@ def test_answers_are_remembered_as_they_were(tmp_path: Path) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.inner(images).double()
 
-    network: Any = member("it", "student", 0, Doubled().eval()).network
+    network: Any = kd.cast(Doubled().eval(), []).teacher.network
     network.answers = Answers(tmp_path / "answers")
     images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -400,7 +400,7 @@ def test_a_pass_is_of_many_small_images_or_few_large_ones(
     """Small ones come in batches like the chapters', whose logits round in the same way."""
     from kdnotes.audit.members import member
 
-    network: Any = member("it", "student", 0, networks.build("vgg-small", 4, 0)).network
+    network: Any = member("student", 0, networks.build("vgg-small", 4, 0)).network
     passes: list[float] = []
     network.report = passes.append
     with torch.inference_mode():
@@ -584,7 +584,7 @@ def test_flips_and_changes_by_class() -> None:
     assert values["negative_flips"] == pytest.approx(8 / 14)
     assert values["positive_flips"] == pytest.approx(2 / 14)
     assert values["lost_answers"] == 0
-    table = answers.by_name(found, "independent", ["a"] * 10 + ["b"] * 4).set_index("name")
+    table = answers.by_name(found, ["a"] * 10 + ["b"] * 4).set_index("name")
     # Exact sign test: 2 / 2^8 and 2 / 2^2; Holm doubles the smaller one.
     assert table.loc["a", "p"] == pytest.approx(2 / 2**8)
     assert table.loc["a", "p_holm"] == pytest.approx(4 / 2**8)

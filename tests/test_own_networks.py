@@ -119,7 +119,7 @@ def test_the_numbers_are_those_of_the_probe_itself(pixels: Tensor, labels: Tenso
     ("make", "said"),
     [
         (lambda: kd.cast(network(0), network(1, classes=9)), "numbers of classes"),
-        (lambda: kd.cast(network(0), nn.Conv2d(3, 10, 3)), "not with logits"),
+        (lambda: kd.cast(network(0), nn.Conv2d(3, 10, 3)), r"logits \(N, classes\) are needed"),
         (lambda: kd.cast(network(0), _damaged()), "not finite"),
         (
             lambda: kd.cast(network(0), _overflowing()),

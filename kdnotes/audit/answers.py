@@ -80,16 +80,19 @@ def by_arm(found: Outcome, measure: str, of: str = "value") -> dict[str, pd.Data
     return {arm: frame for arm in ARMS if len(frame := by_image(found, measure, arm, of))}
 
 
-def by_name(found: Outcome, reference: str, names: Sequence[str]) -> pd.DataFrame:
+def by_name(found: Outcome, names: Sequence[str]) -> pd.DataFrame:
     """By the images' names (a class, a group): who is right how often, and whether that changed.
 
-    Rows sorted by p: name, images, gained and lost (right where the reference is wrong, and the
-    other way round; means over networks), the arms' accuracies, p of the exact sign test on images
-    that changed, and p_holm, corrected for all names at once (Holm 1979). Images without a name are
-    left out.
+    Rows sorted by p: name, images, gained and lost (right where one trained alone, or else the
+    teacher, is wrong, and the other way round; means over networks), the arms' accuracies, p of the
+    exact sign test on images that changed, and p_holm, corrected for all names at once (Holm 1979).
+    Images without a name are left out.
     """
     right = by_arm(found, "accuracy")
-    students, others = right["student"].to_numpy(), right[reference].to_numpy()
+    students, others = (
+        right["student"].to_numpy(),
+        right.get("independent", right["teacher"]).to_numpy(),
+    )
     change = students - (others if others.shape == students.shape else others[:, :1])
     named = np.asarray(names)[right["student"].index.to_numpy()]
     rows = []

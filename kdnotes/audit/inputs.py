@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from kdnotes.data import ImageData
     from kdnotes.probes.base import Cast
 
-SEED = 0  # of every random choice of images
 ARMS = ("teacher", "student", "independent")
 OF_SUM = 1e-3  # by how much probabilities may miss 1, as rounded ones do
 _NETWORK = re.compile(rf"({'|'.join(ARMS)})[ _-]?(\d*)")
@@ -33,27 +32,18 @@ _NETWORK = re.compile(rf"({'|'.join(ARMS)})[ _-]?(\d*)")
 class Listed:
     """Images by name, not read yet.
 
-    root: the folder that names are relative to; labels: of each image the number of its class;
-    groupings: by the name of a way to group images, each one's group, empty for none.
+    root: the folder that names are relative to; labels: by name, in order, the number of the class;
+    groups: by name a column for each way to group images, empty texts for no group.
     """
 
     root: Path
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
+    labels: pd.Series
     classes: tuple[str, ...]
-    groupings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: pd.DataFrame
 
     def at(self, places: Sequence[int]) -> Listed:
         """The images at some places."""
-
-        def pick(values: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(values[place] for place in places)
-
-        groups = {name: pick(values) for name, values in self.groupings.items()}
-        return replace(self, names=pick(self.names), labels=pick(self.labels), groupings=groups)
-
-
-# --- images --------------------------------------------------------------------------------------
+        return replace(self, labels=self.labels.iloc[places], groups=self.groups.iloc[places])
 
 
 def listed(source: str, count: int | None = None, groups: str | None = None) -> Listed:
@@ -69,27 +59,26 @@ def listed(source: str, count: int | None = None, groups: str | None = None) -> 
     path = place(source)
     found = _in_table(source) if path.is_file() and path.suffix == ".csv" else _in_folder(source)
     if groups:
-        found = replace(found, groupings=found.groupings | _groups(found, groups))
-    if count is None or count >= len(found.names):
+        found = replace(found, groups=found.groups.assign(**_groups(found, groups)))
+    if count is None or count >= len(found.labels):
         return found
-    order = torch.randperm(len(found.names), generator=torch.Generator().manual_seed(SEED))
+    order = torch.randperm(len(found.labels), generator=torch.Generator().manual_seed(0))
     return found.at(order[:count].sort().values.tolist())
 
 
-def read(of: Listed, size: int, skip_damaged: bool) -> tuple[ImageData, Listed, list[str]]:
-    """Pixels of the images, the images that could be read, and the names of those that could not.
+def read(of: Listed, size: int, skip_damaged: bool) -> tuple[ImageData, Listed]:
+    """The images that can be read, with their pixels.
 
     Raises RequestError naming damaged files unless they are to be skipped, or if none is left.
     """
     from kdnotes.data import ImageData, photos
 
-    images, kept = photos.read(of.root, list(of.names), size, skip_damaged)
+    images, kept = photos.read(of.root, list(of.labels.index), size, skip_damaged)
     if not len(kept):
-        raise RequestError(f"none of the {len(of.names)} images in {of.root} can be read")
+        raise RequestError(f"none of the {len(of.labels)} images in {of.root} can be read")
     sound = of.at(kept.tolist())
-    lost = sorted(set(of.names) - set(sound.names))
-    data = ImageData(images, torch.tensor(sound.labels), of.classes, torch.arange(len(kept)))
-    return data, sound, lost
+    labels = torch.tensor([*sound.labels])
+    return ImageData(images, labels, of.classes, torch.arange(len(kept))), sound
 
 
 def columns(text: str, classes: Sequence[str]) -> tuple[int, ...]:
@@ -118,39 +107,39 @@ def columns(text: str, classes: Sequence[str]) -> tuple[int, ...]:
 
 def _in_folder(source: str) -> Listed:
     root, photos = folders.photos_to_test(source)
-    classes = tuple(dict.fromkeys(photo.label for photo in photos))
-    number = {name: at for at, name in enumerate(classes)}
-    labels = tuple(number[photo.label] for photo in photos)
-    return Listed(root, tuple(photo.name for photo in photos), labels, classes)
+    labels, classes = pd.factorize(np.array([photo.label for photo in photos]))
+    names = pd.Index([photo.name for photo in photos], dtype=object)  # of any bytes
+    groups = pd.DataFrame(index=names)
+    return Listed(root, pd.Series(labels, names), tuple(map(str, classes)), groups)
 
 
 def _in_table(text: str) -> Listed:
     table = _table(text, "data", ("file", "label"))
     if unnamed := [str(row + 2) for row, label in enumerate(table["label"]) if not label]:
         raise RequestError(f"{text!r} (--data) has no label in line {enumerated(unnamed)}")
-    files, texts = table.pop("file"), list(table.pop("label"))
-    if all(label.isdecimal() for label in texts):
-        labels = tuple(map(int, texts))
-        classes = tuple(map(str, range(max(labels) + 1)))
+    groups = table.set_index("file")
+    named = groups.pop("label")
+    if named.str.isdecimal().all():
+        labels = named.astype(int)
+        classes = tuple(map(str, range(labels.max() + 1)))
     else:
-        classes = tuple(sorted(set(texts)))
-        labels = tuple(classes.index(label) for label in texts)
-    groupings = {name: tuple(table[name]) for name in table}
-    return Listed(place(text).parent, tuple(files), labels, classes, groupings)
+        classes = tuple(sorted(set(named)))
+        labels = named.map(classes.index)
+    return Listed(place(text).parent, labels, classes, groups)
 
 
-def _groups(of: Listed, text: str) -> dict[str, tuple[str, ...]]:
+def _groups(of: Listed, text: str) -> pd.DataFrame:
     file, column = file_and_column(text)
     table = _table(file, "groups", ("file", column) if column else ("file",)).set_index("file")
     if not len(table.columns):
         raise RequestError(f"groups {text!r} has no column besides 'file' to group by")
-    rows = table.reindex(list(of.names))
-    if rows.isna().all(axis=None):
+    names = of.labels.index
+    if not names.isin(table.index).any():
         raise RequestError(
             f"groups {text!r} names none of the images; its column 'file' is relative to {of.root},"
-            f" such as {of.names[0]}"
+            f" such as {names[0]}"
         )
-    return {name: tuple(rows[name].fillna("")) for name in ([column] if column else rows)}
+    return table[[column] if column else list(table)].reindex(names, fill_value="")
 
 
 def file_and_column(groups: str) -> tuple[str, str]:
@@ -193,7 +182,7 @@ def predicted(text: str, images: Listed | None) -> tuple[Cast, ImageData, Listed
     listed = _labelled(file, table, names, classes, images)
     data = ImageData(
         torch.zeros(len(names), 3, 1, 1, dtype=torch.uint8),
-        torch.tensor(listed.labels),
+        torch.tensor([*listed.labels]),
         listed.classes,
         torch.arange(len(names)),
     )
@@ -230,15 +219,15 @@ def _labelled(
     file: str, table: pd.DataFrame, names: list[str], classes: list[str], images: Listed | None
 ) -> Listed:
     """The images of a table with their labels as numbers of its classes."""
+    kept = Listed(Path(), pd.Series(), (), pd.DataFrame(index=names))
     if images is not None:
-        if lost := sorted(set(names) - set(images.names)):
+        number = {name: at for at, name in enumerate(images.labels.index)}
+        if lost := sorted(set(names) - set(number)):
             raise RequestError(f"{file} names images that are not in the data: {enumerated(lost)}")
-        number = {name: at for at, name in enumerate(images.names)}
         kept = images.at([number[name] for name in names])
         given = [kept.classes[at] for at in kept.labels]
     elif "label" in table:
         given = list(table.drop_duplicates("image")["label"])
-        kept = Listed(Path(), tuple(names), (), ())
     else:
         raise RequestError(f"{file} has no column 'label'; add it, or name the images with --data")
     if unknown := sorted(set(given) - set(classes)):
@@ -246,8 +235,8 @@ def _labelled(
             f"{file} has no column of probabilities for the labels {enumerated(unknown)}; its "
             f"classes: {enumerated(classes)}"
         )
-    number = {name: at for at, name in enumerate(classes)}
-    return replace(kept, labels=tuple(number[each] for each in given), classes=tuple(classes))
+    labels = pd.Series([classes.index(each) for each in given], names)
+    return replace(kept, labels=labels, classes=tuple(classes))
 
 
 # --- tables --------------------------------------------------------------------------------------

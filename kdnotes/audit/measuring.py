@@ -13,7 +13,7 @@ from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property
+from kdnotes.probes.base import Cast, Measure, Outcome, Property
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,16 +174,16 @@ def cast(
     left as they are: copies are measured. Raises RequestError for weights that are not finite.
     """
     from kdnotes.audit.members import member
+    from kdnotes.networks import Normalized
 
-    def members(arm: str, given: nn.Module | Sequence[nn.Module]) -> list[Member]:
+    members = []
+    for arm, given in (("teacher", [teacher]), ("student", student), ("independent", independent)):
         listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
-        return [
-            member(f"{arm} {seed}", arm, seed, module, mean, std)
-            for seed, module in enumerate(listed)
-        ]
-
-    taught = [*members("student", student), *members("independent", independent)]
-    return Cast(members("teacher", teacher)[0], None, tuple(taught), ())
+        for seed, module in enumerate(listed):
+            if not isinstance(module, Normalized):
+                module = Normalized(module, (*(mean or (0.0,) * 3),), (*(std or (1.0,) * 3),))
+            members.append(member(arm, seed, module))
+    return Cast(members[0], None, tuple(members[1:]), ())
 
 
 def images(
@@ -210,7 +210,7 @@ def images(
     if folder is None:
         return _from_tensors(pixels, labels)
     listed = inputs.listed(folder, count)
-    side = size or folders.usual_size(listed.root, sorted(listed.names))
+    side = size or folders.usual_size(listed.root, sorted(listed.labels.index))
     return inputs.read(listed, side, skip_damaged)[0]
 
 
@@ -245,7 +245,7 @@ def measure(
 
     wanted = chosen(properties)
     complete = with_classes(of, images)
-    room = members.room(complete, images.size)
+    room = members.room(list(complete.everyone()), images.size)
     parts: list[Outcome] = []
     skipped = {}
     for which in wanted:
@@ -316,19 +316,15 @@ def together(parts: Sequence[Outcome]) -> Outcome:
 
 def with_classes(of: Cast, images: ImageData) -> Cast:
     """The cast with the images' classes, its answers tried on two images. Raises RequestError."""
-    few = torch.arange(min(2, len(images)))
+    from kdnotes.networks.wrapping import logits_once
+
+    few = base.pictures(images, torch.arange(min(2, len(images))))
     widths = {}
     for member in of.everyone():
-        device = base.device_of(member.network)
         try:
-            logits = base.logits_of(member.network, base.pictures(images, few, device))
-        except FloatingPointError as error:  # a network whose answers are no numbers
-            raise RequestError(str(error)) from error
-        if logits.ndim != 2:
-            raise RequestError(
-                f"the {member.arm} answers with {tuple(logits.shape)} numbers, not with logits "
-                "(N, classes)"
-            )
+            logits = logits_once(member.network, few.to(base.device_of(member.network)))
+        except (RequestError, FloatingPointError) as error:  # or answers that are no numbers
+            raise RequestError(f"{member.arm}: {error}") from error
         widths[member.arm] = logits.shape[1]
     needed = int(images.labels.max()) + 1
     if len(set(widths.values())) > 1 or min(widths.values()) < needed:

@@ -12,18 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdnotes import networks
 from kdnotes.errors import RequestError
+from kdnotes.networks import Normalized
 from kdnotes.probes.base import BATCH_SIZE, Member, check_finite, device_of
 from kdnotes.study.resolving import resolve_device
-
-if TYPE_CHECKING:
-    from kdnotes.probes.base import Cast
 
 CHUNK = 6 * 224**2  # pixels of a pass on one core: their maps stay near the processor
 ROOM = 1e9  # bytes for what a batch needs at once
@@ -83,7 +81,7 @@ def _sealed(mark: bytes, said: bytes) -> bytes:
     return said + hashlib.sha256(mark + said).digest()[:_SEAL]
 
 
-class Audited(networks.Normalized):
+class Audited(Normalized):
     """A network for images of any size in [0, 1], which it scales to its own.
 
     side: in pixels, what the body is shown, None for images as they are; columns: for each of the
@@ -91,9 +89,7 @@ class Audited(networks.Normalized):
     Without gradients and hooks, images are shown on all cores, and no image is shown twice.
     """
 
-    def __init__(
-        self, network: networks.Normalized, side: int | None, columns: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, network: Normalized, side: int | None, columns: Sequence[int]) -> None:
         super().__init__(network.body, (0.0,) * 3, (1.0,) * 3, network.size)
         self.mean, self.std = network.mean, network.std
         self.side, self.columns = side, tuple(columns)
@@ -142,30 +138,21 @@ class Audited(networks.Normalized):
 
 
 def member(
-    called: str,
-    arm: str,
-    seed: int,
-    module: nn.Module,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    side: int | None = None,
-    columns: Sequence[int] = (),
+    arm: str, seed: int, network: Normalized, side: int | None = None, columns: Sequence[int] = ()
 ) -> Member:
     """A copy of a network as a member of a cast, frozen, on the graphics card where there is one.
 
     Raises RequestError for weights that are not finite.
     """
-    for name, values in module.state_dict().items():
+    for name, values in network.state_dict().items():
         if not bool(values.isfinite().all()):
-            raise RequestError(f"{called} has weights that are not finite numbers ({name})")
-    if not isinstance(module, networks.Normalized):
-        module = networks.Normalized(module, (*(mean or (0.0,) * 3),), (*(std or (1.0,) * 3),))
-    frozen = networks.freeze(module)  # what remembers answers could not be tried before and after
-    network = Audited(frozen, side, columns).eval().to(resolve_device(""))
+            raise RequestError(f"{arm} {seed} has weights that are not finite numbers ({name})")
+    # Frozen first: with what remembers answers, layers could not be tried before and after.
+    audited = Audited(networks.freeze(network), side, columns).eval().to(resolve_device(""))
     taps: tuple[str, ...] = ()
     with suppress(RequestError):  # only some properties need them, and say so
-        taps = networks.taps(network)
-    return Member(arm, seed, network, taps)
+        taps = networks.taps(audited)
+    return Member(arm, seed, audited, taps)
 
 
 def digest(network: nn.Module) -> str:
@@ -179,12 +166,12 @@ def digest(network: nn.Module) -> str:
     return state.hexdigest()
 
 
-def room(of: Cast, size: int) -> tuple[int, int]:
+def room(everyone: Sequence[Member], size: int) -> tuple[int, int]:
     """How many images at a time there is room for, without gradients and with them.
 
     What each layer of the largest network gives for one image of a size is measured.
     """
-    needs = [_bytes_of_layers(each.network, size) for each in of.everyone()]
+    needs = [_bytes_of_layers(each.network, size) for each in everyone]
     largest, everything = (max(each) for each in zip(*needs, strict=True))
     image = 12 * size**2
     plain, gradients = (

@@ -6,14 +6,14 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdnotes import paths, probes, store
+from kdnotes import paths, store
 from kdnotes.audit import answers, inputs, measuring
 from kdnotes.book import results
 from kdnotes.figures import looks
@@ -36,7 +36,6 @@ SIDE = 152  # pixels of a picture
 EACH = 3  # images at either end
 CHANGES = "audit.changes.csv"
 LISTED = 20  # rows of a table of classes
-Shown = tuple[int, float, float | None]  # an image, the student's value there, and its twin's
 NAMES = {"teacher": "teacher", "student": "student", "independent": "trained alone"}
 SETTLES = (
     "No student trained alone was given, so nothing here tells what was inherited from what any "
@@ -72,6 +71,12 @@ def page(
     warnings = [] if twins else [SETTLES]
     if changes and (named := answers.at_chance(outcome, classes)):
         warnings.append(f"Right no more often than by guessing: {', '.join(named)}. {CHANCE}")
+    why = "it needs the networks themselves, and only predictions were given"
+    why = "it was not asked for (--only)" if audit.has_networks else why
+    offered = measuring.chosen(None)
+    skipped = {which.title: why for which in offered if which not in audit.wanted}
+    if not len(audit.listed.groups.columns):
+        skipped["groups"] = "no table sorts the images into any (--groups)"
     made_with = {f"sha256 of {name}": mark for name, mark in parameters["sha256"].items()}
     made_with |= results.versions()
     made_with |= {"hardware": results.hardware(), "this run": f"{seconds:.0f} s"}
@@ -91,7 +96,7 @@ def page(
         sections=_sections(audit, outcome, compared),
         flips=_flips(audit, found, changes) if changes else None,
         calibration=_calibration(outcome) if changes else None,
-        skipped=[*found.skipped.items(), *_not_asked(audit)],
+        skipped=found.skipped | skipped,
         damaged=audit.damaged,
         judged=parameters["conditions"],
         command=command,
@@ -186,18 +191,15 @@ def _networks(audit: Audit, outcome: Outcome) -> list[tuple[Any, ...]]:
 
 def _sections(
     audit: Audit, outcome: Outcome, compared: Sequence[Comparison]
-) -> list[dict[str, Any]]:
-    sections = []
-    for which in probes.properties():
-        mine = [_shown(audit, outcome, each) for each in compared if each.of is which]
-        if mine:
-            count, images = audit.count(which), f"{len(audit.images):,} images"
-            some = f"all {images}"
-            if count < len(audit.images):
-                some = f"a random {count:,} of the {images}"
-            title = which.title[0].upper() + which.title[1:]
-            part = {"anchor": which.name, "title": title, "measures": mine}
-            sections.append(part | {"note": f"Measured on {some}."})
+) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {}
+    for each in compared:
+        count, some = audit.count(each.of), f"{len(audit.images):,} images"
+        some = f"all {some}" if count == len(audit.images) else f"a random {count:,} of the {some}"
+        title = each.of.title[0].upper() + each.of.title[1:]
+        part = {"title": title, "note": f"Measured on {some}.", "measures": []}
+        mine = sections.setdefault(each.of.name, part)["measures"]
+        mine.append(_shown(audit, outcome, each))
     return sections
 
 
@@ -211,7 +213,10 @@ def _shown(audit: Audit, outcome: Outcome, each: Comparison) -> dict[str, Any]:
     row = _row(each) | {"said": said, "control": _control(each)}
     if audit.has_networks:
         apart = _apart(outcome, each.measure)
-        row["shown"] = _pictures(audit, outcome, apart)
+        rule = "the student's largest gains over one trained alone, then its losses"
+        if apart["independent"].isna().any():
+            rule = "where the student has most of it, then least"
+        row["shown"] = _pictures(audit, outcome, apart, f"Chosen by rule: {rule}.")
         if each.measure.condition == localization.LAST and each.measure.name == "cam_cosine":
             row["maps"] = _maps(audit, apart)
     return row
@@ -235,45 +240,33 @@ def _control(each: Comparison) -> str:
     return f"{says}: {each.verdict}. What could be inherited is the way from {span}."
 
 
-def _apart(outcome: Outcome, measure: Measure) -> list[Shown]:
+def _apart(outcome: Outcome, measure: Measure) -> pd.DataFrame:
     """Images on which the student gains most over one trained alone, then where it loses most.
 
-    By the student's value alone where there is no other.
+    By the student's value alone where there is no other. By image, the values of both.
     """
     rows = outcome.items[outcome.items["measure"] == measure.name]
     rows = rows[rows["condition"] == measure.condition]
     means = rows.groupby(["item", "arm"], observed=True)["value"].mean().unstack()
-    if "student" not in means:
-        return []
-    means = means.dropna(subset=[each for each in ("student", "independent") if each in means])
-    other = means.get("independent")
-    apart = means["student"] if other is None else means["student"] - other
-    order = apart.sort_values(kind="stable")
-    if other is not None:
-        order = order[order != 0]
-    ends = [*order.index[::-1][:EACH], *order.index[:EACH]]
-    return [
-        (int(item), float(means["student"][item]), None if other is None else float(other[item]))
-        for item in dict.fromkeys(ends)
-    ]
+    pair = [arm for arm in ("student", "independent") if arm in means]
+    means = means.dropna(subset=pair).reindex(columns=["student", "independent"])
+    apart = means["student"] - means["independent"].fillna(0)
+    order = apart[(apart != 0) | (len(pair) < 2)].sort_values(kind="stable").index
+    return means.loc[list(dict.fromkeys([*order[::-1][:EACH], *order[:EACH]]))]
 
 
-def _pictures(audit: Audit, outcome: Outcome, apart: Sequence[Shown]) -> dict[str, Any]:
+def _pictures(audit: Audit, outcome: Outcome, apart: pd.DataFrame, rule: str) -> dict[str, Any]:
     """Images, each with the two values and what the first network of each arm answers."""
     shown, said = [], {}
     if "confidence" in set(outcome.table["measure"]):
         said = answers.by_arm(outcome, "accuracy", "prediction")
-    for item, own, other in apart:
-        alone = "" if other is None else f", alone {format_number(other)}"
-        lines = [_class(audit, audit.listed.labels[item]), f"student {format_number(own)}{alone}"]
-        lines += [
-            f"{NAMES[arm]}: {_class(audit, int(frame.loc[item].iloc[0]))}"
-            for arm, frame in said.items()
-        ]
+    for item, own, other in apart.itertuples():
+        alone = f", alone {format_number(other)}" if math.isfinite(other) else ""
+        lines = [_class(audit, audit.listed.labels.iloc[item])]
+        lines.append(f"student {format_number(own)}{alone}")
+        for arm, frame in said.items():
+            lines.append(f"{NAMES[arm]}: {_class(audit, int(frame.loc[item].iloc[0]))}")
         shown.append(_picture(audit, item, lines))
-    rule = "Chosen by rule: the student's largest gains over one trained alone, then its losses."
-    if any(other is None for _, _, other in apart):
-        rule = "Chosen by rule: where the student has most of it, then least."
     return {"images": shown, "rule": rule}
 
 
@@ -300,12 +293,13 @@ def _picture(
     larger = Image.Resampling.NEAREST if image.width < SIDE else Image.Resampling.LANCZOS
     image.resize((SIDE, SIDE), larger).save(stream, "JPEG", quality=82)
     source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return {"source": source, "lines": lines, "alt": f"{audit.listed.names[item]}: {lines[0]}"}
+    alt = f"{audit.listed.labels.index[item]}: {lines[0]}"
+    return {"source": source, "lines": lines, "alt": alt}
 
 
-def _maps(audit: Audit, apart: Sequence[Shown]) -> list[list[dict[str, Any]]]:
+def _maps(audit: Audit, apart: pd.DataFrame) -> list[list[dict[str, Any]]]:
     """For a few images: the image, and where the first network of each arm looks."""
-    items = [item for item, _, _ in (*apart[: EACH - 1], *apart[EACH : 2 * EACH - 1])]
+    items = [*apart.index[: EACH - 1], *apart.index[EACH : 2 * EACH - 1]]
     if not items:
         return []
     places = torch.tensor(items)
@@ -330,8 +324,8 @@ def _maps(audit: Audit, apart: Sequence[Shown]) -> list[list[dict[str, Any]]]:
 def by_names(audit: Audit, outcome: Outcome) -> dict[str, pd.DataFrame]:
     """By class, and by every grouping of the images, as `answers.by_name`."""
     classes = [audit.listed.classes[at] for at in audit.listed.labels]
-    named = {"class": classes, **audit.listed.groupings}
-    return {of: answers.by_name(outcome, audit.reference, names) for of, names in named.items()}
+    named = {"class": classes, **audit.listed.groups}
+    return {of: answers.by_name(outcome, names) for of, names in named.items()}
 
 
 def _flips(audit: Audit, found: Measured, changes: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -341,21 +335,21 @@ def _flips(audit: Audit, found: Measured, changes: Mapping[str, pd.DataFrame]) -
         share = found.contrast(measure.name, "student", 0.0)
         count = round(share.estimate * len(audit.images), 1)
         totals.append((measure.sentence, f"{count:g}", _text(share)))
-    shown = {"images": [], "rule": ""}
-    if audit.has_networks and audit.reference == "independent":
+    shown: dict[str, Any] = {}
+    if audit.has_networks and answers.INHERITED_MISTAKES.name in here:
         own = answers.by_image(found.outcome, answers.INHERITED_MISTAKES.name, "student")
         own = own.mean(axis=1).sort_values(ascending=False, kind="stable").head(2 * EACH)
-        chosen = [(int(item), float(value), 0.0) for item, value in own[own > 0].items()]
         rule = (
             "The first mistakes inherited: the teacher's wrong answer where one trained alone is "
             "right."
         )
-        shown = _pictures(audit, found.outcome, chosen) | {"rule": rule}
-    tables = [_changes(of, table, audit.reference) for of, table in changes.items()]
+        both = own[own > 0].to_frame("student").assign(independent=0.0)
+        shown = _pictures(audit, found.outcome, both, rule)
+    tables = [_changes(of, table) for of, table in changes.items()]
     return {"totals": totals, "tables": tables, "shown": shown}
 
 
-def _changes(of: str, table: pd.DataFrame, reference: str) -> dict[str, Any]:
+def _changes(of: str, table: pd.DataFrame) -> dict[str, Any]:
     arms = [arm for arm in NAMES if arm in table]
     rows = []
     for row in table.head(LISTED).to_dict("records"):
@@ -363,7 +357,7 @@ def _changes(of: str, table: pd.DataFrame, reference: str) -> dict[str, Any]:
         rows.append(row | {"right": right, "p": format_number(p, 3), "changed": p < 0.05})
     changed = ", ".join(map(str, table["name"][table["p_holm"] < 0.05].head(LISTED))) or "none"
     kinds = "classes" if of == "class" else f"groups by {of}"
-    whom = "the student trained alone" if reference == "independent" else "the teacher"
+    whom = "the student trained alone" if "independent" in table else "the teacher"
     says = (
         f"Changed against {whom} beyond chance (sign test, Holm over {len(table):,} {kinds}): "
         f"{changed}."
@@ -377,12 +371,13 @@ def _changes(of: str, table: pd.DataFrame, reference: str) -> dict[str, Any]:
 
 def _calibration(outcome: Outcome) -> dict[str, Any]:
     errors = answers.calibration(outcome)
-    said = [f"{NAMES[arm]} {_text(errors[arm])}" for arm in NAMES if arm in errors]
-    says = f"Expected calibration error (15 bins; 0 is best): {', '.join(said)}."
-    if "difference" in errors:
-        says += f" Student minus trained alone: {_text(errors['difference'])}."
+    apart = errors.pop("difference", None)
+    said = ", ".join(f"{NAMES[arm]} {_text(error)}" for arm, error in errors.items())
+    says = f"Expected calibration error (15 bins; 0 is best): {said}."
+    if apart:
+        says += f" Student minus trained alone: {_text(apart)}."
     lines = []
-    for arm in (arm for arm in NAMES if arm in errors):
+    for arm in errors:
         dots = [
             (round(50 + 260 * sure, 1), round(270 - 260 * right, 1))
             for sure, right, _ in answers.reliability(outcome, arm)
@@ -392,18 +387,6 @@ def _calibration(outcome: Outcome) -> dict[str, Any]:
         line = {"name": NAMES[arm], "colour": colour, "dots": dots, "points": points}
         lines.append(line | {"dashed": arm == "independent"})
     return {"says": says, "lines": lines}
-
-
-def _not_asked(audit: Audit) -> Iterable[tuple[str, str]]:
-    asked = {which.name for which in audit.wanted}
-    why = "it needs the networks themselves, and only predictions were given"
-    if audit.has_networks:
-        why = "it was not asked for (--only)"
-    for which in measuring.chosen(None):
-        if which.name not in asked:
-            yield which.title, why
-    if not audit.listed.groupings:
-        yield "groups", "no table sorts the images into any (--groups)"
 
 
 def hashes(audit: Audit) -> dict[str, str]:

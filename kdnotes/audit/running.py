@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import operator
 import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     from kdnotes.audit.measuring import Measured
     from kdnotes.data import ImageData
-    from kdnotes.probes.base import Measure
 
 NAME = "audit"
 PARTS = "audit.parts"  # folder of what is finished, so that a stopped audit goes on
@@ -43,6 +41,7 @@ _CONDITION = re.compile(
     r"\s*(?P<name>\w+)(\[(?P<where>[^\]]*)\])?(?P<diff>:diff)?\s*(?P<sign>[<>]=?)\s*(?P<number>\S+)\s*"
 )
 FORM = 'write "MEASURE OP NUMBER" or "MEASURE:diff OP NUMBER", OP one of > >= < <='
+Gate = Callable[["Measured"], tuple[bool, str]]  # whether it is met, and what is said of that
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,6 @@ class Audit:
         """Whether there are networks, and not only what they predicted."""
         return self.logits is None
 
-    @property
-    def reference(self) -> str:
-        """The arm that students are compared with."""
-        return "independent" if "independent" in self.cast.arms else "teacher"
-
     @cached_property
     def pixels(self) -> str:
         """SHA-256 of all images."""
@@ -121,19 +115,19 @@ def run(request: Request, out: Path) -> tuple[str, list[str]]:
     started = time.perf_counter()
     audit = prepared(request)
     running.make_folder(out)
-    parts, skipped, failed = measured(audit, out)
+    parts, lost, failed = measured(audit, out)
     if not parts:
-        raise RunFailedError("nothing could be measured: " + _enumerated(skipped | failed))
-    found = measuring.Measured(measuring.together(list(parts.values())), skipped | failed)
+        raise RunFailedError("nothing could be measured: " + _enumerated(lost))
+    found = measuring.Measured(measuring.together(list(parts.values())), lost)
     compared = found.compared()
-    judged = [each.is_met(found) for each in audit.gates]
+    judged = [each(found) for each in audit.gates]
     seconds = time.perf_counter() - started
     given = {key: value for key, value in asdict(request).items() if value not in (None, (), False)}
     said = [text for _, text in judged]
     parameters = given | {
         "measured_images": len(audit.images),
         "measured_size": audit.images.size,
-        "not_measured": found.skipped,
+        "not_measured": lost,
         "conditions": said,
         "sha256": report.hashes(audit),
     }
@@ -148,7 +142,8 @@ def run(request: Request, out: Path) -> tuple[str, list[str]]:
     with store.appearing(out / "report.html") as path:
         path.write_text(page, encoding="utf-8")
     if failed:
-        raise RunFailedError(f"{_enumerated(failed)}; everything else is in {out / 'report.html'}")
+        why = _enumerated({name: lost[name] for name in failed})
+        raise RunFailedError(f"{why}; everything else is in {out / 'report.html'}")
     for left in (out / PARTS).glob(f"{ANSWERS}*"):
         store.remove(left)
     lines = [*report.answers_as_text(compared), "", *said]
@@ -182,11 +177,10 @@ def prepared(request: Request) -> Audit:
         raise RequestError(f"--gradient-images must be 1 or more, not {request.gradient_images}")
     if request.predictions:
         return _from_predictions(request, request.predictions, wanted)
-    for name, given in (("teacher", request.teacher), ("student", request.students)):
+    asked = {"teacher": request.teacher, "student": request.students, "data": request.data}
+    for name, given in asked.items():
         if not given:
             raise RequestError(f"name the {name}: --{name}, or give --predictions FILE")
-    if not request.data:
-        raise RequestError("name the data: --data, or give --predictions FILE")
     students, twins = len(request.students), len(request.independents)
     if min(students, twins) > 1 and students != twins:
         raise RequestError(
@@ -194,10 +188,11 @@ def prepared(request: Request) -> Audit:
             "give as many of each, or one of either"
         )
     gates = [gate(text, wanted, bool(twins)) for text in request.fail_if]
-    listed = inputs.listed(request.data, request.images, request.groups)
+    listed = inputs.listed(str(request.data), request.images, request.groups)
     columns = inputs.columns(request.map, listed.classes) if request.map else ()
     cast, size, notes = _cast(request, len(columns) or len(listed.classes), columns, listed)
-    images, sound, damaged = inputs.read(listed, size, request.skip_damaged)
+    images, sound = inputs.read(listed, size, request.skip_damaged)
+    damaged = sorted(listed.labels.index.difference(sound.labels.index))
     cast = measuring.with_classes(cast, images)
     return Audit(request, cast, images, sound, wanted, gates, damaged, notes)
 
@@ -233,16 +228,15 @@ def _cast(
             raise RequestError(f"--{arm}: {error}") from error
     sizes = [request.size or opened.size for opened in loaded]
     side = max((size for size in sizes if size), default=0)
-    side = side or folders.usual_size(listed.root, sorted(listed.names))
+    side = side or folders.usual_size(listed.root, sorted(listed.labels.index))
     made: dict[str, list[Member]] = {}
-    for (arm, text), opened, size in zip(named, loaded, sizes, strict=True):
+    for (arm, _), opened, size in zip(named, loaded, sizes, strict=True):
         network = opened.network
         for name, values in (("mean", request.mean), ("std", request.std)):
             if values:
                 getattr(network, name).copy_(torch.tensor(values).view(1, -1, 1, 1))
-        mine = made.setdefault(arm, [])
-        called, own = f"--{arm} {text}", size if size != side else None
-        mine.append(members.member(called, arm, len(mine), network, side=own, columns=columns))
+        mine, own = made.setdefault(arm, []), size if size != side else None
+        mine.append(members.member(arm, len(mine), network, own, columns))
     teacher, *taught = (member for mine in made.values() for member in mine)
     notes = list(dict.fromkeys(note for opened in loaded for note in opened.notes))
     return Cast(teacher, None, tuple(taught), ()), side, notes
@@ -251,33 +245,11 @@ def _cast(
 # --- conditions for scripts ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Gate:
-    """A condition on the student's value of a measure, or on student minus twin."""
-
-    text: str
-    measure: Measure
-    difference: bool
-    sign: str
-    number: float
-
-    def is_met(self, found: Measured) -> tuple[bool, str]:
-        """Whether the whole interval lies beyond the number, and what is said of it."""
-        what = self.measure.name, "student", "independent" if self.difference else 0.0
-        try:
-            value = found.contrast(*what, self.measure.condition)
-        except RequestError as error:
-            return False, f"{self.text}: not decided, {error}"
-        if not math.isfinite(value.low):
-            got = format_number(value.estimate, 3)
-            return False, f"{self.text}: not decided, {got} has no interval"
-        nearest = value.low if self.sign.startswith(">") else value.high
-        met = bool(OPERATORS[self.sign](nearest, self.number))
-        return met, f"{self.text}: {'met' if met else 'not met'} by {value.format(3)}"
-
-
 def gate(text: str, wanted: Sequence[Property], has_twin: bool) -> Gate:
-    """A condition as it was typed. Raises RequestError for one that an audit cannot decide."""
+    """A condition on the student's value of a measure, or on student minus twin, as it was typed.
+
+    Raises RequestError for one that an audit cannot decide.
+    """
     option = f"--fail-if {text!r}"
     if not (parts := _CONDITION.fullmatch(text)):
         raise RequestError(f"{option} is no condition: {FORM}")
@@ -295,42 +267,56 @@ def gate(text: str, wanted: Sequence[Property], has_twin: bool) -> Gate:
     if not named:
         known = ", ".join(dict.fromkeys(each.name for each in declared))
         raise RequestError(f"{option}: no measure {name!r} in this audit; it has: {known}")
-    if where is not None or len(named) > 1:
-        fitting = [each for each in named if each.condition == where]
-        if not fitting:
-            options = ", ".join(f'"{name}[{each.condition}]"' for each in named)
-            raise RequestError(f"{option}: say which {name}: {options}")
-        named = fitting
-    measure = named[0]
-    relative = name == "win_rate" or measure in answers.FLIPS[:-1]
+    fitting = [each for each in named if where in (None, each.condition)]
+    if len(fitting) != 1:
+        options = ", ".join(f'"{name}[{each.condition}]"' for each in named)
+        raise RequestError(f"{option}: say which {name}: {options}")
+    relative = name == "win_rate" or fitting[0] in answers.FLIPS[:-1]
     if (of_twin or relative) and not has_twin:
         raise RequestError(f"{option}: that needs an --independent student")
-    if of_twin and (relative or measure in answers.FLIPS):
+    if of_twin and (relative or fitting[0] in answers.FLIPS):
         raise RequestError(f"{option}: {name} is of the student beside another: leave :diff out")
-    return Gate(text, measure, of_twin, parts["sign"], number)
+    what = name, "student", "independent" if of_twin else 0.0, fitting[0].condition
+    return partial(_is_met, text, what, parts["sign"], number)
+
+
+def _is_met(text: str, what: Any, sign: str, number: float, found: Measured) -> tuple[bool, str]:
+    """Whether the whole interval lies beyond the number, and what is said of it."""
+    try:
+        value = found.contrast(*what)
+    except RequestError as error:
+        return False, f"{text}: not decided, {error}"
+    if not math.isfinite(value.low):
+        return False, f"{text}: not decided, {format_number(value.estimate, 3)} has no interval"
+    met = bool(OPERATORS[sign](value.low if sign.startswith(">") else value.high, number))
+    return met, f"{text}: {'met' if met else 'not met'} by {value.format(3)}"
 
 
 # --- property by property -----------------------------------------------------------------------
 
 
-def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str], dict[str, str]]:
-    """Outcomes by property; what could not be measured, and what failed, with the reasons.
+def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str], list[str]]:
+    """Outcomes by property; why others could not be measured, by title; which of them failed.
 
     What is finished lies in ``out`` under a name that follows from all it depends on, and is read
-    from there when the same audit is run again.
+    from there when the same audit is run again; so do the networks' answers until it is finished.
     """
     parts: dict[str, Outcome] = {}
-    skipped: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    room = members.room(audit.cast, audit.images.size) if audit.has_networks else (1, 1)
-    folders = _folders(audit, room, out / PARTS)
+    lost: dict[str, str] = {}
+    failed = []
     everyone = list(audit.cast.everyone()) if audit.has_networks else []
-    kept = {folder.name for folder in folders.values()} | _remember(everyone, out / PARTS)
+    room = members.room(everyone, audit.images.size) if everyone else (1, 1)
+    folders = _folders(audit, room, out / PARTS)
+    kept = {folder.name for folder in folders.values()}
     passes = {which.name: which.passes * audit.count(which) for which in audit.wanted}
+    (out / PARTS).mkdir(exist_ok=True)
     with progress.shown(NAME, sum(passes.values())) as shown:
         for member in everyone:
             network: Any = member.network
-            network.report = lambda passes: shown.advance(passes / len(everyone))
+            network.report = lambda count: shown.advance(count / len(everyone))
+            state = members.digest(network) + _code() + repr(results.versions())
+            kept.add(name := ANSWERS + store.checksum(state.encode())[:16])
+            network.answers = members.Answers(out / PARTS / name)
         done = 0.0
         for which in audit.wanted:
             shown.advance(done - shown.done, which.title)
@@ -339,30 +325,18 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
             try:
                 parts[which.name] = _finished(folder) or _measure(which, audit, room, folder)
             except RequestError as error:
-                skipped[which.title] = str(error)
+                lost[which.title] = str(error)
             except Exception as error:  # one property's failure must not cost the others
-                failed[which.title] = f"{type(error).__name__}: {error}"[:300]
+                lost[which.title] = f"{type(error).__name__}: {error}"[:300]
+                failed.append(which.title)
             done += passes[which.name]
-            why = skipped.get(which.title) or failed.get(which.title)
             if not sys.stderr.isatty():
-                took = f"{time.perf_counter() - started:.0f} s"
-                print(f"{NAME}: {which.title}: {why or took}", file=sys.stderr, flush=True)
+                why = lost.get(which.title, f"{time.perf_counter() - started:.0f} s")
+                print(f"{NAME}: {which.title}: {why}", file=sys.stderr, flush=True)
     for old in (out / PARTS).glob("*"):
         if old.name not in kept:
             store.remove(old)
-    return parts, skipped, failed
-
-
-def _remember(everyone: Sequence[Member], folder: Path) -> set[str]:
-    """Have all answers written to files, where a stopped audit finds them; the files' names."""
-    folder.mkdir(exist_ok=True)
-    names = set()
-    for member in everyone:
-        network: Any = member.network
-        state = members.digest(network) + _code() + repr(results.versions())
-        names.add(name := ANSWERS + store.checksum(state.encode())[:16])
-        network.answers = members.Answers(folder / name)
-    return names
+    return parts, lost, failed
 
 
 def _measure(which: Property, audit: Audit, room: tuple[int, int], folder: Path) -> Outcome:
@@ -378,10 +352,9 @@ def _measure(which: Property, audit: Audit, room: tuple[int, int], folder: Path)
 
 
 def _finished(folder: Path) -> Outcome | None:
+    files = [folder / f"{name}.parquet" for name in ("table", "items")]
     with suppress(Exception):  # what is not whole is measured again
-        return Outcome(
-            *(pd.read_parquet(folder / f"{name}.parquet") for name in ("table", "items"))
-        )
+        return Outcome(*map(pd.read_parquet, files))
     return None
 
 
@@ -396,10 +369,8 @@ def _folders(audit: Audit, room: tuple[int, int], parts: Path) -> dict[str, Path
     state.update(audit.pixels.encode() + audit.images.labels.numpy().tobytes())
     found = {}
     for which in audit.wanted:
-        brief = {name: str(value) for name, value in which.brief.items()}
-        own = [which.name, brief, audit.count(which), state.hexdigest()]
-        key = store.checksum(json.dumps(own).encode())[:16]
-        found[which.name] = parts / f"{which.name}-{key}"
+        own = repr((which.name, which.brief, audit.count(which), state.hexdigest()))
+        found[which.name] = parts / f"{which.name}-{store.checksum(own.encode())[:16]}"
     return found
 
 
