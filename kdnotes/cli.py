@@ -40,10 +40,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except RequestError as error:
-            _leave(str(error), 2)
-        except RunFailedError as error:
-            _leave(str(error), 1)
+        except (RequestError, RunFailedError) as error:
+            _leave(str(error), 2 if isinstance(error, RequestError) else 1)
         except OSError as error:  # such as a folder that is gone
             if error.errno == errno.EPIPE:  # nobody reads on
                 raise
@@ -85,11 +83,8 @@ Preset = Annotated[str | None, A_PRESET]
 Jobs = Annotated[int | None, _option("Processes at a time (default: cores).", min=1)]
 RunOut = _option("Folder for what comes out (default: _build/runs/by-hand).")
 DryRun = _option("Only say what would be trained, and for how long.", "--dry-run")
-Chapters = _option("Run these chapters only.", shown="A,B")
 Edition = _option("The student edition has the exercises without the solutions.")
-BuildOut = _option("Folder for runs and site (default: _build).")
 Grid = _option("Values of a parameter; may be repeated for a product.", shown="NAME=V1,V2")
-SweepOut = _option("Folder for the points and the table of them all.")
 Scheduler = _option(
     "A dask scheduler, whose workers (one thread each) share this file system.", shown="ADDRESS"
 )
@@ -145,7 +140,7 @@ def _options(version: Annotated[bool, Version] = False) -> None:
     pass
 
 
-@app.command("list")
+@app.command("list", epilog="\b\nkdnotes list\nkdnotes list localization\nkdnotes list --json")
 def list_chapters(
     chapter: Annotated[str | None, A_CHAPTER] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
@@ -153,11 +148,6 @@ def list_chapters(
     """The chapters with their parameters: name, type, default, meaning.
 
     What all chapters have in common comes first, then what each has besides or instead.
-
-    \b
-    kdnotes list
-    kdnotes list localization
-    kdnotes list --json
     """
     from kdnotes.book import parameters, running
 
@@ -211,10 +201,10 @@ def run_chapter(
 def build_book(
     p: Given = None,
     preset: Preset = None,
-    only: Annotated[str | None, Chapters] = None,
+    only: Annotated[str | None, _option("Run these chapters only.", shown="A,B")] = None,
     jobs: Jobs = None,
     edition: Annotated[Literal["full", "student"], Edition] = "full",
-    out: Annotated[Path | None, BuildOut] = None,
+    out: Annotated[Path | None, _option("Folder for runs and site (default: _build).")] = None,
 ) -> None:
     """Run all chapters, then build the site in _build/html.
 
@@ -240,7 +230,7 @@ def build_book(
 def sweep_grid(
     chapter: ChapterName,
     grid: Annotated[list[str], Grid],
-    out: Annotated[Path, SweepOut],
+    out: Annotated[Path, _option("Folder for the points and the table of them all.")],
     p: Given = None,
     preset: Preset = None,
     jobs: Jobs = None,
@@ -279,8 +269,6 @@ def _three(param: typer.CallbackParam, text: str | None) -> tuple[float, ...] | 
     return numbers
 
 
-AuditOut = _option("Folder for the report and the tables.")
-Teacher = _option("The one that taught.", shown="MODEL")
 Student = _option("A network that was taught; once for each seed.", "--student", shown="MODEL")
 Twin = _option(
     "The student's twin, trained without a teacher; once for each.", "--independent", shown="MODEL"
@@ -296,7 +284,6 @@ Grouped = _option("file and columns that group the images.", shown="CSV[:COLUMN]
 Only = _option("Measure these properties only.", shown="A,B", callback=_names)
 Size = _option("What the networks take, in pixels (default: what timm says).")
 Mean = _option("Normalisation (default: what timm says).", shown="R,G,B", callback=_three)
-Many = _option("How many images (default: all).")
 Steep = _option("How many of them, at random, for measures with gradients.")
 Skip = _option("Leave out files that cannot be read.", "--skip-damaged")
 FailIf = _option("As 'agreement:diff < 0.02': exit status 3 if it is met.", shown="CONDITION")
@@ -304,8 +291,8 @@ FailIf = _option("As 'agreement:diff < 0.02': exit status 3 if it is met.", show
 
 @app.command("audit")
 def audit_networks(
-    out: Annotated[Path, AuditOut],
-    teacher: Annotated[str | None, Teacher] = None,
+    out: Annotated[Path, _option("Folder for the report and the tables.")],
+    teacher: Annotated[str | None, _option("The one that taught.", shown="MODEL")] = None,
     students: Annotated[list[str] | None, Student] = None,
     independents: Annotated[list[str] | None, Twin] = None,
     data: Annotated[str | None, Images] = None,
@@ -316,7 +303,7 @@ def audit_networks(
     size: Annotated[int | None, Size] = None,
     mean: Annotated[str | None, Mean] = None,
     std: Annotated[str | None, Mean] = None,
-    images: Annotated[int | None, Many] = None,
+    images: Annotated[int | None, _option("How many images (default: all).")] = None,
     gradient_images: Annotated[int, Steep] = 100,
     skip_damaged: Annotated[bool, Skip] = False,
     fail_if: Annotated[list[str] | None, FailIf] = None,
@@ -348,11 +335,9 @@ def audit_networks(
 @app.command("show", epilog="kdnotes show _build/runs/laptop")
 def show_results(folder: Annotated[Path, _argument("DIR", "Folder of a run or a sweep.")]) -> None:
     """What a run changed of its preset, what it answers, and its verdicts."""
-    from kdnotes.book import compared, results
+    from kdnotes.book import compared
 
-    if not (names := results.chapters(folder)):
-        what = "results in" if folder.is_dir() else "folder"
-        raise RequestError(f"no {what} {str(folder)!r}; name the --out folder of a run")
+    names = _chapters_in(folder)
     typer.echo("\n\n".join(compared.shown(name, folder) for name in names))
 
 
@@ -364,7 +349,18 @@ def compare_results(
     """What differs between two runs: parameters, main numbers, verdicts."""
     from kdnotes.book import compared
 
+    for folder in (first, second):
+        _chapters_in(folder)
     typer.echo(compared.differences(first, second))
+
+
+def _chapters_in(folder: Path) -> list[str]:
+    from kdnotes.book import results
+
+    if not (names := results.chapters(folder)):
+        what = "results in" if folder.is_dir() else "folder"
+        raise RequestError(f"no {what} {str(folder)!r}; name the --out folder of a run")
+    return names
 
 
 @cached.command("list", epilog="kdnotes cache list")
@@ -426,21 +422,15 @@ def _report(done: Done) -> None:
 
 
 def _as_json(chapter: Chapter) -> dict[str, Any]:
+    about = {"chapter": chapter.name, "title": chapter.title, "file": f"book/{chapter.path.name}"}
     names = ("name", "type", "default", "meaning", "allowed")
-    return {
-        "chapter": chapter.name,
-        "title": chapter.title,
-        "file": f"book/{chapter.path.name}",
-        "parameters": [
-            {name: getattr(item, name) for name in names} for item in chapter.parameters.values()
-        ],
-    }
+    items = [{name: getattr(item, name) for name in names} for item in chapter.parameters.values()]
+    return about | {"parameters": items}
 
 
 def _parameters(items: Sequence[Any]) -> str:
-    return aligned(
-        [(f"  {item.name}", item.type, repr(item.default), item.meaning) for item in items]
-    )
+    rows = [(f"  {item.name}", item.type, repr(item.default), item.meaning) for item in items]
+    return aligned(rows)
 
 
 def _plan(request: Request) -> str:

@@ -180,12 +180,8 @@ def predicted(text: str, images: Listed | None) -> tuple[Cast, ImageData, Listed
         if not 1 <= (count := len(called[arm])) <= most:
             raise RequestError(f"{file} has {count} networks called {arm}; give one")
     listed = _labelled(file, table, names, classes, images)
-    data = ImageData(
-        torch.zeros(len(names), 3, 1, 1, dtype=torch.uint8),
-        torch.tensor([*listed.labels]),
-        listed.classes,
-        torch.arange(len(names)),
-    )
+    pixels, labels = torch.zeros(len(names), 3, 1, 1).byte(), torch.tensor([*listed.labels])
+    data = ImageData(pixels, labels, listed.classes, torch.arange(len(names)))
     teacher, *members = (
         Member(arm, seed, torch.nn.Identity(), ())
         for arm, mine in called.items()

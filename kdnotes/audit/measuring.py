@@ -300,13 +300,11 @@ def _subset(images: ImageData, places: Tensor) -> ImageData:
     """Some of the images; those that are read as they are asked for stay on the disk."""
     from kdnotes.data.photos import StreamingImages
 
-    if not isinstance(images.images, StreamingImages):
+    if not isinstance(source := images.images, StreamingImages):
         return images.subset(places)
-    names = [images.images.names[place] for place in places.tolist()]
-    pixels = replace(images.images, names=names)
-    return replace(
-        images, images=pixels, labels=images.labels[places], sources=images.sources[places]
-    )
+    pixels = replace(source, names=[source.names[place] for place in places.tolist()])
+    labels, sources = images.labels[places], images.sources[places]
+    return replace(images, images=pixels, labels=labels, sources=sources)
 
 
 def together(parts: Sequence[Outcome]) -> Outcome:

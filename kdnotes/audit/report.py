@@ -72,10 +72,11 @@ def page(
     if changes and (named := answers.at_chance(outcome, classes)):
         warnings.append(f"Right no more often than by guessing: {', '.join(named)}. {CHANCE}")
     why = "it needs the networks themselves, and only predictions were given"
-    why = "it was not asked for (--only)" if audit.has_networks else why
-    offered = measuring.chosen(None)
-    skipped = {which.title: why for which in offered if which not in audit.wanted}
-    if not len(audit.listed.groups.columns):
+    if audit.has_networks:
+        why = "it was not asked for (--only)"
+    offered, asked = measuring.chosen(None), {which.name for which in audit.wanted}
+    skipped = {which.title: why for which in offered if which.name not in asked}
+    if audit.listed.groups.empty:
         skipped["groups"] = "no table sorts the images into any (--groups)"
     made_with = {f"sha256 of {name}": mark for name, mark in parameters["sha256"].items()}
     made_with |= results.versions()
@@ -87,7 +88,7 @@ def page(
         about=f"One teacher, {students} student{'s' * (students > 1)}, {twins or 'none'} trained "
         f"alone; {len(audit.images):,} images of {classes:,} classes{size}.",
         warnings=warnings,
-        notes=audit.notes,
+        audit=audit,
         ends=ENDS,
         cover=[_row(each) for each in main],
         students=students,
@@ -97,7 +98,6 @@ def page(
         flips=_flips(audit, found, changes) if changes else None,
         calibration=_calibration(outcome) if changes else None,
         skipped=found.skipped | skipped,
-        damaged=audit.damaged,
         judged=parameters["conditions"],
         command=command,
         made_with=made_with,
@@ -249,7 +249,7 @@ def _apart(outcome: Outcome, measure: Measure) -> pd.DataFrame:
     rows = rows[rows["condition"] == measure.condition]
     means = rows.groupby(["item", "arm"], observed=True)["value"].mean().unstack()
     pair = [arm for arm in ("student", "independent") if arm in means]
-    means = means.dropna(subset=pair).reindex(columns=["student", "independent"])
+    means = means.reindex(columns=["student", "independent"]).dropna(subset=["student", *pair])
     apart = means["student"] - means["independent"].fillna(0)
     order = apart[(apart != 0) | (len(pair) < 2)].sort_values(kind="stable").index
     return means.loc[list(dict.fromkeys([*order[::-1][:EACH], *order[:EACH]]))]
