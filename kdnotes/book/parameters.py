@@ -1,11 +1,11 @@
 """A chapter's parameters: read from its parameters cell, and checked before anything runs.
 
-papermill hands unknown names on with a warning, types arrive as text (`1e-3` from YAML is a
-string), and its own inspection overlooks annotations such as ``int | None``. So the cell is read
-here: every parameter is one line ``name: type = default  # meaning``, where a default of None makes
-the parameter optional. A meaning ends in what is allowed: of numbers ``(1 to 255)``, of texts that
-are numbers with commas between them ``(each 0 to 1)`` or ``(each whole, 1 to 255)``, of other texts
-``(light, dark or both)`` or in words ``(a folder)``, which the study then checks.
+Not by papermill, which only warns of unknown names, hands texts on as they are, and overlooks
+annotations such as ``int | None``. Every parameter is one line ``name: type = default  # meaning``,
+where a default of None makes it optional. A meaning ends in what is allowed: of numbers
+``(1 to 255)``, of texts that are numbers with commas between them ``(each 0 to 1)`` or
+``(each whole, 1 to 255)``, of other texts ``(light, dark or both)`` or in words ``(a folder)``,
+which the study then checks.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter
 
 from kdnotes.errors import RequestError
 
@@ -41,13 +42,17 @@ epochs: int | None = None  # passes over the training images (1 to 10000)
 skip_damaged: bool = False  # leave damaged files of an image folder out, counted and named
 """
 _LINE = re.compile(r"(\w+): (str|int|float|bool)( \| None)? = (.+?)\s+#\s*(\S.*)")
-_NUMBER = r"(-?[\d.]+)"
-_LIMITS = re.compile(rf"\((?:each (whole, )?)?{_NUMBER} to {_NUMBER}\)$")
+_LIMITS = re.compile(r"\((?:each (whole, )?)?(-?[\d.]+) to (-?[\d.]+)\)$")
 _ALLOWED = re.compile(r"\(([^()]+)\)$")
 _CHOICES = re.compile(r"\(([\w:-]+(?:, [\w:-]+)*) or ([\w:-]+)\)$")
-_KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-_EXAMPLES = {"str": "text", "int": "5", "float": "0.5", "bool": "true"}
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_NUMBER: TypeAdapter[float] = TypeAdapter(FiniteFloat)
+# What checks a value, what that is called, and an example.
+_KINDS: dict[str, tuple[TypeAdapter[Any], str, str]] = {
+    "str": (TypeAdapter(str), "text", "text"),
+    "int": (TypeAdapter(int), "a whole number", "5"),
+    "float": (_NUMBER, "a number", "0.5"),
+    "bool": (TypeAdapter(bool), "true or false", "true"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,9 @@ class Parameter:
         stripped = text.strip()
         if self.optional and stripped.lower() in ("", "none", "null"):
             return None
-        try:
-            return self.accept(_parse(self.kind, stripped))
+        try:  # 1e3 is a whole number too
+            number = _NUMBER.validate_python(stripped) if self.kind == "int" else stripped
+            return self.accept(_KINDS[self.kind][0].validate_python(number))
         except ValueError as error:
             raise self._wrong(text) from error
 
@@ -93,28 +99,30 @@ class Parameter:
         """
         if self.optional and value in (None, ""):
             return None
-        kinds = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}[self.kind]
-        right_kind = isinstance(value, kinds) and isinstance(value, bool) == (self.kind == "bool")
-        if not right_kind or not self._allows(value):
-            raise self._wrong(value)
-        return float(value) if self.kind == "float" else value
+        try:
+            checked = _KINDS[self.kind][0].validate_python(value, strict=True)
+            if self._allows(checked):
+                return checked
+        except ValueError:
+            pass
+        raise self._wrong(value)
 
     def _allows(self, value: Any) -> bool:
+        """Raises ValueError for a list with something else than numbers in it."""
         if self.choices:
             return value in self.choices
         if not (limits := _LIMITS.search(self.meaning)):
             return True
         whole, low, high = limits.groups()
-        try:
-            kind = int if whole else float
-            numbers = [*map(kind, value.split(","))] if self.kind == "str" else [value]
-        except ValueError:
-            return False
+        numbers = [value]
+        if self.kind == "str":
+            numbers = [*map(int if whole else float, value.split(","))]
         within = all(float(low) <= number <= float(high) for number in numbers)
         return within and len(set(numbers)) == len(numbers)
 
     def _wrong(self, value: Any) -> RequestError:
-        what, example = _KINDS[self.kind], self.default or _EXAMPLES[self.kind]
+        _, what, example = _KINDS[self.kind]
+        example = self.default or example
         if self.choices:
             what, example = f"{', '.join(self.choices[:-1])} or {self.choices[-1]}", self.choices[0]
         elif limits := _LIMITS.search(self.meaning):
@@ -235,16 +243,3 @@ def _cell_parameters(source: str) -> Iterable[Parameter]:
                 "(each 0 to 1), (light or dark) or (a folder)"
             )
         yield each
-
-
-def _parse(kind: str, text: str) -> Any:
-    if kind == "str":
-        return text
-    if kind == "bool":
-        if text.lower() not in _TRUTH:
-            raise ValueError(text)
-        return _TRUTH[text.lower()]
-    number = float(text)
-    if not math.isfinite(number) or (kind == "int" and not number.is_integer()):
-        raise ValueError(text)
-    return number if kind == "float" else int(number)  # 1e3 is a whole number too

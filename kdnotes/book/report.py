@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kdnotes import data, paths, stats
-from kdnotes.book import compared, cover, planning, results, running
+from kdnotes.book import compared, cover, results, running
 from kdnotes.errors import RequestError
 from kdnotes.figures import looks, tables
 from kdnotes.probes import wording
@@ -86,12 +86,12 @@ def conclude(study: Study, outcome: Outcome, measure: Measure, **options: Any) -
     the students of both: all is measured once more with the teachers exchanged.
     """
     if study.is_exchanged:
-        raise planning.Measured(outcome)
+        raise running.Measured(outcome)
     left = [plan.not_trained_out() for plan in study.plans.values()]
     short = {arm: share for each in left for arm, share in each.items()}
     own = [outcome]
     if study.settings.teacher_count == 2:
-        own.append(planning.with_teachers_exchanged(study))
+        own.append(running.with_teachers_exchanged(study))
         outcome = type(outcome).averaged(*own)
     asked = claims.load(study.chapter)
     decided = claims.evaluate(asked, outcome, study.settings.images, short)

@@ -1,27 +1,34 @@
-"""Chapters, what is asked of them, and the networks that they need."""
+"""Chapters, what is asked of them, the networks that they declare, and what was run before."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import linecache
 import re
+import shlex
+import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import paths, store
-from kdnotes.book import parameters, planning, results
+from kdnotes import figures, paths, store
+from kdnotes.book import parameters, results
 from kdnotes.book.parameters import Parameter, did_you_mean
 from kdnotes.errors import RequestError, RunFailedError
 
 if TYPE_CHECKING:
+    from kdnotes.probes.base import Cast, Outcome
     from kdnotes.stats.claims import Claim
-    from kdnotes.study import Study
+    from kdnotes.study import Plan, Study
     from kdnotes.training.cache import Planned
 
-_NUMBER = re.compile(r"\d\d-")
+CAST = "cast"  # tag of the cell that declares networks
+_EXCHANGED = ContextVar("exchanged", default=False)  # whether the second teacher comes first
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,11 @@ class Chapter:
     def reads_results(self) -> bool:
         """Whether a cell tagged so reads the results of other chapters: it comes after them."""
         return parameters.cell(self.path, "reads-results") is not None
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the parameters are where nothing is given."""
+        return {name: each.default for name, each in self.parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ def chapter_paths() -> dict[str, Path]:
             f"no chapters in {folder}; install from a checkout of the book with "
             "'pip install -e .', or let KDNOTES_BOOK name one"
         )
-    return {_NUMBER.sub("", path.stem, count=1): path for path in found}
+    return {re.sub(r"^\d\d-", "", path.stem): path for path in found}
 
 
 def chapter(name: str) -> Chapter:
@@ -131,14 +143,13 @@ def request(which: Chapter, given: Mapping[str, str]) -> Request:
     """
     # Relative before anything else, so that checks and notebook see the same value.
     values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
-    check_claims(which.name)
-    defaults = {name: each.default for name, each in which.parameters.items()}
+    _check_claims(which.name)
+    defaults = which.defaults
     different = {name: value for name, value in values.items() if value != defaults[name]}
-    study = planning.planned(which.name, which.path, which.parameters, different)
-    return Request(which, different, study)
+    return Request(which, different, planned(which, different))
 
 
-def check_claims(chapter: str) -> None:
+def _check_claims(chapter: str) -> None:
     """Raise RequestError for a claim of the chapter on a measure that no probe declares."""
     from kdnotes import probes
 
@@ -166,6 +177,139 @@ def _title(path: Path) -> str:
             if cell["cell_type"] == "markdown" and line.startswith("# "):
                 return line.removeprefix("# ").strip()
     return path.stem
+
+
+# --- the study of a chapter -------------------------------------------------------------------
+
+
+def planned(which: Chapter, values: Mapping[str, Any]) -> Study:
+    """The study of a chapter, with the plans that its cell tagged `cast` makes of its parameters.
+
+    ``values``: those that differ from the defaults. That cell alone is run, in a namespace of its
+    own; nothing can be trained there. Raises RequestError for what cannot be done; what else the
+    cell raises becomes one that names chapter, cell and line.
+    """
+    everything = which.defaults | dict(values)
+
+    def declare(exchanged: bool) -> Study:
+        study = _study(which, everything, planning=True, exchanged=exchanged)
+        if found := parameters.cell(which.path, CAST):
+            _declare(which, *found, everything | {"study": study})
+        study.settings  # noqa: B018 - what is wrong with them is said now
+        return study
+
+    study = declare(exchanged=False)
+    if study.settings.teacher_count == 2:
+        study.other = declare(exchanged=True)
+    return study
+
+
+def _declare(which: Chapter, number: int, source: str, namespace: dict[str, Any]) -> None:
+    """Run a chapter's cell tagged `cast`; what it raises becomes a RequestError that names it."""
+    import kdnotes
+
+    file = f"{which.path.name}, cell {number}"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    try:
+        exec(compile(source, file, "exec"), namespace | {"kd": kdnotes})
+    except RequestError:
+        raise
+    except Exception as error:
+        lines = [each for each in traceback.extract_tb(error.__traceback__) if each[0] == file]
+        where = f" ({lines[-1].line})" if lines else ""
+        raise RequestError(
+            f"chapter {which.name!r}, cell {number}, which declares its casts, failed{where}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def begin(name: str, namespace: Mapping[str, Any]) -> Study:
+    """The study of the chapter whose notebook calls this with its ``globals()``.
+
+    Its parameters are read from there by name, and checked as the command line does; its own
+    figures get the book's style. Raises RequestError naming what is wrong and what would be right.
+    """
+    figures.style()
+    which = chapter(name)
+    values = {
+        key: each.accept(namespace.get(key, each.default)) for key, each in which.parameters.items()
+    }
+    return _study(which, values, exchanged=_EXCHANGED.get())
+
+
+def _study(
+    which: Chapter, values: Mapping[str, Any], planning: bool = False, exchanged: bool = False
+) -> Study:
+    from kdnotes.study import Study
+
+    shared = parameters.shared()
+    given = {key: shared[key].accept(value) for key, value in values.items() if key in shared}
+    changed = {key: values[key] for key, usual in which.defaults.items() if values[key] != usual}
+    own = {key: value for key, value in changed.items() if key not in shared}
+    study = Study(which.name, given, own, planning, exchanged)
+    study.asked = dict(values)
+    options = (
+        f" {'--preset ' if key == 'preset' else f'-p {key}='}{shlex.quote(str(value))}"
+        for key, value in changed.items()
+    )
+    study.command = f"kdnotes run {which.name}{''.join(options)}"
+    return study
+
+
+class Measured(BaseException):
+    """Ends the second pass over a chapter's cells, with what it measured."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+def with_teachers_exchanged(study: Study) -> Outcome:
+    """What a chapter measures with the second teacher in the place of the first.
+
+    The cells of its notebook are run once more, up to the one that comes to a conclusion, in a
+    namespace of their own; cells that only show something are left out.
+    """
+    from IPython.utils.capture import capture_output
+    from matplotlib import pyplot
+
+    path, shown = chapter_paths()[study.chapter], set(pyplot.get_fignums())
+    namespace = {"__name__": "__main__"} | study.asked
+    token = _EXCHANGED.set(True)
+    try:
+        with capture_output(stderr=False):
+            for source in parameters.cells_after(path, parameters.TAG, without="remove-input"):
+                exec(compile(source, path.name, "exec"), namespace)
+    except Measured as measured:
+        return measured.outcome
+    finally:
+        _EXCHANGED.reset(token)
+        for number in set(pyplot.get_fignums()) - shown:
+            pyplot.close(number)
+    raise RuntimeError(f"{path.name} never calls kd.conclude")
+
+
+def trained(plan: Plan) -> Cast:
+    """The networks of a plan, trained if they are not there yet, with progress shown."""
+    from kdnotes import networks
+    from kdnotes.probes.base import Cast, Member
+    from kdnotes.training import cache
+
+    plan.study.train()
+    plan.study.started = plan.study.started or time.perf_counter()
+    members = []
+    for item in plan.planned:
+        network = networks.freeze(cache.load(item.spec))
+        if plan.study.device.startswith("cuda"):
+            network = network.to("cuda")
+        members.append(Member(item.arm, item.spec.seed, network, networks.taps(network)))
+    teachers = {each.arm: each for each in members if each.arm in ("teacher", "second-teacher")}
+    return Cast(
+        teacher=teachers["teacher"],
+        second_teacher=teachers.get("second-teacher"),
+        members=tuple(each for each in members if each.arm not in teachers),
+        classes=plan.classes,
+    )
 
 
 # --- networks -------------------------------------------------------------------------------
