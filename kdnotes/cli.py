@@ -381,10 +381,10 @@ def show_results(
     \b
     kdnotes show _build/runs/laptop
     """
-    from kdnotes.book import compared
+    from kdnotes.book import report
 
     names = _chapters_in(folder)
-    typer.echo("\n\n".join(compared.shown(name, folder) for name in names))
+    typer.echo("\n\n".join(report.shown(name, folder) for name in names))
 
 
 @app.command("compare")
@@ -397,11 +397,11 @@ def compare_results(
     \b
     kdnotes compare _build/runs/laptop tau-8
     """
-    from kdnotes.book import compared
+    from kdnotes.book import report
 
     for folder in (first, second):
         _chapters_in(folder)
-    typer.echo(compared.differences(first, second))
+    typer.echo(report.differences(first, second))
 
 
 def _chapters_in(folder: Path) -> list[str]:
@@ -515,7 +515,7 @@ def _parameters(items: Sequence[Any]) -> str:
 
 def _plan(request: Request) -> str:
     """What would be trained, by arm, and for about how long."""
-    from kdnotes.book import costs, running
+    from kdnotes.book import running
     from kdnotes.training import cache
 
     wanted = running.needed_networks([request])
@@ -524,7 +524,7 @@ def _plan(request: Request) -> str:
     rows = [("arm", "networks", "to train")]
     rows += [(arm, str(count), str(to_train[arm])) for arm, count in trained.items()]
     rows.append(("all", str(len(wanted)), str(len(lacking))))
-    return f"{_aligned(rows)}\n{costs.estimate([request])}"
+    return f"{_aligned(rows)}\n{running.estimate([request])}"
 
 
 def _size(count: int) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kdnotes import paths, probes, store
 from kdnotes.audit import answers, judging, measuring
 from kdnotes.book import results
-from kdnotes.book.compared import aligned
+from kdnotes.book.report import aligned
 from kdnotes.figures import looks
 from kdnotes.lazy import torch
 from kdnotes.probes import localization

@@ -1,11 +1,10 @@
 """A chapter's parameters: read from its parameters cell, and checked before anything runs.
 
 Not by papermill, which only warns of unknown names, hands texts on as they are, and overlooks
-annotations such as ``int | None``. Every parameter is one line ``name: type = default  # meaning``,
-where a default of None makes it optional. A meaning ends in what is allowed: of numbers
-``(1 to 255)``, of texts that are numbers with commas between them ``(each 0 to 1)`` or
-``(each whole, 1 to 255)``, of other texts ``(light, dark or both)`` or in words ``(a folder)``,
-which the study then checks.
+``int | None``. Every parameter is one line ``name: type = default  # meaning``; a default of None
+makes it optional. A meaning ends in what is allowed: of numbers ``(1 to 255)``, of lists of them
+``(each 0 to 1)`` or ``(each whole, 1 to 255)``, of texts ``(light, dark or both)`` or in words
+``(a folder)``, which the study then checks.
 """
 
 from __future__ import annotations
@@ -93,10 +92,7 @@ class Parameter:
             raise self._wrong(text) from error
 
     def accept(self, value: Any) -> Any:
-        """A value of a notebook, if it may stand there; whole numbers become fractional ones.
-
-        Raises RequestError naming what would be right.
-        """
+        """A notebook's value as its type, if it may stand there. Raises RequestError as `parse`."""
         if self.optional and value in (None, ""):
             return None
         try:
@@ -141,41 +137,27 @@ def shared() -> dict[str, Parameter]:
 
 
 def cell(path: Path, tag: str) -> tuple[int, str] | None:
-    """Number, counted from 1, and source of the one code cell of a notebook with a tag, if any.
-
-    Raises RequestError when the notebook is unreadable or several cells have the tag.
-    """
-    tagged = [(number, source) for number, source, tags in _code_cells(path) if tag in tags]
+    """Number, from 1, and source of the one code cell with a tag, if any. Raises RequestError."""
+    tagged = [(number, source) for number, source, tags in cells(path) if tag in tags]
     if len(tagged) > 1:
         raise RequestError(f"{path.name} needs one cell tagged {tag!r}; it has {len(tagged)}")
     return tagged[0] if tagged else None
 
 
-def cells_after(path: Path, tag: str, without: str) -> list[str]:
-    """Sources of the code cells after the one with a tag, but for those with another tag."""
-    cells = _code_cells(path)
-    first = next(number for number, _, tags in cells if tag in tags)
-    return [source for number, source, tags in cells if number > first and without not in tags]
-
-
-def _code_cells(path: Path) -> list[tuple[int, str, Sequence[str]]]:
-    """Number among all cells, source and tags. Raises RequestError for what is no notebook."""
+def cells(path: Path, kind: str = "code") -> list[tuple[int, str, Sequence[str]]]:
+    """Number among all, source and tags of the cells of a kind. Raises RequestError."""
     try:
         return [
             (number, "".join(each["source"]), each.get("metadata", {}).get("tags", ()))
             for number, each in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1)
-            if each["cell_type"] == "code"
+            if each["cell_type"] == kind
         ]
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(f"{path.name} cannot be read as a notebook: {error!r}") from error
 
 
 def read(path: Path) -> dict[str, Parameter]:
-    """Parameters of a notebook, in the order of its parameters cell.
-
-    Raises RequestError when the notebook is unreadable or the cell is missing or not in the form
-    that the module's text describes.
-    """
+    """Parameters of a notebook, in the order of its parameters cell. Raises RequestError."""
     found = cell(path, TAG)
     if found is None:
         raise RequestError(f"{path.name} needs one cell tagged {TAG!r}; it has 0")
@@ -202,15 +184,13 @@ def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
     """Pairs of ``NAME=VALUE`` texts. Raises RequestError when one is no pair or a name repeats."""
     pairs: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise RequestError(
-                f"{option} {text!r} must be NAME=VALUE, for example {option} seeds=5"
-            )
-        if name in pairs:
-            raise RequestError(f"{option} names {name!r} twice; give one value")
-        pairs[name] = value
+        name, _, value = text.partition("=")
+        if not name.strip() or "=" not in text:
+            example = f"for example {option} seeds=5"
+            raise RequestError(f"{option} {text!r} must be NAME=VALUE, {example}")
+        if name.strip() in pairs:
+            raise RequestError(f"{option} names {name.strip()!r} twice; give one value")
+        pairs[name.strip()] = value
     return pairs
 
 
@@ -226,20 +206,16 @@ def _cell_parameters(source: str) -> Iterable[Parameter]:
             continue
         found = _LINE.fullmatch(line.rstrip())
         try:
-            name, kind, optional, text, meaning = found.groups() if found else ("",) * 5
+            name, kind, optional, text, meaning = found.groups() if found else ()
             default = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found = None
-        if found is None:
+        except (ValueError, SyntaxError) as error:
             raise ValueError(
                 f"line {number} is not of the form 'name: type = default  # meaning', the type "
                 f"{', '.join(_KINDS)}, with or without '| None'"
-            )
+            ) from error
         each = Parameter(name, kind, bool(optional) or default is None, default, meaning)
         stated = _LIMITS.search(meaning) if kind in ("int", "float") else each.allowed
         if kind != "bool" and not stated:
-            raise ValueError(
-                f"line {number} does not end in what is allowed, such as (1 to 255), "
-                "(each 0 to 1), (light or dark) or (a folder)"
-            )
+            such = "such as (1 to 255), (each 0 to 1), (light or dark) or (a folder)"
+            raise ValueError(f"line {number} does not end in what is allowed, {such}")
         yield each

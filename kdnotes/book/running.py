@@ -7,6 +7,7 @@ import json
 import linecache
 import re
 import shlex
+import statistics
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,17 +82,17 @@ class Run:
     @property
     def working(self) -> Path:
         """Where the notebook is while it is executed."""
-        return self.folder / f".{self.request.chapter.name}.{store.writer()}.ipynb"
+        return self.notebook.with_name(f".{self.notebook.stem}.{store.writer()}.ipynb")
 
     @property
     def partial(self) -> Path:
         """Where the notebook stays if it fails."""
-        return self.folder / f"{self.request.chapter.name}.partial.ipynb"
+        return self.notebook.with_suffix(".partial.ipynb")
 
     @property
     def results(self) -> list[Path]:
         """The files that the chapter itself saves."""
-        return [self.folder / f"{self.request.chapter.name}{end}" for end in results.SUFFIXES]
+        return [self.notebook.with_suffix(end) for end in results.SUFFIXES]
 
 
 @dataclass(frozen=True)
@@ -111,22 +112,19 @@ def chapter_paths() -> dict[str, Path]:
     folder = paths.root() / "book"
     found = sorted(folder.glob("*.ipynb"), key=lambda path: (not path.stem[0].isdigit(), path.stem))
     if not found:
-        raise RequestError(
-            f"no chapters in {folder}; install from a checkout of the book with "
-            "'pip install -e .', or let KDNOTES_BOOK name one"
-        )
+        raise RequestError(f"no chapters in {folder}: let KDNOTES_BOOK name a checkout of the book")
     return {re.sub(r"^\d\d-", "", path.stem): path for path in found}
 
 
 def chapter(name: str) -> Chapter:
     """The chapter of a name. Raises RequestError, naming those there are."""
     known = chapter_paths()
-    if name not in known:
-        raise RequestError(
-            f"unknown chapter {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-        )
-    path = known[name]
-    return Chapter(name, path, _title(path), parameters.read(path))
+    if not (path := known.get(name)):
+        near = did_you_mean(name, known)
+        raise RequestError(f"unknown chapter {name!r}{near}; known: {', '.join(known)}")
+    text = "\n".join(source for _, source, _ in parameters.cells(path, "markdown"))
+    titles = [*re.findall("^# (.+)$", text, re.MULTILINE), path.stem]
+    return Chapter(name, path, titles[0].strip(), parameters.read(path))
 
 
 def chapters(only: Sequence[str] = ()) -> list[Chapter]:
@@ -136,11 +134,7 @@ def chapters(only: Sequence[str] = ()) -> list[Chapter]:
 
 
 def request(which: Chapter, given: Mapping[str, str]) -> Request:
-    """A chapter with the texts given for its parameters, everything about them checked.
-
-    Raises RequestError for an unknown name, a wrong type, what the study cannot do, or a claim of
-    the chapter that no probe could decide.
-    """
+    """A chapter with the texts given for its parameters. Raises RequestError for what is wrong."""
     # Relative before anything else, so that checks and notebook see the same value.
     values = paths.without_absolute_paths(parameters.check(which.name, which.parameters, given))
     _check_claims(which.name)
@@ -170,24 +164,14 @@ def _claims(path: Path, changed: int) -> tuple[Claim, ...]:
     return claims.load(path=path)
 
 
-def _title(path: Path) -> str:
-    """The first heading of a notebook."""
-    for cell in json.loads(path.read_text(encoding="utf-8")).get("cells", ()):
-        for line in "".join(cell["source"]).splitlines():
-            if cell["cell_type"] == "markdown" and line.startswith("# "):
-                return line.removeprefix("# ").strip()
-    return path.stem
-
-
 # --- the study of a chapter -------------------------------------------------------------------
 
 
 def planned(which: Chapter, values: Mapping[str, Any]) -> Study:
     """The study of a chapter, with the plans that its cell tagged `cast` makes of its parameters.
 
-    ``values``: those that differ from the defaults. That cell alone is run, in a namespace of its
-    own; nothing can be trained there. Raises RequestError for what cannot be done; what else the
-    cell raises becomes one that names chapter, cell and line.
+    ``values``: those that differ from the defaults. That cell alone is run, and nothing trained.
+    Raises RequestError for what cannot be done, naming chapter, cell and line where need be.
     """
     everything = which.defaults | dict(values)
 
@@ -226,8 +210,8 @@ def _declare(which: Chapter, number: int, source: str, namespace: dict[str, Any]
 def begin(name: str, namespace: Mapping[str, Any]) -> Study:
     """The study of the chapter whose notebook calls this with its ``globals()``.
 
-    Its parameters are read from there by name, and checked as the command line does; its own
-    figures get the book's style. Raises RequestError naming what is wrong and what would be right.
+    Its parameters are read from there; its own figures get the book's style. Raises RequestError
+    naming what is wrong and what would be right.
     """
     figures.style()
     which = chapter(name)
@@ -267,19 +251,21 @@ class Measured(BaseException):
 def with_teachers_exchanged(study: Study) -> Outcome:
     """What a chapter measures with the second teacher in the place of the first.
 
-    The cells of its notebook are run once more, up to the one that comes to a conclusion, in a
-    namespace of their own; cells that only show something are left out.
+    Its cells are run once more, up to the conclusion, but for those that only show something.
     """
     from IPython.utils.capture import capture_output
     from matplotlib import pyplot
 
     path, shown = chapter_paths()[study.chapter], set(pyplot.get_fignums())
+    cells = parameters.cells(path)
+    first = next(number for number, _, tags in cells if parameters.TAG in tags)
     namespace = {"__name__": "__main__"} | study.asked
     token = _EXCHANGED.set(True)
     try:
         with capture_output(stderr=False):
-            for source in parameters.cells_after(path, parameters.TAG, without="remove-input"):
-                exec(compile(source, path.name, "exec"), namespace)
+            for number, source, tags in cells:
+                if number > first and "remove-input" not in tags:
+                    exec(compile(source, path.name, "exec"), namespace)
     except Measured as measured:
         return measured.outcome
     finally:
@@ -322,25 +308,34 @@ def needed_networks(requests: Iterable[Request]) -> list[Planned]:
     return cache.with_teachers(item for each in requests for item in each.study.networks)
 
 
-def train(requests: Sequence[Request], jobs: int | None = None) -> int:
-    """Train what the requests lack, in one pool for all that share device and data folder.
+def estimate(requests: Sequence[Request], jobs: int | None = None) -> str:
+    """How long the requests will train, by how fast this machine was before, in a line."""
+    from kdnotes.training import cache, pool
 
-    Returns the number of networks trained. Raises RunFailedError when one cannot be trained.
-    """
+    wanted = needed_networks(requests)
+    lacking = cache.missing(wanted)
+    there = [item for item in wanted if cache.is_complete(item.spec) and pool.cost(item)]
+    slower = statistics.median(
+        [cache.seconds(item.spec) / pool.cost(item) for item in there] or [1]
+    )
+    cores = jobs or pool.cores()
+    minutes = slower * sum(map(pool.cost, lacking)) / max(1, min(cores, len(lacking))) / 60
+    return f"about {minutes:.1f} minutes of training on {cores} cores"
+
+
+def train(requests: Sequence[Request], jobs: int | None = None) -> None:
+    """Train what requests lack, in one pool for each device and folder. Raises RunFailedError."""
     from kdnotes.training import cache
 
-    groups: dict[tuple[str, Path | None], list[Request]] = {}
-    for each in requests:
-        groups.setdefault((each.study.device, each.study.data_dir), []).append(each)
-    trained = 0
-    for (device, data_dir), members in groups.items():
+    wheres = [(each.study.device, each.study.data_dir) for each in requests]
+    for where in dict.fromkeys(wheres):
+        members = [each for each, its in zip(requests, wheres, strict=True) if its == where]
         try:
-            trained += cache.ensure(needed_networks(members), jobs, device, data_dir)
+            cache.ensure(needed_networks(members), jobs, *where)
         except RequestError:
             raise
         except Exception as error:
             raise training_failed(error) from error
-    return trained
 
 
 def training_failed(error: Exception) -> RunFailedError:
@@ -365,15 +360,12 @@ def make_folder(folder: Path) -> Path:
 def key(run: Run) -> str:
     """Content hash of everything that an executed chapter is made from: same key, same outputs.
 
-    Template, parameters, networks, this package's sources, claims, published tables, versions of
-    the packages, and other chapters' results where it reads them. Empty, which equals no other key,
-    where images come from files that could change.
+    Other chapters' results too where it reads them. Empty, which equals no other key, where images
+    come from files that could change.
     """
     which = run.request
-    of_files = {"a file", "a folder"} & {
-        which.chapter.parameters[name].allowed for name, value in which.given.items() if value
-    }
-    if of_files or ":" in which.study.settings.dataset:
+    given = [which.chapter.parameters[name].allowed for name, value in which.given.items() if value]
+    if "a file" in given or "a folder" in given or ":" in which.study.settings.dataset:
         return ""
     root = paths.root()
     sources = [
@@ -385,14 +377,14 @@ def key(run: Run) -> str:
     if which.chapter.reads_results:
         beside = {run.folder / f"{each.name}.json" for each in chapters() if each.reads_results}
         sources += sorted(set(run.folder.glob("*.json")) - beside)
-    state = hashlib.sha256()
-    for path in sources:
-        state.update(f"{path.name}\0".encode() + path.read_bytes())
     described = {
         "given": which.given,
         "networks": [item.spec.key for item in which.study.networks],
         "versions": results.versions(),
     }
+    state = hashlib.sha256()
+    for path in sources:
+        state.update(f"{path.name}\0".encode() + path.read_bytes())
     state.update(json.dumps(described, sort_keys=True, default=str).encode())
     return state.hexdigest()[:20]
 
@@ -413,15 +405,11 @@ def split(runs: Iterable[Run]) -> tuple[list[Done], list[Run]]:
 
 
 def stamp(notebook: Path) -> dict[str, Any]:
-    """What an executed notebook says of its run: key, seconds and checksums of all files.
-
-    Raises RequestError, naming the file, where the notebook or one of them is not what it was.
-    """
+    """Key, seconds and checksums of an executed notebook. Raises RequestError for damage."""
     try:
         content = notebook.read_bytes()
         about = json.loads(content)["metadata"]["kdnotes"] if store.is_sealed(content) else {}
-        names = [f"{notebook.stem}{end}" for end in results.SUFFIXES]
-        files = {notebook.with_name(name): about["files"][name] for name in names}
+        files = {notebook.with_name(name): known for name, known in about["files"].items()}
     except (OSError, KeyError) as error:
         raise results.damaged(notebook) from error
     for path, known in files.items():
