@@ -242,9 +242,6 @@ def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
 def draw(cover: Cover, folder: Path) -> list[Path]:
     """Write the picture, and that for a phone, as SVG: the same bytes for the same results."""
     import matplotlib as mpl

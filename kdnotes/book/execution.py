@@ -125,12 +125,9 @@ def _changed(path: Path) -> int:
 def _conclude(run: Run, future: Future[float], before: dict[Path, int]) -> Done:
     try:
         seconds = future.result()
-        unsaved = [path.name for path in run.results if _changed(path) in (0, before[path])]
-        if unsaved:
-            raise RunFailedError(
-                f"ran to its end without saving {', '.join(unsaved)}: it must call "
-                f"kdnotes.book.results.save({run.request.chapter.name!r}, ...)"
-            )
+        if unsaved := [path.name for path in run.results if _changed(path) in (0, before[path])]:
+            call = f"it must call kdnotes.book.results.save({run.request.chapter.name!r}, ...)"
+            raise RunFailedError(f"ran to its end without saving {', '.join(unsaved)}: {call}")
         running.finish(run)
     except RequestError:
         run.working.unlink(missing_ok=True)
@@ -242,9 +239,6 @@ def execute_notebook(
     with store.naming(order.output):
         nbformat.write(notebook, order.output)
     return seconds
-
-
-# --- kernels ------------------------------------------------------------------------------------
 
 
 def _environment() -> dict[str, str]:

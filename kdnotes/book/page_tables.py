@@ -86,9 +86,6 @@ def benchmarks(folder: Path) -> str:
     return "\n\n".join(found) or NOT_TIMED
 
 
-# --- of files in results/ -----------------------------------------------------------------------
-
-
 def trained_out(path: Path) -> str:
     """A table of what doubling the epochs adds, of a file and those beside published runs."""
     if not path.is_file():
@@ -180,17 +177,13 @@ def _paper_table(table: Mapping[str, Any], found: pd.DataFrame) -> str:
             if arm not in ("independent", "teacher") and len(here):
                 where = table["measure"], row["condition"], arm, "independent"
                 adds = (row[arm] - row["independent"]) / scale
-                difference = stats.contrast(measured, None, *where)
-                cells = (format_number(adds, 3), difference.format(), _same_sign(adds, difference))
+                gain = stats.contrast(measured, None, *where)
+                sign = "agrees" if (gain.estimate > 0) == (adds > 0) else "disagrees"
+                sign = sign if gain.low > 0 or gain.high < 0 else "open"
+                cells = (format_number(adds, 3), gain.format(), sign)
             rows.append((row["what"], looks.of(arm).short, paper, mean, *cells))
     heads = ("images", "who", "paper", "here", "paper adds", "here adds", "sign")
     return columns_table(heads, "::----:", rows)
-
-
-def _same_sign(paper: float, here: stats.Interval) -> str:
-    if not (here.low > 0 or here.high < 0):
-        return "open"
-    return "agrees" if (here.estimate > 0) == (paper > 0) else "disagrees"
 
 
 def _setting(run: results.Saved) -> str:
@@ -254,9 +247,6 @@ def audited(path: Path) -> str:
         f"gradients on {made['gradient_images']} of them; {run['hardware']}. Intervals are over "
         "images, for these very networks."
     )
-
-
-# --- how all of them are written ----------------------------------------------------------------
 
 
 def _span(values: pd.Series) -> str:

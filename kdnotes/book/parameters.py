@@ -125,10 +125,8 @@ class Parameter:
             listed = "different numbers with commas between them"
             what = f"{listed if self.kind == 'str' else what} {limits[0]}"
         near = did_you_mean(str(value), self.choices)
-        return RequestError(
-            f"parameter {self.name!r} must be {what}{', or nothing' if self.optional else ''}, not "
-            f"{value!r}{near}; for example {self.name}={example}"
-        )
+        right = f"must be {what}{', or nothing' if self.optional else ''}, not {value!r}{near}"
+        return RequestError(f"parameter {self.name!r} {right}; for example {self.name}={example}")
 
 
 def shared() -> dict[str, Parameter]:
@@ -173,10 +171,9 @@ def check(
     """Values of the given texts, by name. Raises RequestError for an unknown name or a bad one."""
     for name in given:
         if name not in parameters:
-            raise RequestError(
-                f"chapter {chapter!r} has no parameter {name!r}{did_you_mean(name, parameters)}; "
-                f"it has: {', '.join(parameters)}"
-            )
+            wrong = f"chapter {chapter!r} has no parameter {name!r}"
+            near = did_you_mean(name, parameters)
+            raise RequestError(f"{wrong}{near}; it has: {', '.join(parameters)}")
     return {name: parameters[name].parse(text) for name, text in given.items()}
 
 

@@ -53,9 +53,8 @@ def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
         what = "whole numbers" if kind is int else "numbers"
-        raise RequestError(
-            f"parameter {name!r} must be {what} with commas between them, not {text!r}"
-        ) from error
+        right = f"must be {what} with commas between them, not {text!r}"
+        raise RequestError(f"parameter {name!r} {right}") from error
 
 
 def students(seeds: pd.Series) -> str:
@@ -359,19 +358,14 @@ def _beside(found: Findings, run: results.Saved) -> str:
     return "\n\n".join(lines)
 
 
-# --- for the command line: one run, and two of them ---------------------------------------------
-
-
 def shown(name: str, folder: Path) -> str:
     """What a run changed of its preset, its answer and its verdicts. Raises RequestError."""
     cover.declare_methods()
     run = results.load(name, folder)
     table = run.table
     differs = said(_changed(run.chapter, run.parameters)) or "nothing was changed"
-    parts = [
-        f"{name} ({run.seconds:.0f} s)",
-        f"preset {run.parameters.get('preset')}: {differs}",
-    ]
+    about = f"preset {run.parameters.get('preset')}: {differs}"
+    parts = [f"{name} ({run.seconds:.0f} s)", about]
     if run.answers:
         answers = run.answers["methods"].items()
         rows = [(f"  {looks.of(arm).short}", each["word"], each["amount"]) for arm, each in answers]
@@ -414,10 +408,9 @@ def differences(first: Path, second: Path) -> str:
     cover.declare_methods()
     there = [results.chapters(folder) for folder in (first, second)]
     if not (both := [name for name in there[0] if name in there[1]]):
-        raise RequestError(
-            f"{str(first)!r} and {str(second)!r} hold no results of the same chapter: "
-            f"{'; '.join(', '.join(names) or 'none' for names in there)}"
-        )
+        listed = "; ".join(", ".join(names) or "none" for names in there)
+        wrong = f"{str(first)!r} and {str(second)!r} hold no results of the same chapter"
+        raise RequestError(f"{wrong}: {listed}")
     return "\n\n".join(_compared(name, first, second) for name in both)
 
 
@@ -433,15 +426,8 @@ def _compared(name: str, *folders: Path) -> str:
     if one.answers and other.answers:
         parts.append(_answers(one.answers, other.answers))
     known = {claim["id"]: (claim["verdict"], _estimate(claim)) for claim in other.claims}
-    lines = [
-        (
-            f"  {claim['id']}",
-            claim["verdict"],
-            _estimate(claim),
-            *known.get(claim["id"], _NOT_ASKED),
-        )
-        for claim in one.claims
-    ]
+    told = [(claim["id"], claim["verdict"], _estimate(claim)) for claim in one.claims]
+    lines = [(f"  {name}", *its, *known.get(name, _NOT_ASKED)) for name, *its in told]
     flips = sum(there not in (here, _NOT_ASKED[0]) for _, here, _, there, _ in lines)
     if lines:
         heads = ("  claim", str(folders[0]), "", str(folders[1]), "")

@@ -104,9 +104,6 @@ class Done:
     reused: bool
 
 
-# --- chapters and their parameters ----------------------------------------------------------
-
-
 def chapter_paths() -> dict[str, Path]:
     """Notebooks of the book by chapter name, numbered ones first. Raises RequestError."""
     folder = paths.root() / "book"
@@ -164,9 +161,6 @@ def _claims(path: Path, changed: int) -> tuple[Claim, ...]:
     return claims.load(path=path)
 
 
-# --- the study of a chapter -------------------------------------------------------------------
-
-
 def planned(which: Chapter, values: Mapping[str, Any]) -> Study:
     """The study of a chapter, with the plans that its cell tagged `cast` makes of its parameters.
 
@@ -201,10 +195,8 @@ def _declare(which: Chapter, number: int, source: str, namespace: dict[str, Any]
     except Exception as error:
         lines = [each for each in traceback.extract_tb(error.__traceback__) if each[0] == file]
         where = f" ({lines[-1].line})" if lines else ""
-        raise RequestError(
-            f"chapter {which.name!r}, cell {number}, which declares its casts, failed{where}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        cell = f"chapter {which.name!r}, cell {number}, which declares its casts"
+        raise RequestError(f"{cell}, failed{where}: {type(error).__name__}: {error}") from error
 
 
 def begin(name: str, namespace: Mapping[str, Any]) -> Study:
@@ -298,9 +290,6 @@ def trained(plan: Plan) -> Cast:
     )
 
 
-# --- networks -------------------------------------------------------------------------------
-
-
 def needed_networks(requests: Iterable[Request]) -> list[Planned]:
     """Every network that the requests need, each once, teachers first."""
     from kdnotes.training import cache
@@ -315,9 +304,8 @@ def estimate(requests: Sequence[Request], jobs: int | None = None) -> str:
     wanted = needed_networks(requests)
     lacking = cache.missing(wanted)
     there = [item for item in wanted if cache.is_complete(item.spec) and pool.cost(item)]
-    slower = statistics.median(
-        [cache.seconds(item.spec) / pool.cost(item) for item in there] or [1]
-    )
+    speed = [cache.seconds(item.spec) / pool.cost(item) for item in there]
+    slower = statistics.median(speed or [1.0])
     cores = jobs or pool.cores()
     minutes = slower * sum(map(pool.cost, lacking)) / max(1, min(cores, len(lacking))) / 60
     return f"about {minutes:.1f} minutes of training on {cores} cores"
@@ -340,13 +328,8 @@ def train(requests: Sequence[Request], jobs: int | None = None) -> None:
 
 def training_failed(error: Exception) -> RunFailedError:
     """What to say when a network could not be trained."""
-    return RunFailedError(
-        f"training failed: {type(error).__name__}: {error}. Networks that were finished are kept; "
-        "the same command goes on from there"
-    )
-
-
-# --- what was run before ----------------------------------------------------------------------
+    kept = "Networks that were finished are kept; the same command goes on from there"
+    return RunFailedError(f"training failed: {type(error).__name__}: {error}. {kept}")
 
 
 def make_folder(folder: Path) -> Path:

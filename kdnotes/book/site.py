@@ -112,9 +112,6 @@ def require_jupyter_book() -> None:
             raise RequestError(f"building the site needs {called}, but {found}; {right}")
 
 
-# --- staging --------------------------------------------------------------------------------
-
-
 def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None:
     """Copy the book into a folder, with executed notebooks and tables, and solutions or without."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -132,9 +129,7 @@ def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None
         cells = [_sized(cell) for cell in answer_first(notebook["cells"])]
         cells[0]["source"] = _TITLE_NUMBER.sub("# ", "".join(cells[0]["source"]))
         if name in runs:
-            for path in runs[name].results:
-                if path.suffix in PUBLISHED:
-                    shutil.copy(path, book / TABLES)
+            _copied([name], runs[name].folder, book / TABLES)
         else:
             note = {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": _NOT_RUN}
             cells.insert(1, note)
@@ -207,9 +202,6 @@ def toc_pages(toc: Path) -> list[str]:
     return re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", toc.read_text(), re.MULTILINE)
 
 
-# --- building -------------------------------------------------------------------------------
-
-
 def publish_pages(stage_folder: Path, target: Path) -> Path:
     """Build and check the staged book, then put it at ``target``; returns the first page.
 
@@ -246,9 +238,6 @@ def publish_pages(stage_folder: Path, target: Path) -> Path:
 def _failed(what: str, problems: Iterable[str], kept: Path) -> RunFailedError:
     lines = "".join(f"\n  {problem}" for problem in problems)
     return RunFailedError(f"{what}:{lines}\nwhat was made until then is in {kept}")
-
-
-# --- checks ---------------------------------------------------------------------------------
 
 
 def toc_problems(folder: Path) -> list[str]:
@@ -336,9 +325,6 @@ class _Page(HTMLParser):
             self.images.append((about.get("src", ""), about.get("alt", "")))
         if tag in ("a", "img"):
             self.links[about.get("href" if tag == "a" else "src", "")] = None
-
-
-# --- the published run ----------------------------------------------------------------------
 
 
 def publish_results(preset: str) -> list[Path]:
