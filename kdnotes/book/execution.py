@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
@@ -329,15 +329,9 @@ def _be_kernel(
     _become(surroundings)
     from ipykernel.kernelapp import IPKernelApp
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Not with the server, but with the one who asked for the kernel.
+    threading.Thread(target=pool.end_with_parent, daemon=True).start()
     IPKernelApp.launch_instance(argv=arguments)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()  # not the server, but the one who asked for the kernel
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _become(surroundings: Mapping[str, str]) -> None:

@@ -233,11 +233,7 @@ def _study(
 
 
 class Measured(BaseException):
-    """Ends the second pass over a chapter's cells, with what it measured."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__()
-        self.outcome = outcome
+    """Ends the second pass over a chapter's cells; its argument is what it measured."""
 
 
 def with_teachers_exchanged(study: Study) -> Outcome:
@@ -259,7 +255,7 @@ def with_teachers_exchanged(study: Study) -> Outcome:
                 if number > first and "remove-input" not in tags:
                     exec(compile(source, path.name, "exec"), namespace)
     except Measured as measured:
-        return measured.outcome
+        return measured.args[0]
     finally:
         _EXCHANGED.reset(token)
         for number in set(pyplot.get_fignums()) - shown:
