@@ -209,10 +209,10 @@ def judged(runs: Mapping[str, results.Saved]) -> pd.DataFrame:
 
 def _decided() -> list[dict[str, Any]]:
     """What published runs found of the primaries, each on the images that decide it."""
-    published, asked = paths.root() / "results" / "published", claims.load()
+    published = paths.root() / "results" / "published"
     return [
         each
-        for claim in asked
+        for claim in claims.load()
         if claim.family in stats.PRIMARIES
         for run in results.runs(claim.chapter, [published / claim.decided_on]).values()
         for each in run.claims

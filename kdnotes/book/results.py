@@ -34,13 +34,7 @@ ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "mea
 # What a claim has at least; one of the book has all that `claims.evaluate` says.
 CLAIM_KEYS = ("id", "measure", "estimate", "low", "high", "criterion", "verdict", "paper")
 SUFFIXES = (".csv", ".items.parquet", ".json")
-_CALLED = {
-    "cifar10": "CIFAR-10",
-    "mnist": "MNIST",
-    "pacs": "PACS",
-    "fairface": "FairFace",
-    "scenes-of-mnist": "scenes of MNIST",
-}
+_CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
 # Whose version can change a number in the tables.
 PACKAGES = (
     "kdnotes",
@@ -135,8 +129,8 @@ class Saved(BaseModel):
 
 
 def called(images: str) -> str:
-    """What readers know the images of a published folder by."""
-    return _CALLED.get(images, images)
+    """What readers know the images of a published folder by, such as "scenes of MNIST"."""
+    return " ".join(_CALLED.get(word, word) for word in images.split("-"))
 
 
 def folder() -> Path:
