@@ -62,7 +62,7 @@ def main() -> None:
 
 def p_values(claim: dict, folder: Path, rng: np.random.Generator) -> NDArray[np.float64]:
     """Two-sided p-values of a claim with its arms exchanged; none without images."""
-    outcome = results.outcome(claim["chapter"], folder)
+    run = results.load(claim["chapter"], folder)
     arms = claim["arm"], claim["reference"]
     table, items = (
         rows[
@@ -70,7 +70,7 @@ def p_values(claim: dict, folder: Path, rng: np.random.Generator) -> NDArray[np.
             & (rows["condition"] == claim["condition"])
             & rows["arm"].isin(arms)
         ]
-        for rows in (outcome.table, outcome.items)
+        for rows in (run.table, run.items)
     )
     if set(items["arm"].astype(str)) != set(arms):
         return np.empty(0)

@@ -335,10 +335,10 @@ def audit_networks(
 @app.command("show", epilog="kdnotes show _build/runs/laptop")
 def show_results(folder: Annotated[Path, _argument("DIR", "Folder of a run or a sweep.")]) -> None:
     """What a run changed of its preset, what it answers, and its verdicts."""
-    from kdnotes.book import compared
+    from kdnotes.book import report
 
     names = _chapters_in(folder)
-    typer.echo("\n\n".join(compared.shown(name, folder) for name in names))
+    typer.echo("\n\n".join(report.shown(name, folder) for name in names))
 
 
 @app.command("compare", epilog="kdnotes compare _build/runs/laptop tau-8")
@@ -347,11 +347,11 @@ def compare_results(
     second: Annotated[Path, _argument("DIR2", "Folder of another.")],
 ) -> None:
     """What differs between two runs: parameters, main numbers, verdicts."""
-    from kdnotes.book import compared
+    from kdnotes.book import report
 
     for folder in (first, second):
         _chapters_in(folder)
-    typer.echo(compared.differences(first, second))
+    typer.echo(report.differences(first, second))
 
 
 def _chapters_in(folder: Path) -> list[str]:
@@ -435,7 +435,7 @@ def _parameters(items: Sequence[Any]) -> str:
 
 def _plan(request: Request) -> str:
     """What would be trained, by arm, and for about how long."""
-    from kdnotes.book import costs, running
+    from kdnotes.book import running
     from kdnotes.training import cache
 
     wanted = running.needed_networks([request])
@@ -444,7 +444,7 @@ def _plan(request: Request) -> str:
     rows = [("arm", "networks", "to train")]
     rows += [(arm, str(count), str(to_train[arm])) for arm, count in trained.items()]
     rows.append(("all", str(len(wanted)), str(len(lacking))))
-    return f"{aligned(rows)}\n{costs.estimate([request])}"
+    return f"{aligned(rows)}\n{running.estimate([request])}"
 
 
 if __name__ == "__main__":

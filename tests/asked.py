@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kdnotes.book import parameters, planning
+from kdnotes.book import parameters, running
 from kdnotes.book.parameters import Parameter
 from kdnotes.study import Plan, Study
 from kdnotes.training.cache import Planned
@@ -19,7 +19,8 @@ NOTEBOOKS = {path.stem[3:]: path for path in sorted(BOOK.glob("[0-9][0-9]-*.ipyn
 def study_of(chapter: str, **values: Any) -> Study:
     """The study of a chapter, some of its parameters given."""
     path = NOTEBOOKS[chapter]
-    return planning.planned(chapter, path, parameters.read(path), {"device": "cpu"} | values)
+    which = running.Chapter(chapter, path, "", parameters.read(path))
+    return running.planned(which, {"device": "cpu"} | values)
 
 
 def main_plan(study: Study) -> Plan:

@@ -21,7 +21,7 @@ from benchmarks import timing  # noqa: E402
 from benchmarks.setting import DisagreementError, Setting  # noqa: E402
 from benchmarks.timing import Contender, Row  # noqa: E402
 from kdnotes import networks  # noqa: E402
-from kdnotes.book import costs  # noqa: E402
+from kdnotes.book import page_tables  # noqa: E402
 from kdnotes.data import DataSpec  # noqa: E402
 from kdnotes.methods.kl import KL  # noqa: E402
 from kdnotes.training import cache  # noqa: E402
@@ -101,9 +101,9 @@ def test_a_published_table_has_the_columns() -> None:
 
 
 def test_the_table_on_the_site(tmp_path: Path) -> None:
-    assert costs.benchmarks(tmp_path) == costs.NOT_TIMED
+    assert page_tables.benchmarks(tmp_path) == page_tables.NOT_TIMED
     timing.write(tmp_path / "cpu.csv", [Row("c: PGD", "kdnotes", 0.5, 0.6, 2.469)])
-    assert costs.benchmarks(tmp_path).splitlines() == [
+    assert page_tables.benchmarks(tmp_path).splitlines() == [
         "On the processor:",
         "",
         "| work | contender | least seconds | median | speed-up |",
@@ -187,7 +187,7 @@ def test_the_profile_counts_every_network_once_and_every_cell(
         study = SimpleNamespace(networks=[Planned("any", spec) for spec in specs])
         run = SimpleNamespace(notebook=notebook, request=SimpleNamespace(study=study))
         runs.append(SimpleNamespace(run=run, seconds=whole))
-    assert costs.profile(runs).splitlines()[2:] == [  # type: ignore[arg-type]
+    assert page_tables.profile(runs).splitlines()[2:] == [  # type: ignore[arg-type]
         "| training teachers | 1 | 40 | 40% |",
         "| chapters: measuring | 2 | 29 | 29% |",
         "| training students by KL | 1 | 14 | 14% |",
@@ -196,4 +196,4 @@ def test_the_profile_counts_every_network_once_and_every_cell(
         "| chapters: figures, tables and verdicts | 2 | 5 | 5% |",
         "| **all** |  | 100 | 100% |",
     ]
-    assert costs.profile([]) == costs.NOT_MEASURED
+    assert page_tables.profile([]) == page_tables.NOT_MEASURED

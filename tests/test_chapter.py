@@ -127,7 +127,7 @@ def test_a_page_that_judges_other_chapters(book: Path, monkeypatch: pytest.Monke
     assert list(runs) == ["distillation"]
     assert report.gather(study, book / "nowhere") == {}
     pd.testing.assert_frame_equal(
-        results.outcome("distillation").table, results.table("distillation")
+        results.load("distillation").outcome.table, results.table("distillation")
     )
     judged = report.judged(runs)
     assert judged["verdict"].tolist() == ["agrees"]

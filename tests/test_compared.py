@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kdnotes.book import compared
+from kdnotes.book import report
 from kdnotes.cli import app
 from kdnotes.probes import wording
 from kdnotes.stats import claims
@@ -82,13 +82,13 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
 def test_what_a_change_changed_is_told_where_the_same_was_asked() -> None:
     here = {"measure": "m", "condition": "", "methods": {"kl": answer(0.77, "most")}}
     there = {"measure": "m", "condition": "", "methods": {"kl": answer(0.75, "part")}}
-    arrow = compared.ARROW
+    arrow = report.ARROW
     told = f".75 of the gap {arrow} .77 of the gap (part {arrow} most)"
-    assert compared.effects(here, there) == {"kl": told}
+    assert report.effects(here, there) == {"kl": told}
     there["methods"]["kl"] |= {"word": "most", "amount": ".75 [.70, .80] of the gap"}
-    assert compared.effects(here, there) == {"kl": f".75 of the gap {arrow} .77 of the gap"}
-    assert compared.effects(here | {"condition": "elsewhere"}, there) == {}
-    assert compared.said({"tau": (8.0, 4.0)}) == "tau 8, preset 4"
+    assert report.effects(here, there) == {"kl": f".75 of the gap {arrow} .77 of the gap"}
+    assert report.effects(here | {"condition": "elsewhere"}, there) == {}
+    assert report.said({"tau": (8.0, 4.0)}) == "tau 8, preset 4"
 
 
 def test_no_claim_is_told_in_the_names_of_tables() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdnotes.book import costs, results
+from kdnotes.book import page_tables, results
 from kdnotes.training import cache
 
 
@@ -50,7 +50,7 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[Any]:
 
 
 def test_the_profile_names_a_method_that_the_package_does_not_know(done: list[Any]) -> None:
-    assert costs.profile(done).splitlines() == [
+    assert page_tables.profile(done).splitlines() == [
         "| what | how many | seconds of one core | share |",
         "|:--|--:|--:|--:|",
         "| training students by telepathy | 1 | 180 | 43% |",
@@ -61,21 +61,21 @@ def test_the_profile_names_a_method_that_the_package_does_not_know(done: list[An
         "| chapters: figures, tables and verdicts | 2 | 8 | 2% |",
         "| **all** |  | 420 | 100% |",
     ]
-    assert costs.profile([]) == costs.NOT_MEASURED
+    assert page_tables.profile([]) == page_tables.NOT_MEASURED
 
 
 def test_networks_that_chapters_share_count_once_in_the_last_row(done: list[Any]) -> None:
-    assert costs.table(done).splitlines()[2:] == [
+    assert page_tables.table(done).splitlines()[2:] == [
         "| first | 3 | 6.0 min of one core | 30 s |",
         "| second | 2 | 3.0 min of one core | 30 s |",
         "| **all** | 3 | 6.0 min of one core | 60 s |",
     ]
-    assert costs.table([]) == costs.NOT_MEASURED
+    assert page_tables.table([]) == page_tables.NOT_MEASURED
 
 
 def test_what_doubling_adds_is_a_mean_over_seeds(tmp_path: Path) -> None:
     path = tmp_path / "trained-out.csv"
-    assert "not measured" in costs.trained_out(path)
+    assert "not measured" in page_tables.trained_out(path)
     path.write_text(
         "world,who,network,images,epochs,seed,accuracy,doubled,loss left\n"
         "scenes,independent,vgg-small,4000,9,100,.909,.929,\n"
@@ -88,7 +88,7 @@ def test_what_doubling_adds_is_a_mean_over_seeds(tmp_path: Path) -> None:
         "world,who,network,images,epochs,seed,accuracy,doubled,loss left\n"
         "scenes,independent,vgg-small,4000,9,100,.5,.6,\n"
     )
-    head, _, alone, taught, photos = costs.trained_out(path).splitlines()
+    head, _, alone, taught, photos = page_tables.trained_out(path).splitlines()
     assert head == "| images | who | network | epochs | right | doubling adds | own loss left |"
     assert alone == "| scenes | Independent | vgg-small | 9 | .915 | .013 |  |"
     assert taught.endswith("| vgg-small | 9 |  |  | 25% |")
@@ -97,7 +97,7 @@ def test_what_doubling_adds_is_a_mean_over_seeds(tmp_path: Path) -> None:
 
 def test_verdicts_of_both_editions_stand_side_by_side(tmp_path: Path) -> None:
     path = tmp_path / "first-edition.csv"
-    assert "do not come" in costs.changed(path, tmp_path)
+    assert "do not come" in page_tables.changed(path, tmp_path)
     path.write_text(
         "claim,verdict,estimate,low,high,kind\n"
         "kept,inconclusive,.1,-.1,.3,difference\ngone,reproduced,.2,.1,.3,difference\n"
@@ -106,7 +106,7 @@ def test_verdicts_of_both_editions_stand_side_by_side(tmp_path: Path) -> None:
     claim |= {"estimate": 0.1, "kind": "difference", "verdict": "agrees", "reason": "r"}
     both = [claim | {"id": "kept"}, claim | {"id": "new"}]
     results.save("scorecard", None, both, {}, 1.0, tmp_path)
-    assert costs.changed(path, tmp_path).splitlines()[2:] == [
+    assert page_tables.changed(path, tmp_path).splitlines()[2:] == [
         "| `kept` | inconclusive | **agrees** (difference .10 [.05, .15]) |",
         "| `gone` | reproduced | no longer asked |",
         "| `new` | not asked | **agrees** (difference .10 [.05, .15]) |",
@@ -123,8 +123,10 @@ def test_two_runs_are_compared_by_their_verdicts(tmp_path: Path) -> None:
         results.save("scorecard", None, claims, {}, 1.0, tmp_path / name)
         return tmp_path / name
 
-    assert costs.again(run("a"), tmp_path / "none").startswith("The laptop edition was not run")
-    said = costs.again(
+    assert page_tables.again(run("a"), tmp_path / "none").startswith(
+        "The laptop edition was not run"
+    )
+    said = page_tables.again(
         run("b", "agrees", "open", "agrees", "agrees"),
         run("c", "agrees", "agrees", "disagrees", "open"),
     )

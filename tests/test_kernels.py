@@ -14,7 +14,7 @@ import pytest
 from test_execution import order, said
 from tiny_book import code, write
 
-from kdnotes.book import kernels
+from kdnotes.book import execution
 from kdnotes.book.execution import execute_notebook
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are for
 @pytest.fixture(autouse=True, scope="module")
 def preloaded() -> None:
     before = dict(os.environ)
-    assert not kernels.preload(kernels.WORTH_LOADING - 1)
-    assert kernels.preload(kernels.WORTH_LOADING)
+    assert not execution.preload(execution.WORTH_LOADING - 1)
+    assert execution.preload(execution.WORTH_LOADING)
     assert dict(os.environ) == before
 
 
@@ -110,10 +110,9 @@ def test_kernels_end_with_the_process_that_asked_for_them(tmp_path: Path) -> Non
     write(tmp_path / "template.ipynb", [code(waiting)])
     script = (
         "from pathlib import Path\n"
-        "from kdnotes.book import kernels\n"
-        "from kdnotes.book.execution import Order, execute_notebook\n"
+        "from kdnotes.book.execution import Order, execute_notebook, preload\n"
         "here = Path.cwd()\n"
-        "forked = kernels.preload(3)\n"
+        "forked = preload(3)\n"
         "execute_notebook(Order(here / 'template.ipynb', here / 'out.ipynb', {}, {}, here, '',\n"
         "                       forked))"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from kdnotes import probes
-from kdnotes.book import paper_tables, results
+from kdnotes.book import page_tables, results
 from kdnotes.probes.base import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ def test_each_number_stands_beside_the_mean_and_the_difference_from_students_alo
     about = {"dataset": "mnist", "train_count": 10, "teacher": "a", "student": "b", "seeds": 3}
     where = tmp_path / "published" / "mnist"
     results.save("domain-adaptation", outcome, [], about, 1.0, where, command="kdnotes run this")
-    text = paper_tables.beside_the_paper(NUMBERS, tmp_path)
+    text = page_tables.beside_the_paper(NUMBERS, tmp_path)
     table = text.split("## Table 1:")[0]
     # The paper: .918 - .729 = .189. Here: .91 - .72 = .19, the same for every seed but one.
     assert "| on colours | KL | .918 | .91 | .189 | .19 [.17, .21] | agrees |" in table
@@ -49,13 +49,13 @@ def test_the_tables_name_declared_measures_and_chapters() -> None:
 
 
 def test_the_page_is_made_of_what_is_published() -> None:
-    text = paper_tables.beside_the_paper(NUMBERS, ROOT / "results")
+    text = page_tables.beside_the_paper(NUMBERS, ROOT / "results")
     assert text.count("## ") == 4
     assert sum(line.startswith("| on colours | KL |") for line in text.splitlines()) == 2
 
 
 def test_tables_have_a_rule_for_each_column() -> None:
-    text = paper_tables.beside_the_paper(NUMBERS, ROOT / "results")
+    text = page_tables.beside_the_paper(NUMBERS, ROOT / "results")
     lines = text.splitlines()
     heads = [at for at, line in enumerate(lines) if line.startswith("| images | who |")]
     assert len(heads) == 4
@@ -64,7 +64,7 @@ def test_tables_have_a_rule_for_each_column() -> None:
 
 def test_networks_that_never_met_are_shown_with_their_intervals(tmp_path: Path) -> None:
     path = tmp_path / "strangers.csv"
-    assert "not compared" in paper_tables.strangers(path)
+    assert "not compared" in page_tables.strangers(path)
     path.write_text(
         "what,who,with,images,value,low,high,kappa,on\n"
         "shape bias,resnet50,,900,0.221,0.19,0.25,,cues\n"
@@ -75,7 +75,7 @@ def test_networks_that_never_met_are_shown_with_their_intervals(tmp_path: Path) 
         "same answer,alexnet,vgg16,1280,0.5,0.48,0.52,0.4,cues\n"
         "same answer,lite0,lite1,1000,0.8,0.77,0.83,0.79,photographs\n"
     )
-    lines = paper_tables.strangers(path).splitlines()
+    lines = page_tables.strangers(path).splitlines()
     assert lines[2:5] == [
         "| 2 people | .92 to .99 |",
         "| vgg16 | .17 [.15, .20] |",

@@ -14,7 +14,7 @@ from asked import NOTEBOOKS, by_arm, main_plan, study_of
 
 import kdnotes
 from kdnotes import methods
-from kdnotes.book import parameters, planning
+from kdnotes.book import parameters, running
 from kdnotes.errors import RequestError
 from kdnotes.study import Plan, Study, arms
 from kdnotes.study.resolving import resolve
@@ -237,7 +237,7 @@ def notebook(path: Path, source: str) -> Path:
 
 
 def planned(path: Path, **values: object) -> Study:
-    return planning.planned("mine", path, parameters.read(path), values)
+    return running.planned(running.Chapter("mine", path, "", parameters.read(path)), values)
 
 
 @pytest.mark.parametrize("chapter", NOTEBOOKS)
@@ -246,7 +246,7 @@ def test_every_chapter_declares_its_casts_in_a_cell_that_runs_alone(chapter: str
     assert study.plans
     for plan in study.plans.values():
         assert plan.planned[0].arm == "teacher"
-    _, source = parameters.cell(NOTEBOOKS[chapter], planning.CAST) or (0, "")
+    _, source = parameters.cell(NOTEBOOKS[chapter], running.CAST) or (0, "")
     assert "import" not in source
 
 
@@ -301,14 +301,14 @@ print([name for name in ("torch", "torchvision", "timm", "pandas") if name in sy
 
 def test_a_notebook_begins_with_what_its_parameters_say() -> None:
     namespace = {"preset": "smoke", "tau": 8, "seeds": None, "strength": 0.5, "unrelated": object()}
-    study = planning.begin("color-invariance", namespace)
+    study = running.begin("color-invariance", namespace)
     assert study.settings.tau == 8
     assert study.settings.seeds == (100, 101)
     assert study.parameters()["strength"] == 0.5
     with pytest.raises(RequestError, match=r"'strength' must be a number \(0 to 1\), not 2"):
-        planning.begin("color-invariance", namespace | {"strength": 2})
+        running.begin("color-invariance", namespace | {"strength": 2})
     with pytest.raises(RequestError, match="'tau' must be a number"):
-        planning.begin("bias", {"tau": "hot"})
+        running.begin("bias", {"tau": "hot"})
 
 
 def test_a_study_knows_the_command_that_makes_it() -> None:
@@ -318,8 +318,8 @@ def test_a_study_knows_the_command_that_makes_it() -> None:
 
 
 def test_a_cell_can_be_run_once_more() -> None:
-    study = planning.begin("domain-adaptation", {"preset": "smoke"})
-    _, source = parameters.cell(NOTEBOOKS["domain-adaptation"], planning.CAST) or (0, "")
+    study = running.begin("domain-adaptation", {"preset": "smoke"})
+    _, source = parameters.cell(NOTEBOOKS["domain-adaptation"], running.CAST) or (0, "")
     declared = parameters.read(NOTEBOOKS["domain-adaptation"])
     given = {name: each.default for name, each in declared.items()}
     for _ in range(2):
@@ -336,7 +336,7 @@ def test_smoke_cast_is_trained_and_measured_end_to_end() -> None:
     plan.students(arms.INDEPENDENT)
     for method in plan.methods:
         plan.students(method, of=first)
-    cast = planning.trained(plan)
+    cast = running.trained(plan)
     assert cast.second_teacher is not None
     assert [len(cast.arm(arm)) for arm in ("independent", "kl")] == [1, 1]
     assert len(plan.test_images()) == 240

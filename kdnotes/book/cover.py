@@ -1,18 +1,15 @@
 """The cover: what the published runs say in one picture and three sentences, all computed.
 
-``python -m kdnotes.book.cover`` draws it from what lies in results/ and writes it there, and into
-the README. The site draws it anew.
+``python -m kdnotes.book.cover`` draws it into results/ and the README, the site anew.
 """
 
 from __future__ import annotations
 
 import html
 import math
-import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +19,6 @@ from kdnotes import methods, paths, probes, stats
 from kdnotes.book import results
 from kdnotes.figures import looks
 from kdnotes.probes import wording
-from kdnotes.probes.base import Outcome
 from kdnotes.probes.findings import Findings
 from kdnotes.stats.words import CANNOT_TELL
 from kdnotes.study import arms
@@ -38,23 +34,19 @@ NAMES = {False: "cover.svg", True: "cover-narrow.svg"}  # by whether it is for a
 _OTHER_TEACHERS = "control-second-teacher"
 _START, _END = "<!-- cover: written by python -m kdnotes.book.cover -->", "<!-- end of cover -->"
 _SOME = ("most", "part", "a little", "some, how much is open")
-_GAPLESS = "in {} there is no clear gap to close"
 QUESTION = "A small network learns from a large one: what does it inherit besides accuracy?"
 
 
 @dataclass(frozen=True)
 class Cover:
-    """The rows of the cover, of the ways of teaching that were compared, with what is said of them.
-
-    students: how many there are of each kind; teachers: over how many they are averaged.
-    """
+    """The rows, the ways of teaching, students of each kind, and teachers averaged over."""
 
     rows: Sequence[Row]
     arms: Sequence[str]
     students: int
     teachers: int
 
-    @cached_property
+    @property
     def first(self) -> str:
         """How the way of teaching is called whose words stand beside the rows."""
         return looks.of(self.arms[0]).short
@@ -64,8 +56,8 @@ class Cover:
         from kdnotes import figures
 
         notes = [
-            f"Bars: 95% intervals over {self.students} students of each kind, "
-            f"{_teachers(self.teachers)}. Under each property: its world of drawn images."
+            f"Bars: 95% intervals over {self._who()}. Under each property: its world of drawn "
+            "images."
         ]
         if any(row.note for row in self.rows):
             notes.append(
@@ -74,72 +66,67 @@ class Cover:
             )
         return figures.inherited(self.rows, self.arms, notes, narrow)
 
-    def words(self, arm: str) -> dict[str, list[str]]:
-        """The sentences of the rows by the word that an arm has in them, the best known first."""
-        found = defaultdict[str, list[str]](list)
-        for row in self.rows:
-            answer = row.methods.get(arm)
-            found[answer["word"] if answer else wording.NOT_MEASURED].append(row.sentence)
-        return dict(found)
+    def _who(self) -> str:
+        averaged = f"averaged over {self.teachers} teachers"
+        of_whom = "of one teacher" if self.teachers == 1 else averaged
+        return f"{self.students} students of each kind, {of_whom}"
+
+    def _words(self, arm: str) -> Counter[str]:
+        """How many rows have which word for an arm."""
+        return Counter(row.methods[arm]["word"] for row in self.rows if arm in row.methods)
+
+    def _elsewhere(self) -> list[tuple[Row, str, str, str]]:
+        """Row, its word, name of other images, the word there: of all that was asked again."""
+        return [
+            (row, row.methods[self.arms[0]]["word"], name, word)
+            for row in self.rows
+            for name, word in row.elsewhere.items()
+        ]
 
     def answer(self) -> str:
         """What is inherited, in one sentence."""
-        words = self.words(self.arms[0])
+        words = self._words(self.arms[0])
+        most = [row for row in self.rows if row.methods[self.arms[0]]["word"] == "most"]
         parts = [
-            f"{word.replace(', how much is open', ' (how much is open)')} in {len(words[word])}"
-            + (f" (it {'; '.join(words[word])})" if word == "most" else "")
+            f"{word.replace(', how much is open', ' (how much is open)')} in {words[word]}"
+            + (f" (it {'; '.join(row.sentence for row in most)})" if word == "most" else "")
             for word in (*_SOME, "the opposite", "none to speak of")
-            if word in words
+            if words[word]
         ]
-        unknown = {CANNOT_TELL: "in {} nobody can tell", stats.NO_GAP: _GAPLESS}
-        counts = {_GAPLESS: 0} | dict.fromkeys(unknown.values(), 0)
-        for word, there in words.items():
-            if word in (CANNOT_TELL, stats.NO_GAP, stats.UNCERTAIN_GAP):
-                counts[unknown.get(word, _GAPLESS)] += len(there)
-        parts += [said.format(count) for said, count in counts.items() if count]
-        some = {arm: sum(len(self.words(arm).get(word, ())) for word in _SOME) for arm in self.arms}
-        first, *rest = map(looks.label, self.arms)
-        counted = zip(rest, self.arms[1:], strict=True)
-        others = " and ".join(f"{label} something in {some[arm]}" for label, arm in counted)
+        if gapless := words[stats.NO_GAP] + words[stats.UNCERTAIN_GAP]:
+            parts.append(f"in {gapless} there is no clear gap to close")
+        if unknown := words[CANNOT_TELL]:
+            parts.append(f"in {unknown} nobody can tell")
+        others = [
+            f"{looks.label(arm)} something in {sum(self._words(arm)[word] for word in _SOME)}"
+            for arm in self.arms[1:]
+        ]
+        beside = f"; {' and '.join(others)}" if others else ""
         said = ", ".join(parts) or "nothing"
-        beside = f"; {others}" if others else ""
+        first = looks.label(self.arms[0])
         return f"Of {len(self.rows)} properties {first} hands on {said}{beside}."
 
     def how_sure(self) -> str:
         """What the answer rests on, and where other images say otherwise, in one sentence."""
-        pairs = [
-            (name, word == row.methods[self.arms[0]]["word"])
-            for row in self.rows
-            for name, word in row.elsewhere.items()
-        ]
-        names = ", ".join(dict.fromkeys(name for name, _ in pairs))
-        alike = sum(same for _, same in pairs)
-        there = (
-            f"asked again on {names}, {alike} of {len(pairs)} answers are the same word"
-            if pairs
-            else "on small drawn images, with no run on photographs published yet"
-        )
+        there = "on small drawn images, with no run on photographs published yet"
+        if asked := self._elsewhere():
+            names = ", ".join(dict.fromkeys(name for _, _, name, _ in asked))
+            alike = sum(here == word for _, here, _, word in asked)
+            there = f"asked again on {names}, {alike} of {len(asked)} answers are the same word"
         marked = sum(bool(row.note) for row in self.rows)
         own = f"; {marked} may be what comes with accuracy alone (*)" if marked else ""
-        return (
-            f"That rests on 95% intervals over {self.students} students of each kind, "
-            f"{_teachers(self.teachers)}: {there}{own}."
-        )
+        return f"That rests on 95% intervals over {self._who()}: {there}{own}."
 
     def disagreements(self) -> str:
         """In Markdown, a line for each row whose word is another on other images."""
-        arm = self.arms[0]
-        unlike = [
-            f"- A student {row.sentence}: {row.methods[arm]['word']} on drawn images, "
-            f"{word} on {name} ({self.first})."
-            for row in self.rows
-            for name, word in row.elsewhere.items()
-            if word != row.methods[arm]["word"]
-        ]
-        asked = sum(len(row.elsewhere) for row in self.rows)
-        if not asked:
+        if not (asked := self._elsewhere()):
             return "No run on other images is published with this version of the book."
-        return "\n".join(unlike) or f"Nowhere: all {asked} answers are the same word."
+        unlike = [
+            f"- A student {row.sentence}: {here} on drawn images, {word} on {name} ({self.first})."
+            for row, here, name, word in asked
+            if word != here
+        ]
+        return "\n".join(unlike) or f"Nowhere: all {len(asked)} answers are the same word."
 
     def text(self) -> str:
         """The three sentences that stand above the picture, in Markdown."""
@@ -156,43 +143,39 @@ class Cover:
         )
 
 
-def _teachers(count: int) -> str:
-    return "of one teacher" if count == 1 else f"averaged over {count} teachers"
-
-
 def read(drawn: Path | None = None, published: Path | None = None) -> Cover | None:
-    """The cover of the chapters in a folder, by default of the published run; None without one.
+    """The cover of the run in ``drawn``, by default the published one, with those on other images.
 
-    ``published``: a folder of runs, one for each kind of images. A run there of the same images
-    comes before that in ``drawn``, which is named only to see a run of one's own.
+    A run in ``published``, a folder of runs by their images, on the same images comes before the
+    default one. None without a run.
     """
     declared = paths.root() / "book" / "cover.yml"
-    root = paths.root() / "results"
-    own = drawn is not None
-    drawn = drawn or root / PUBLISHED_PRESET
-    others = sorted((published or root / "published").glob("*"))
+    saved = paths.root() / "results"
+    others = sorted((published or saved / "published").glob("*"))
     if not declared.is_file():
         return None
     declare_methods()
     found: list[Row] = []
     seen: list[results.Saved] = []
     for entry in yaml.safe_load(declared.read_text(encoding="utf-8")):
-        if entry["chapter"] in results.chapters(drawn):
-            row, run = _row(entry, drawn, others, own)
+        for run in results.runs(entry["chapter"], [drawn or saved / PUBLISHED_PRESET]).values():
+            run, row = _row(entry, run, results.runs(run.chapter, others), own=drawn is not None)
             found += [row] if row else []
             seen.append(run)
     if not found:
         return None
     order = [arm for arm in looks.order() if any(arm in row.methods for row in found)]
-    first = order[0]
-    found.sort(key=lambda row: -_place(row.methods.get(first)))
-    counts = [int(run.parameters.get("seeds") or 0) for run in seen]
-    teachers = [int(run.parameters.get("teacher_count") or 1) for run in seen]
-    return Cover([row for row in found if first in row.methods], order, min(counts), min(teachers))
+    rows = [row for row in found if order[0] in row.methods]
+    rows.sort(key=lambda row: -_place(row.methods[order[0]]))
+    students, teachers = (
+        min(int(run.parameters.get(name) or least) for run in seen)
+        for name, least in (("seeds", 0), ("teacher_count", 1))
+    )
+    return Cover(rows, order, students, teachers)
 
 
-def _place(answer: Mapping[str, Any] | None) -> float:
-    return answer["estimate"] if answer and answer["share"] else -math.inf
+def _place(answer: Mapping[str, Any]) -> float:
+    return answer["estimate"] if answer["share"] else -math.inf
 
 
 def declare_methods() -> None:
@@ -203,58 +186,43 @@ def declare_methods() -> None:
 
 
 def _row(
-    entry: Mapping[str, str], drawn: Path, others: Sequence[Path], own: bool
-) -> tuple[Row | None, results.Saved]:
-    """A row of the cover, None where nothing was measured; and the run that it is of."""
+    entry: Mapping[str, str], run: results.Saved, others: Mapping[Path, results.Saved], own: bool
+) -> tuple[results.Saved, Row | None]:
+    """The run that a row of the cover is of, and the row; None where nothing was measured."""
     from kdnotes.figures.cover import Row
 
-    chapter = entry["chapter"]
-    run, folder = results.load(chapter, drawn), drawn
-    beside = {}
-    for other in others:
-        if chapter not in results.chapters(other):
-            continue
-        published = results.load(chapter, other)
-        if _images(published) != _images(run):
-            beside[results.called(other.name)] = (published, other)
-        elif not own:
-            run, folder = published, other
-    measure = _measure(entry)
-    found = of_runs(chapter, folder, measure, run)
-    methods_ = _answers(run, found)
-    if not methods_:
-        return None, run
-    first = next(iter(methods_))
-    elsewhere = {}
-    for name, (published, where) in beside.items():
-        answers = _answers(published, of_runs(chapter, where, measure, published))
-        if first in answers:
-            elsewhere[name] = answers[first]["word"]
+    images = _images(run)
+    beside = {path: other for path, other in others.items() if _images(other) != images}
+    if not own:
+        run = next((each for path, each in others.items() if path not in beside), run)
+    probes.check_measure(entry["measure"], condition := entry.get("condition", ""))
+    measure = wording.declared(entry["measure"], condition)
+    assert measure is not None  # it was checked
+    measure = measure.at(condition, entry.get("sentence", ""))
+    found = of_run(run, measure)
+    if not (answers := _answers(run, found)):
+        return run, None
+    first, answer = next(iter(answers.items()))
+    there = {path: _answers(other, of_run(other, measure)) for path, other in beside.items()}
+    elsewhere = {
+        results.called(path.name): each[first]["word"]
+        for path, each in there.items()
+        if first in each
+    }
     more = found.difference(first, _OTHER_TEACHERS)
-    some = methods_[first]["share"] and methods_[first]["word"] != CANNOT_TELL
+    some = answer["share"] and answer["word"] != CANNOT_TELL
     note = "*" if measure.of == "pair" and some and more.n > 1 and more.low <= 0 else ""
-    return Row(measure.sentence, entry["world"], methods_, elsewhere, note), run
+    return run, Row(measure.sentence, entry["world"], answers, elsewhere, note)
 
 
 def _images(run: results.Saved) -> tuple[Any, Any]:
     return run.parameters.get("dataset"), run.parameters.get("glyphs")
 
 
-def _measure(entry: Mapping[str, str]) -> Measure:
-    """The declared measure of a row, in its own words where it has any."""
-    probes.check_measure(entry["measure"], condition := entry.get("condition", ""))
-    measure = wording.declared(entry["measure"], condition)
-    assert measure is not None  # it was checked
-    return measure.at(condition, entry.get("sentence", ""))
-
-
-def of_runs(chapter: str, folder: Path, measure: Measure, run: results.Saved) -> Findings:
-    """A saved run told by a measure, with single images where they were kept."""
-    table = results.table(chapter, folder)
-    there = (folder / f"{chapter}.items.parquet").is_file()
-    items = results.items(chapter, folder) if there else Outcome.of_rows([]).items
+def of_run(run: results.Saved, measure: Measure) -> Findings:
+    """A saved run told by a measure."""
     names = str(run.parameters.get("methods") or "").split(",")
-    return Findings(Outcome(table, items), measure, [name for name in names if name])
+    return Findings(run.outcome, measure, [name for name in names if name])
 
 
 def _answers(run: results.Saved, found: Findings) -> dict[str, Any]:
@@ -272,9 +240,6 @@ def _answers(run: results.Saved, found: Findings) -> dict[str, Any]:
 
 def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
-
-
-# --- files ------------------------------------------------------------------------------------
 
 
 def draw(cover: Cover, folder: Path) -> list[Path]:
@@ -332,4 +297,4 @@ def publish() -> list[Path]:
 
 
 if __name__ == "__main__":
-    print(*publish(), sep="\n", file=sys.stdout)
+    print(*publish(), sep="\n")

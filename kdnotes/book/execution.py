@@ -1,26 +1,49 @@
-"""Executing chapters on networks that are trained: papermill in threads, kernels as processes."""
+"""Executing chapters on networks that are trained: papermill in threads, kernels as processes.
+
+Kernels start at once where they are forked from a process that has loaded the heavy libraries,
+which takes each chapter seconds. On Linux only: elsewhere forking after loading is not safe.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdnotes import paths, store
-from kdnotes.book import kernels, running
+from kdnotes.book import running
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError, RunFailedError
 from kdnotes.progress import Progress, shown
 from kdnotes.training import pool
 
+# What chapters load, libraries that only a few of them use included.
+LIBRARIES = (
+    "ipykernel.kernelapp",
+    "matplotlib.pyplot",
+    "torch",
+    "timm.layers",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "sklearn.datasets",
+    "seaborn",
+    "foolbox",
+    "torchmetrics",
+)
+WORTH_LOADING = 3  # chapters from which on loading the libraries ahead saves time
 REQUEST_ERROR = "RequestError: "  # how a chapter says that the request is wrong
 LAST_WORDS = 12  # lines of what a dead kernel said that are shown
 LONGEST_SOURCE_LINE = 80
@@ -28,16 +51,13 @@ LONGEST_SOURCE_LINE = 80
 
 @dataclass(frozen=True)
 class Order:
-    """What is needed to execute a notebook, here or on another machine.
-
-    ``environment`` is what a kernel gets beside what is there; ``base`` the folder it starts in.
-    """
+    """What is needed to execute a notebook, here or on another machine."""
 
     template: Path
     output: Path
     parameters: dict[str, Any]
-    environment: dict[str, str]
-    base: Path
+    environment: dict[str, str]  # beside what is there
+    base: Path  # where the kernel starts
     key: str
     forked: bool = False
 
@@ -54,14 +74,13 @@ def execute(
 ) -> list[Done]:
     """Execute chapters on trained networks, ``jobs`` at a time, each in a kernel of its own.
 
-    ``forked``: few kernels, too, come from `kernels.preload`, which was called before; ``submit``
-    has `execute_notebook` called elsewhere than in threads of this process. Runs that can finish
-    do; then failures are raised as RunFailedError, naming the partial notebooks, or as RequestError
-    where chapters found that they cannot do what was asked for.
+    ``forked``: few kernels, too, come from `preload`; ``submit`` calls `execute_notebook`
+    elsewhere. After all have ended, raises RunFailedError, naming the partial notebooks, or
+    RequestError where chapters only found that they cannot do what was asked for.
     """
     if not runs:
         return []
-    forked = submit is None and (kernels.preload(len(runs)) or forked)
+    forked = submit is None and (preload(len(runs)) or forked)
     done: list[Done] = []
     failures: list[Exception] = []
     before = {path: _changed(path) for run in runs for path in run.results}
@@ -104,15 +123,11 @@ def _changed(path: Path) -> int:
 
 
 def _conclude(run: Run, future: Future[float], before: dict[Path, int]) -> Done:
-    """What came of an execution."""
     try:
         seconds = future.result()
-        unsaved = [path.name for path in run.results if _changed(path) in (0, before[path])]
-        if unsaved:
-            raise RunFailedError(
-                f"ran to its end without saving {', '.join(unsaved)}: it must call "
-                f"kdnotes.book.results.save({run.request.chapter.name!r}, ...)"
-            )
+        if unsaved := [path.name for path in run.results if _changed(path) in (0, before[path])]:
+            call = f"it must call kdnotes.book.results.save({run.request.chapter.name!r}, ...)"
+            raise RunFailedError(f"ran to its end without saving {', '.join(unsaved)}: {call}")
         running.finish(run)
     except RequestError:
         run.working.unlink(missing_ok=True)
@@ -128,10 +143,7 @@ def _conclude(run: Run, future: Future[float], before: dict[Path, int]) -> Done:
 
 
 def _clear(run: Run, before: Mapping[Path, int], failed: bool = False) -> str:
-    """Delete what could pass for the result of a run that did not finish; says what is kept.
-
-    Where it ``failed`` this is everything, and else, if it saved anything, the mixture.
-    """
+    """Delete what could pass for the result of a run that failed or stopped; says what is kept."""
     if failed or any(_changed(path) != before[path] for path in run.results):
         for path in (run.notebook, *run.results):
             path.unlink(missing_ok=True)
@@ -183,9 +195,8 @@ def execute_notebook(
 ) -> float:
     """Run a notebook with papermill; returns the seconds it took.
 
-    ``told`` hears how many code cells are done, of how many; ``started`` gets the kernel's process.
-    Raises RunFailedError with the failing cell or a dead kernel's last words, and RequestError
-    where a cell does.
+    ``told`` hears how many code cells are done, of how many; ``started`` gets the process. Raises
+    RequestError where a cell does, else RunFailedError with the cell or a kernel's last words.
     """
     import nbformat
     import papermill
@@ -196,18 +207,15 @@ def execute_notebook(
     template = nbformat.read(order.template, as_version=4)
     total = sum(cell.cell_type == "code" for cell in template.cells) + bool(order.parameters)
     cells = iter(range(1, total + 1))
-    environment = kernels.environment() | order.environment
     with tempfile.NamedTemporaryFile("a+", errors="replace") as said:
+        manager = _manager(order, said, started)
         try:
             notebook = papermill.execute_notebook(
                 template,
-                # papermill formats paths as templates.
-                str(order.output).replace("{", "{{").replace("}", "}}"),
+                str(order.output).replace("{", "{{").replace("}", "}}"),  # papermill formats it
                 parameters=order.parameters,
                 progress_bar=False,
-                kernel_manager_class=kernels.manager(
-                    environment, order.base, said, order.forked, started
-                ),
+                kernel_manager_class=manager,
                 on_cell_complete=lambda cell, cell_index: told(next(cells, total), total),
             )
         except PapermillExecutionError as error:
@@ -231,3 +239,101 @@ def execute_notebook(
     with store.naming(order.output):
         nbformat.write(notebook, order.output)
     return seconds
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a kernel: this process's, for one thread and figures in the notebook."""
+    # A backend chosen for scripts would leave the notebooks without figures.
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    # Several multi-threaded kernels at once would slow each other.
+    changed = {"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return pool.KEEP_FREED_MEMORY | inherited | changed
+
+
+def preload(count: int) -> bool:
+    """Begin to load the libraries if that pays for so many kernels; whether they can be forked."""
+    if sys.platform != "linux" or count < WORTH_LOADING:
+        return False
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(list(LIBRARIES))
+    # What draws into notebooks must be loaded in the notebook: it looks for its kernel then.
+    drawing = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    own = dict(os.environ)
+    try:
+        _become(_environment() | drawing)
+        forkserver.ensure_running()
+    finally:
+        _become(own)
+    return True
+
+
+def _manager(order: Order, said: IO[str], started: Callable[[Any], None]) -> type[Any]:
+    """What starts an order's kernel for nbclient; ``said``: the file that gets what it writes."""
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import LocalProvisioner
+
+    surroundings = _environment() | order.environment
+
+    class Forking(LocalProvisioner):
+        async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
+            arguments = (cmd[cmd.index("-f") :], options["env"], str(order.base), said.name)
+            process = get_context("forkserver").Process(target=_be_kernel, args=arguments)
+            process.start()
+            self.process = _Forked(process)  # type: ignore[assignment]
+            self.pid = self.pgid = process.pid  # it leads a group of its own
+            return self.connection_info
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            if order.forked:
+                about = {"kernel_id": self.kernel_id, "kernel_spec": self.kernel_spec}
+                self.provisioner = Forking(**about, parent=self)
+            options |= {"env": surroundings, "cwd": str(order.base), "stdout": said, "stderr": said}
+            await super().start_kernel(**options)
+            started(self.provisioner.process)  # type: ignore[union-attr]
+
+    return Manager
+
+
+class _Forked:
+    """A forked process with what jupyter_client asks of a `subprocess.Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.kill = process.kill
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self._process.pid, number)
+
+
+def _be_kernel(
+    arguments: list[str], surroundings: Mapping[str, str], folder: str, said: str
+) -> None:
+    """Runs in the fork."""
+    os.setsid()  # Ctrl-C reaches the one who asked for the kernel, who then ends it
+    with open(said, "ab") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    os.chdir(folder)
+    _become(surroundings)
+    from ipykernel.kernelapp import IPKernelApp
+
+    # Not with the server, but with the one who asked for the kernel.
+    threading.Thread(target=pool.end_with_parent, daemon=True).start()
+    IPKernelApp.launch_instance(argv=arguments)
+
+
+def _become(surroundings: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(surroundings)

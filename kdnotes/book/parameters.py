@@ -1,11 +1,10 @@
 """A chapter's parameters: read from its parameters cell, and checked before anything runs.
 
-papermill hands unknown names on with a warning, types arrive as text (`1e-3` from YAML is a
-string), and its own inspection overlooks annotations such as ``int | None``. So the cell is read
-here: every parameter is one line ``name: type = default  # meaning``, where a default of None makes
-the parameter optional. A meaning ends in what is allowed: of numbers ``(1 to 255)``, of texts that
-are numbers with commas between them ``(each 0 to 1)`` or ``(each whole, 1 to 255)``, of other texts
-``(light, dark or both)`` or in words ``(a folder)``, which the study then checks.
+Not by papermill, which only warns of unknown names, hands texts on as they are, and overlooks
+``int | None``. Every parameter is one line ``name: type = default  # meaning``; a default of None
+makes it optional. A meaning ends in what is allowed: of numbers ``(1 to 255)``, of lists of them
+``(each 0 to 1)`` or ``(each whole, 1 to 255)``, of texts ``(light, dark or both)`` or in words
+``(a folder)``, which the study then checks.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter
 
 from kdnotes.errors import RequestError
 
@@ -41,13 +41,17 @@ epochs: int | None = None  # passes over the training images (1 to 10000)
 skip_damaged: bool = False  # leave damaged files of an image folder out, counted and named
 """
 _LINE = re.compile(r"(\w+): (str|int|float|bool)( \| None)? = (.+?)\s+#\s*(\S.*)")
-_NUMBER = r"(-?[\d.]+)"
-_LIMITS = re.compile(rf"\((?:each (whole, )?)?{_NUMBER} to {_NUMBER}\)$")
+_LIMITS = re.compile(r"\((?:each (whole, )?)?(-?[\d.]+) to (-?[\d.]+)\)$")
 _ALLOWED = re.compile(r"\(([^()]+)\)$")
 _CHOICES = re.compile(r"\(([\w:-]+(?:, [\w:-]+)*) or ([\w:-]+)\)$")
-_KINDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-_EXAMPLES = {"str": "text", "int": "5", "float": "0.5", "bool": "true"}
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_NUMBER: TypeAdapter[float] = TypeAdapter(FiniteFloat)
+# What checks a value, what that is called, and an example.
+_KINDS: dict[str, tuple[TypeAdapter[Any], str, str]] = {
+    "str": (TypeAdapter(str), "text", "text"),
+    "int": (TypeAdapter(int), "a whole number", "5"),
+    "float": (_NUMBER, "a number", "0.5"),
+    "bool": (TypeAdapter(bool), "true or false", "true"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,50 +85,48 @@ class Parameter:
         stripped = text.strip()
         if self.optional and stripped.lower() in ("", "none", "null"):
             return None
-        try:
-            return self.accept(_parse(self.kind, stripped))
+        try:  # 1e3 is a whole number too
+            number = _NUMBER.validate_python(stripped) if self.kind == "int" else stripped
+            return self.accept(_KINDS[self.kind][0].validate_python(number))
         except ValueError as error:
             raise self._wrong(text) from error
 
     def accept(self, value: Any) -> Any:
-        """A value of a notebook, if it may stand there; whole numbers become fractional ones.
-
-        Raises RequestError naming what would be right.
-        """
+        """A notebook's value as its type, if it may stand there. Raises RequestError as `parse`."""
         if self.optional and value in (None, ""):
             return None
-        kinds = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}[self.kind]
-        right_kind = isinstance(value, kinds) and isinstance(value, bool) == (self.kind == "bool")
-        if not right_kind or not self._allows(value):
-            raise self._wrong(value)
-        return float(value) if self.kind == "float" else value
+        try:
+            checked = _KINDS[self.kind][0].validate_python(value, strict=True)
+            if self._allows(checked):
+                return checked
+        except ValueError:
+            pass
+        raise self._wrong(value)
 
     def _allows(self, value: Any) -> bool:
+        """Raises ValueError for a list with something else than numbers in it."""
         if self.choices:
             return value in self.choices
         if not (limits := _LIMITS.search(self.meaning)):
             return True
         whole, low, high = limits.groups()
-        try:
-            kind = int if whole else float
-            numbers = [*map(kind, value.split(","))] if self.kind == "str" else [value]
-        except ValueError:
-            return False
+        numbers = [value]
+        if self.kind == "str":
+            numbers = [*map(int if whole else float, value.split(","))]
         within = all(float(low) <= number <= float(high) for number in numbers)
         return within and len(set(numbers)) == len(numbers)
 
     def _wrong(self, value: Any) -> RequestError:
-        what, example = _KINDS[self.kind], self.default or _EXAMPLES[self.kind]
+        _, what, example = _KINDS[self.kind]
+        example = self.default or example
         if self.choices:
             what, example = f"{', '.join(self.choices[:-1])} or {self.choices[-1]}", self.choices[0]
         elif limits := _LIMITS.search(self.meaning):
             listed = "different numbers with commas between them"
             what = f"{listed if self.kind == 'str' else what} {limits[0]}"
         near = did_you_mean(str(value), self.choices)
-        return RequestError(
-            f"parameter {self.name!r} must be {what}{', or nothing' if self.optional else ''}, not "
-            f"{value!r}{near}; for example {self.name}={example}"
-        )
+        right = f"must be {what}{', or nothing' if self.optional else ''}, not {value!r}{near}"
+        return RequestError(f"parameter {self.name!r} {right}; for example {self.name}={example}")
 
 
 def shared() -> dict[str, Parameter]:
@@ -133,41 +135,27 @@ def shared() -> dict[str, Parameter]:
 
 
 def cell(path: Path, tag: str) -> tuple[int, str] | None:
-    """Number, counted from 1, and source of the one code cell of a notebook with a tag, if any.
-
-    Raises RequestError when the notebook is unreadable or several cells have the tag.
-    """
-    tagged = [(number, source) for number, source, tags in _code_cells(path) if tag in tags]
+    """Number, from 1, and source of the one code cell with a tag, if any. Raises RequestError."""
+    tagged = [(number, source) for number, source, tags in cells(path) if tag in tags]
     if len(tagged) > 1:
         raise RequestError(f"{path.name} needs one cell tagged {tag!r}; it has {len(tagged)}")
     return tagged[0] if tagged else None
 
 
-def cells_after(path: Path, tag: str, without: str) -> list[str]:
-    """Sources of the code cells after the one with a tag, but for those with another tag."""
-    cells = _code_cells(path)
-    first = next(number for number, _, tags in cells if tag in tags)
-    return [source for number, source, tags in cells if number > first and without not in tags]
-
-
-def _code_cells(path: Path) -> list[tuple[int, str, Sequence[str]]]:
-    """Number among all cells, source and tags. Raises RequestError for what is no notebook."""
+def cells(path: Path, kind: str = "code") -> list[tuple[int, str, Sequence[str]]]:
+    """Number among all, source and tags of the cells of a kind. Raises RequestError."""
     try:
         return [
             (number, "".join(each["source"]), each.get("metadata", {}).get("tags", ()))
             for number, each in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1)
-            if each["cell_type"] == "code"
+            if each["cell_type"] == kind
         ]
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(f"{path.name} cannot be read as a notebook: {error!r}") from error
 
 
 def read(path: Path) -> dict[str, Parameter]:
-    """Parameters of a notebook, in the order of its parameters cell.
-
-    Raises RequestError when the notebook is unreadable or the cell is missing or not in the form
-    that the module's text describes.
-    """
+    """Parameters of a notebook, in the order of its parameters cell. Raises RequestError."""
     found = cell(path, TAG)
     if found is None:
         raise RequestError(f"{path.name} needs one cell tagged {TAG!r}; it has 0")
@@ -183,10 +171,9 @@ def check(
     """Values of the given texts, by name. Raises RequestError for an unknown name or a bad one."""
     for name in given:
         if name not in parameters:
-            raise RequestError(
-                f"chapter {chapter!r} has no parameter {name!r}{did_you_mean(name, parameters)}; "
-                f"it has: {', '.join(parameters)}"
-            )
+            wrong = f"chapter {chapter!r} has no parameter {name!r}"
+            near = did_you_mean(name, parameters)
+            raise RequestError(f"{wrong}{near}; it has: {', '.join(parameters)}")
     return {name: parameters[name].parse(text) for name, text in given.items()}
 
 
@@ -194,15 +181,13 @@ def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
     """Pairs of ``NAME=VALUE`` texts. Raises RequestError when one is no pair or a name repeats."""
     pairs: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise RequestError(
-                f"{option} {text!r} must be NAME=VALUE, for example {option} seeds=5"
-            )
-        if name in pairs:
-            raise RequestError(f"{option} names {name!r} twice; give one value")
-        pairs[name] = value
+        name, _, value = text.partition("=")
+        if not name.strip() or "=" not in text:
+            example = f"for example {option} seeds=5"
+            raise RequestError(f"{option} {text!r} must be NAME=VALUE, {example}")
+        if name.strip() in pairs:
+            raise RequestError(f"{option} names {name.strip()!r} twice; give one value")
+        pairs[name.strip()] = value
     return pairs
 
 
@@ -218,33 +203,16 @@ def _cell_parameters(source: str) -> Iterable[Parameter]:
             continue
         found = _LINE.fullmatch(line.rstrip())
         try:
-            name, kind, optional, text, meaning = found.groups() if found else ("",) * 5
+            name, kind, optional, text, meaning = found.groups() if found else ()
             default = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found = None
-        if found is None:
+        except (ValueError, SyntaxError) as error:
             raise ValueError(
                 f"line {number} is not of the form 'name: type = default  # meaning', the type "
                 f"{', '.join(_KINDS)}, with or without '| None'"
-            )
+            ) from error
         each = Parameter(name, kind, bool(optional) or default is None, default, meaning)
         stated = _LIMITS.search(meaning) if kind in ("int", "float") else each.allowed
         if kind != "bool" and not stated:
-            raise ValueError(
-                f"line {number} does not end in what is allowed, such as (1 to 255), "
-                "(each 0 to 1), (light or dark) or (a folder)"
-            )
+            such = "such as (1 to 255), (each 0 to 1), (light or dark) or (a folder)"
+            raise ValueError(f"line {number} does not end in what is allowed, {such}")
         yield each
-
-
-def _parse(kind: str, text: str) -> Any:
-    if kind == "str":
-        return text
-    if kind == "bool":
-        if text.lower() not in _TRUTH:
-            raise ValueError(text)
-        return _TRUTH[text.lower()]
-    number = float(text)
-    if not math.isfinite(number) or (kind == "int" and not number.is_integer()):
-        raise ValueError(text)
-    return number if kind == "float" else int(number)  # 1e3 is a whole number too

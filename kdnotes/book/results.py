@@ -1,8 +1,8 @@
 """What a chapter found, as files: a tidy table, per-item outcomes, claims and provenance.
 
-A chapter writes NAME.csv, NAME.items.parquet and NAME.json into one folder. Each file appears
-complete or not at all, and none of them holds an absolute path. The JSON comes last and holds the
-checksums of the others and a seal; what does not match is refused where it is read.
+A chapter writes NAME.csv, NAME.items.parquet and NAME.json into one folder, each complete or not at
+all, without absolute paths. The JSON comes last and holds the checksums of the others and a seal;
+what does not match is refused where it is read.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
 from pydantic_core import to_json
 
 from kdnotes import paths, store
@@ -33,13 +34,7 @@ ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "mea
 # What a claim has at least; one of the book has all that `claims.evaluate` says.
 CLAIM_KEYS = ("id", "measure", "estimate", "low", "high", "criterion", "verdict", "paper")
 SUFFIXES = (".csv", ".items.parquet", ".json")
-_CALLED = {
-    "cifar10": "CIFAR-10",
-    "mnist": "MNIST",
-    "pacs": "PACS",
-    "fairface": "FairFace",
-    "scenes-of-mnist": "scenes of MNIST",
-}
+_CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
 # Whose version can change a number in the tables.
 PACKAGES = (
     "kdnotes",
@@ -57,10 +52,7 @@ PACKAGES = (
 
 
 class Saved(BaseModel):
-    """The JSON file of one chapter: claims with verdicts, and what they were made with.
-
-    ``seconds`` of measuring, ``training_seconds`` of one core behind it.
-    """
+    """The JSON file of one chapter: claims with verdicts, and what they were made with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,6 +69,7 @@ class Saved(BaseModel):
     primaries: str = ""  # `claims.digest` of the claims that it was judged by
     files: dict[str, str] = {}  # checksums of the other files, by ending
     seal: str = ""
+    _folder: Path = PrivateAttr()  # that it was read from
 
     @field_validator("claims")
     @classmethod
@@ -92,11 +85,42 @@ class Saved(BaseModel):
                 raise ValueError(f"claim {claim['id']!r} has {words} for texts")
         return claims
 
-    def write(self, folder: Path) -> None:
-        """Write the file beside the others, whose checksums it gets.
+    @property
+    def table(self) -> pd.DataFrame:
+        """The tidy table, columns COLUMNS and those of a sweep. Raises RequestError as `load`."""
+        with self._proved(".csv") as path:
+            read = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
+            if not {"arm", "condition", "measure"} < set(read.columns):
+                raise KeyError("columns")
+            return read.astype({"value": float})
 
-        Without absolute paths; not finite numbers become null.
-        """
+    @property
+    def items(self) -> pd.DataFrame:
+        """Outcomes of single images, columns ITEM_COLUMNS. Raises RequestError as `load`."""
+        with self._proved(".items.parquet") as path:
+            return pd.read_parquet(path)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Table and items, as probes gave them; without items where they were not kept."""
+        from kdnotes.probes.base import Outcome
+
+        kept = (self._folder / f"{self.chapter}.items.parquet").is_file()
+        return Outcome(self.table, self.items if kept else Outcome.of_rows([]).items)
+
+    @contextmanager
+    def _proved(self, end: str) -> Iterator[Path]:
+        """To read a file that is what this one says it is; what cannot be read is damaged."""
+        path = _existing(self.chapter, end, self._folder)
+        if self.files and self.files.get(end) != store.checksum(path):
+            raise damaged(path)
+        try:
+            yield path
+        except (ValueError, KeyError, OSError) as error:  # what pandas raises of anything else
+            raise damaged(path) from error
+
+    def write(self, folder: Path) -> None:
+        """Write the file and the others' checksums, without absolute paths; not finite is null."""
         text = to_json(self, inf_nan_mode="null", fallback=lambda value: value.tolist())
         content = paths.without_absolute_paths(json.loads(text))
         others = {end: folder / f"{self.chapter}{end}" for end in SUFFIXES if end != ".json"}
@@ -105,8 +129,8 @@ class Saved(BaseModel):
 
 
 def called(images: str) -> str:
-    """What readers know the images of a published folder by."""
-    return _CALLED.get(images, images)
+    """What readers know the images of a published folder by, such as "scenes of MNIST"."""
+    return " ".join(_CALLED.get(word, word) for word in images.split("-"))
 
 
 def folder() -> Path:
@@ -137,14 +161,12 @@ def save(
     parameters: Mapping[str, Any],
     seconds: float,
     where: Path | None = None,
-    training_seconds: float | None = None,
     **about: Any,
 ) -> None:
     """Write a chapter's table, items and claims into a folder (default: `folder`).
 
-    ``outcome`` None stands for a chapter that measures nothing itself. ``seconds``, and what else
-    is told ``about`` the run, as in `Saved`.
-    Raises ValueError when a claim is not whole, and KeyError when a column is missing.
+    ``outcome`` None: it measured nothing itself; ``about``: as in `Saved`. Raises ValueError when a
+    claim is not whole, and KeyError when a column is missing.
     """
     saved = Saved(
         chapter=chapter,
@@ -153,7 +175,6 @@ def save(
         versions=versions(),
         seconds=round(seconds, 2),
         hardware=hardware(parameters.get("device") or "cpu"),
-        training_seconds=None if training_seconds is None else round(training_seconds, 2),
         primaries=judged_by.digest(),
         **about,
     )
@@ -177,10 +198,7 @@ def chapters(where: Path | None = None) -> list[str]:
 
 
 def load(chapter: str, where: Path | None = None) -> Saved:
-    """Claims, parameters and provenance of a chapter.
-
-    Raises RequestError when there are none, or they are not what was saved.
-    """
+    """What a chapter saved. Raises RequestError when there is nothing, or it was altered."""
     path = _existing(chapter, ".json", where)
     content = path.read_bytes()
     try:
@@ -192,48 +210,28 @@ def load(chapter: str, where: Path | None = None) -> Saved:
         raise RequestError(f"{path} is the result of another chapter, {saved.chapter!r}")
     if "seal" in saved.model_fields_set and not store.is_sealed(content):
         raise damaged(path)
+    saved._folder = path.parent
     return saved
 
 
+def runs(chapter: str, folders: Iterable[Path]) -> dict[Path, Saved]:
+    """A chapter's runs in the folders that hold one, as `load` reads them."""
+    return {each: load(chapter, each) for each in folders if chapter in chapters(each)}
+
+
 def table(chapter: str, where: Path | None = None) -> pd.DataFrame:
-    """Tidy table of a chapter, columns COLUMNS and those of a sweep. Raises as `load` does."""
-    path = _proved(chapter, ".csv", where)
-    try:
-        read = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]})
-        if not {"arm", "condition", "measure"} < set(read.columns):
-            raise KeyError("columns")
-        return read.astype({"value": float})
-    except (ValueError, KeyError) as error:  # what pandas raises of anything that is no such table
-        raise damaged(path) from error
+    """`Saved.table` of a chapter's results. Raises as `load` does."""
+    return load(chapter, where).table
 
 
 def items(chapter: str, where: Path | None = None) -> pd.DataFrame:
-    """Per-item outcomes of a chapter, columns ITEM_COLUMNS. Raises as `load` does."""
-    path = _proved(chapter, ".items.parquet", where)
-    try:
-        return pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise damaged(path) from error
-
-
-def _proved(chapter: str, suffix: str, where: Path | None) -> Path:
-    """A file of a chapter's results that is what its JSON says it is."""
-    files, path = load(chapter, where).files, _existing(chapter, suffix, where)
-    if files and files.get(suffix) != store.checksum(path):
-        raise damaged(path)
-    return path
+    """`Saved.items` of a chapter's results. Raises as `load` does."""
+    return load(chapter, where).items
 
 
 def damaged(path: Path) -> RequestError:
     """What to say of a file of results that is not what was saved."""
     return RequestError(f"{path} is damaged: it is not what was saved; run the chapter again")
-
-
-def outcome(chapter: str, where: Path | None = None) -> Outcome:
-    """Table and items of a chapter, as its probes gave them. Raises RequestError if not there."""
-    from kdnotes.probes.base import Outcome
-
-    return Outcome(table(chapter, where), items(chapter, where))
 
 
 def _existing(chapter: str, suffix: str, where: Path | None) -> Path:

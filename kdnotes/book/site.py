@@ -9,7 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from html.parser import HTMLParser
 from importlib import metadata
 from pathlib import Path
@@ -19,27 +20,20 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from kdnotes import data, paths, store
-from kdnotes.book import (
-    costs,
-    cover,
-    execution,
-    kernels,
-    paper_tables,
-    parameters,
-    results,
-    running,
-)
+from kdnotes.book import cover, execution, page_tables, parameters, results, running
 from kdnotes.book.cover import PUBLISHED_PRESET
 from kdnotes.book.running import Done, Run
 from kdnotes.errors import RequestError, RunFailedError
 
 Edition = Literal["full", "student"]
 SOLUTION_TAG = "solution"
+PUBLISHED = (".csv", ".json")  # of the files of a chapter's run
 TABLES = "tables"  # where pages find the chapters' tables, beside the pages
 AUDITS = ("efficientnet-lite", "cifar10")  # that the book shows
 FIRST_SCREEN = "first-screen"  # tag of the cells that hold a chapter's answer
 # Formulas are drawn by MathJax in one file, which this package carries: pages need no network.
 MATHS_CARRIER, MATHS = "sphinx-mathjax-offline", "static/mathjax/tex-svg.js"
+_NEEDED = {"jupyter-book": ("Jupyter Book 1.x", "1."), MATHS_CARRIER: (MATHS_CARRIER, "")}
 _ERROR_TAG = "papermill-error-cell-tag"
 # A notebook names its own number, to be right wherever it is opened; on the site, the table of
 # contents numbers titles, and with them figures and exercises.
@@ -67,28 +61,29 @@ def build(
 ) -> Path:
     """Run the chapters (or ``only`` those named), then build the site in ``out``: its first page.
 
-    ``given``: texts for parameters, those of every chapter; ``announce`` is told for how long will
-    be trained. Chapters whose every input is unchanged are reused. Those left out keep their last
-    run if it is still valid, else they appear without outputs; a damaged one is refused. A site
-    that fails its checks does not replace the last good one. Raises RequestError before anything is
-    run, and RunFailedError with what was wrong.
+    ``given``: texts for parameters of every chapter; ``announce`` is told for how long will be
+    trained. Chapters that are left out keep their last run if it is still valid, else they appear
+    without outputs. A site that fails its checks does not replace the last good one. Raises
+    RequestError before anything is run, and RunFailedError with what was wrong.
     """
     require_jupyter_book()
     every = running.chapters()
-    chosen = {each.name for each in (running.chapters(only) if only else every)}
-    preset = given.get("preset", PUBLISHED_PRESET)
+    names = [each.name for each in every]
+    chosen = {each.name for each in running.chapters(only)} if only else {*names}
     requests = [running.request(each, given) for each in every]
     out = running.make_folder(out or paths.build_folder())
-    folder = running.make_folder(out / "runs" / preset)
-    for run in (Run(each, folder) for each in requests):
+    folder = running.make_folder(out / "runs" / given.get("preset", PUBLISHED_PRESET))
+    runs = [Run(each, folder) for each in requests]
+    for run in runs:
         if run.title not in chosen and run.notebook.exists():
             running.stamp(run.notebook)
-    announce(costs.estimate([each for each in requests if each.chapter.name in chosen], jobs))
+    wanted = [each for each in requests if each.chapter.name in chosen]
+    announce(running.estimate(wanted, jobs))
     done: list[Done] = []
     forked = False
     for late in (False, True):
-        runs = [Run(each, folder) for each in requests if each.chapter.reads_results is late]
-        reused, pending = running.split(runs)
+        now = [run for run in runs if run.request.chapter.reads_results is late]
+        reused, pending = running.split(now)
         pending = [run for run in pending if run.title in chosen]
         # Those with most networks first: nothing long is left to one core at the end.
         pending.sort(key=lambda run: -len(run.request.study.networks))
@@ -96,118 +91,86 @@ def build(
             if each.run.title in chosen:
                 report(each)
         if not late:  # kernels load what they need while networks are trained
-            forked = kernels.preload(len(pending))
-            running.train([each for each in requests if each.chapter.name in chosen], jobs)
+            forked = execution.preload(len(pending))
+            running.train(wanted, jobs)
         done += [*reused, *execution.execute(pending, jobs, report, forked)]
     suffix = "" if edition == "full" else f"-{edition}"
-    order = [each.name for each in every]
-    done.sort(key=lambda each: order.index(each.run.title))
+    done.sort(key=lambda each: names.index(each.run.title))
     stage(done, out / f"stage{suffix}", edition)
     return publish_pages(out / f"stage{suffix}", out / f"html{suffix}")
 
 
 def require_jupyter_book() -> None:
-    """Raise RequestError unless Jupyter Book 1.x is here, with the package that carries MathJax.
-
-    2.x would publish nothing, silently.
-    """
-    for package, called, wanted in (
-        ("jupyter-book", "Jupyter Book 1.x", "1."),
-        (MATHS_CARRIER, MATHS_CARRIER, ""),
-    ):
+    """Raise RequestError unless Jupyter Book 1.x (2.x publishes nothing) and MathJax are here."""
+    for package, (called, wanted) in _NEEDED.items():
         try:
             found = f"version {metadata.version(package)} is installed"
         except metadata.PackageNotFoundError:
             found = "it is not installed"
         if not found.startswith(f"version {wanted}"):
-            raise RequestError(
-                f"building the site needs {called}, but {found}; "
-                "install it with: pip install -r requirements.txt"
-            )
-
-
-# --- staging --------------------------------------------------------------------------------
+            right = "install it with: pip install -r requirements.txt"
+            raise RequestError(f"building the site needs {called}, but {found}; {right}")
 
 
 def stage(done: Sequence[Done], folder: Path, edition: Edition = "full") -> None:
-    """Copy the book into ``folder``, chapters replaced by their executed notebooks and tables.
-
-    The student edition leaves out the cells tagged as solutions.
-    """
+    """Copy the book into a folder, with executed notebooks and tables, and solutions or without."""
     shutil.rmtree(folder, ignore_errors=True)
-    root = paths.root()
-    book = folder / "book"
+    root, book = paths.root(), folder / "book"
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
     shutil.copy(root / "_toc.yml", folder)
     (book / TABLES).mkdir()
     (book / "_static").mkdir(exist_ok=True)
-    generated = _generated(root, done, book / "_static")
-    for name, text in generated.items():
+    for name, text in _generated(root, done, book / "_static").items():
         (book / TABLES / name).write_text(text + "\n", encoding="utf-8")
     runs = {each.run.request.chapter.name: each.run for each in done}
     templates = running.chapter_paths()
     for name, template in templates.items():
         notebook = _read(runs[name].notebook if name in runs else template)
-        notebook["cells"] = [_sized(cell) for cell in answer_first(notebook["cells"])]
-        title = notebook["cells"][0]
-        title["source"] = _TITLE_NUMBER.sub("# ", "".join(title["source"]))
+        cells = [_sized(cell) for cell in answer_first(notebook["cells"])]
+        cells[0]["source"] = _TITLE_NUMBER.sub("# ", "".join(cells[0]["source"]))
         if name in runs:
-            for path in runs[name].results:
-                if path.suffix in (".csv", ".json"):
-                    shutil.copy(path, book / TABLES)
+            _copied([name], runs[name].folder, book / TABLES)
         else:
             note = {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": _NOT_RUN}
-            notebook["cells"].insert(1, note)
+            cells.insert(1, note)
         if edition == "student":
-            cells = notebook["cells"]
-            notebook["cells"] = [cell for cell in cells if not _tagged(cell, SOLUTION_TAG)]
-        (book / template.name).write_text(json.dumps(notebook), encoding="utf-8")
+            cells = [cell for cell in cells if not _tagged(cell, SOLUTION_TAG)]
+        (book / template.name).write_text(json.dumps(notebook | {"cells": cells}), encoding="utf-8")
     carried = metadata.distribution(MATHS_CARRIER).locate_file(f"{MATHS_CARRIER}/{MATHS}")
     shutil.copy(str(carried), book / "_static")
     config = yaml.safe_load((root / "_config.yml").read_text())
+    sphinx = config["sphinx"]["config"]
     buttons, kept = config.pop("launch_buttons"), config.pop("repository")
     if kept["url"]:  # else there is nothing that could be launched
         # Jupyter Book would put these there itself, and then replace them by the others given.
-        options = config["sphinx"]["config"]["html_theme_options"]
-        options |= {"launch_buttons": buttons, "repository_url": kept["url"]}
-        options |= {"repository_branch": kept["branch"]}
-    if len(runs) < len(templates):
-        # Text may refer to the figures of chapters that were not run.
-        sphinx = config["sphinx"]["config"]
+        about = {"repository_url": kept["url"], "repository_branch": kept["branch"]}
+        sphinx["html_theme_options"] |= {"launch_buttons": buttons} | about
+    if len(runs) < len(templates):  # text may refer to figures of chapters that were not run
         sphinx.setdefault("suppress_warnings", []).extend(["ref.ref", "ref.numref"])
     (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def _generated(root: Path, done: Sequence[Done], pictures: Path) -> dict[str, str]:
     """Tables that pages include, by file; pictures of theirs go into a folder."""
-    saved = root / "results"
-    return {
+    saved, tables = root / "results", page_tables
+    audits, stimuli = saved / "published" / "audits", saved / "published" / "stimuli"
+    paper = root / "book" / "paper-tables.yml"
+    return {f"audit-{name}.md": tables.audited(audits / f"{name}.json") for name in AUDITS} | {
         "cover.md": cover.page(pictures),
-        "costs.md": costs.table(done),
-        "profile.md": costs.profile(done),
-        "benchmarks.md": costs.benchmarks(saved / "benchmarks"),
-        "trained-out.md": costs.trained_out(saved / "trained-out.csv"),
-        "error-rates.md": costs.error_rates(saved / "error-rates.csv"),
-        "again.md": costs.again(saved / "laptop", saved / "laptop-again"),
-        "beside-the-paper.md": paper_tables.beside_the_paper(
-            root / "book" / "paper-tables.yml", saved
-        ),
-        "strangers.md": paper_tables.strangers(saved / "published" / "stimuli" / "strangers.csv"),
-        **{
-            f"audit-{name}.md": paper_tables.audited(
-                saved / "published" / "audits" / f"{name}.json"
-            )
-            for name in AUDITS
-        },
-        "changed.md": costs.changed(saved / "first-edition.csv", saved / "laptop"),
+        "costs.md": tables.table(done),
+        "profile.md": tables.profile(done),
+        "benchmarks.md": tables.benchmarks(saved / "benchmarks"),
+        "trained-out.md": tables.trained_out(saved / "trained-out.csv"),
+        "error-rates.md": tables.error_rates(saved / "error-rates.csv"),
+        "again.md": tables.again(saved / "laptop", saved / "laptop-again"),
+        "beside-the-paper.md": tables.beside_the_paper(paper, saved),
+        "strangers.md": tables.strangers(stimuli / "strangers.csv"),
+        "changed.md": tables.changed(saved / "first-edition.csv", saved / "laptop"),
     }
 
 
 def answer_first(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells as a page shows them: title, one sentence, those tagged first-screen, the rest.
-
-    A notebook has to declare and measure before it can answer; a reader asks for the answer first.
-    """
+    """The cells as a page shows them: title, one sentence, those tagged first-screen, the rest."""
     shown = [cell for cell in cells if _tagged(cell, FIRST_SCREEN)]
     opening = _OPENING.match("".join(cells[0].get("source", ""))) if shown else None
     if opening is None:
@@ -239,9 +202,6 @@ def toc_pages(toc: Path) -> list[str]:
     return re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", toc.read_text(), re.MULTILINE)
 
 
-# --- building -------------------------------------------------------------------------------
-
-
 def publish_pages(stage_folder: Path, target: Path) -> Path:
     """Build and check the staged book, then put it at ``target``; returns the first page.
 
@@ -254,24 +214,18 @@ def publish_pages(stage_folder: Path, target: Path) -> Path:
         raise _failed("the book cannot be built", problems, stage_folder)
     # Quiet, in a folder that holds no earlier build: what is only read again when it changed
     # would not warn again. Sphinx then reads every page.
+    command = (sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build")
     finished = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from jupyter_book.cli.main import main; main()",
-            *("build", str(stage_folder), "-W", "-n", "--keep-going", "-q"),
-        ],
+        [*command, str(stage_folder), "-W", "-n", "--keep-going", "-q"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"},
     )
-    said = _COLOURS.sub("", finished.stderr).replace(f"{stage_folder}{os.sep}", "")
     pages = stage_folder / "_build" / "html"
     if finished.returncode:
-        lines = [line for line in said.splitlines() if line.strip()]
-        raise _failed("Jupyter Book reported", lines, pages)
-    problems = page_problems(pages, toc_pages(stage_folder / "_toc.yml"))
-    if problems:
+        said = _COLOURS.sub("", finished.stderr).replace(f"{stage_folder}{os.sep}", "")
+        raise _failed("Jupyter Book reported", filter(str.strip, said.splitlines()), pages)
+    if problems := page_problems(pages, toc_pages(stage_folder / "_toc.yml")):
         raise _failed("the site has problems", problems, pages)
     for page in pages.rglob("*.html"):
         if _NO_LIST[0] in (text := page.read_text(encoding="utf-8")):
@@ -281,12 +235,9 @@ def publish_pages(stage_folder: Path, target: Path) -> Path:
     return target / "index.html"
 
 
-def _failed(what: str, problems: Sequence[str], kept: Path) -> RunFailedError:
+def _failed(what: str, problems: Iterable[str], kept: Path) -> RunFailedError:
     lines = "".join(f"\n  {problem}" for problem in problems)
     return RunFailedError(f"{what}:{lines}\nwhat was made until then is in {kept}")
-
-
-# --- checks ---------------------------------------------------------------------------------
 
 
 def toc_problems(folder: Path) -> list[str]:
@@ -333,55 +284,47 @@ def output_problems(path: Path) -> list[str]:
 
 def page_problems(pages: Path, named: Sequence[str]) -> list[str]:
     """Pages that are missing, images without a description, and links that lead nowhere."""
-    problems = []
-    parsed: dict[Path, _Page] = {}
-    for page in named:
-        path = pages / f"{page}.html"
-        if path.is_file():
-            parsed[path] = _Page(path)
-        else:
-            problems.append(f"page {page} was not made")
-    for path, page_content in list(parsed.items()):
-        name = path.relative_to(pages).as_posix()
-        if _RAW_TABLE in path.read_text(encoding="utf-8"):
+    made = {page: pages / f"{page}.html" for page in named}
+    problems = [f"page {page} was not made" for page, path in made.items() if not path.is_file()]
+    parsed = lru_cache(maxsize=None)(_Page)
+    for path in filter(Path.is_file, made.values()):
+        name, page = path.relative_to(pages).as_posix(), parsed(path)
+        if page.has_raw_table:
             problems.append(f"{name}: a table is shown as the text that it is made of")
-        images = page_content.values("img", "src")
-        for source, alt in zip(images, page_content.values("img", "alt"), strict=True):
+        for source, alt in page.images:
             if not alt.strip() or "_images/" in alt:
                 problems.append(f"{name}: image {source} has no description (image: alt)")
-        for link in dict.fromkeys(page_content.values("a", "href") + images):
+        for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc or not (parts.path or parts.fragment):
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_file():
                 problems.append(f"{name}: link to {link} leads nowhere")
-            elif parts.fragment and target.suffix == ".html":
-                if target not in parsed:
-                    parsed[target] = _Page(target)
-                if unquote(parts.fragment) not in parsed[target].anchors:
-                    problems.append(f"{name}: there is no #{parts.fragment} for link {link}")
+            elif target.suffix == ".html" and unquote(parts.fragment) not in parsed(target).anchors:
+                problems.append(f"{name}: there is no #{parts.fragment} for link {link}")
     return problems
 
 
 class _Page(HTMLParser):
-    """The tags of a page; much faster than a tree of it, and there are many pages."""
+    """What a page refers to; much faster than a tree of it, and there are many pages."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.anchors = {about.get(name) for _, about in self.tags for name in ("id", "name")}
+        self.images: list[tuple[str, str]] = []  # source and description
+        self.links: dict[str, None] = {}  # each once, in their order
+        self.anchors = {""}  # where a link without one leads
+        text = path.read_text(encoding="utf-8")
+        self.has_raw_table = _RAW_TABLE in text
+        self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attributes}))
-
-    def values(self, tag: str, attribute: str) -> list[str]:
-        """An attribute of all tags of a kind, empty where a tag has none."""
-        return [about.get(attribute, "") for name, about in self.tags if name == tag]
-
-
-# --- the published run ----------------------------------------------------------------------
+        about = {name: value or "" for name, value in attributes}
+        self.anchors |= {about.get("id", ""), about.get("name", "")}
+        if tag == "img":
+            self.images.append((about.get("src", ""), about.get("alt", "")))
+        if tag in ("a", "img"):
+            self.links[about.get("href" if tag == "a" else "src", "")] = None
 
 
 def publish_results(preset: str) -> list[Path]:
@@ -390,46 +333,44 @@ def publish_results(preset: str) -> list[Path]:
     Raises RequestError when a chapter has not been run with that preset, or its files are damaged.
     """
     source = paths.build_folder() / "runs" / preset
-    target = paths.root() / "results" / preset
     names = list(running.chapter_paths())
     if missing := [name for name in names if name not in results.chapters(source)]:
-        raise RequestError(
-            f"no results of {', '.join(missing)} in {source}; first run: "
-            f"kdnotes build --preset {preset}"
-        )
+        first = f"first run: kdnotes build --preset {preset}"
+        raise RequestError(f"no results of {', '.join(missing)} in {source}; {first}")
     for each in names:
         running.stamp(source / f"{each}.ipynb")
-    target.mkdir(parents=True, exist_ok=True)
-    files = [source / f"{each}{suffix}" for each in names for suffix in (".csv", ".json")]
-    return [*(Path(shutil.copy(file, target)) for file in files), *cover.publish()]
+    return [*_copied(names, source, paths.root() / "results" / preset), *cover.publish()]
 
 
 def publish_run(folder: Path) -> list[Path]:
     """Copy a run on one set of images to results/published/IMAGES; returns what was written.
 
-    With ``images.csv``, the image files that it used (split, file) in the order that it had them.
-    Raises RequestError where the folder holds no run of the preset `published`, or several sets.
+    With the image files that it used, in their order: ``images.csv``. Raises RequestError where the
+    folder holds no run of the preset `published`, or several sets.
     """
     runs = {name: results.load(name, folder) for name in results.chapters(folder)}
     made = {(run.parameters["preset"], run.parameters["dataset"]) for run in runs.values()}
-    if len(made) != 1 or (about := next(iter(made)))[0] != "published":
+    if [preset for preset, _ in made] != ["published"]:
         raise RequestError(
-            f"{folder} must hold runs of the preset published on one set of images, "
-            f"as 'kdnotes run CHAPTER --preset published --out DIR' leaves them; it holds: "
+            f"{folder} must hold runs of the preset published on one set of images, as 'kdnotes "
+            "run CHAPTER --preset published --out DIR' leaves them; it holds: "
             f"{', '.join(sorted(' on '.join(each) for each in made)) or 'none'}"
         )
-    dataset = about[1]
+    ((_, dataset),) = made
     target = paths.root() / "results" / "published" / Path(dataset.rpartition(":")[2]).name
-    target.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}{suffix}" for name in runs for suffix in (".csv", ".json")]
-    written = [Path(shutil.copy(file, target)) for file in files]
+    written = _copied(runs, folder, target)
     if dataset.startswith(data.FOLDER_PREFIX):
         used = dict.fromkeys(each for run in runs.values() for each in _image_files(run))
-        lines = ["split,file", *(f"{split},{name}" for split, name in used)]
         with store.appearing(target / "images.csv") as path:
-            path.write_text("\n".join(lines) + "\n")
+            path.write_text("\n".join(["split,file", *map(",".join, used)]) + "\n")
         written.append(target / "images.csv")
     return [*written, *cover.publish()]
+
+
+def _copied(names: Iterable[str], source: Path, target: Path) -> list[Path]:
+    target.mkdir(parents=True, exist_ok=True)
+    files = [source / f"{name}{end}" for name in names for end in PUBLISHED]
+    return [Path(shutil.copy(file, target)) for file in files]
 
 
 def _image_files(run: results.Saved) -> Iterator[tuple[str, str]]:

@@ -24,10 +24,9 @@ SCHEDULER_TIMEOUT = 10  # seconds
 
 
 def grid_points(axes: Mapping[str, str]) -> list[dict[str, str]]:
-    """All combinations of the values of each axis.
+    """All combinations of the values of each axis, separated by semicolons, else by commas.
 
-    Values are separated by commas, or by semicolons where there is one (values with commas in
-    them). Raises RequestError for an axis without a value or with one twice.
+    Raises RequestError for an axis without a value or with one twice.
     """
     split = {}
     for name, text in axes.items():
@@ -47,23 +46,21 @@ def point_folder(out: Path, point: Mapping[str, str]) -> Path:
 
 
 def combine(name: str, points: Sequence[Mapping[str, str]], runs: Sequence[Run], out: Path) -> Path:
-    """One table and one JSON of a chapter's runs over a grid; returns the table's path.
-
-    The table has a column for each axis, then those of a chapter; claims carry their ``point``.
-    """
+    """One table, with a column per axis, and one JSON of a grid's runs; the table's path."""
     saved = [results.load(name, run.folder) for run in runs]
     tables, claims = [], []
-    for point, run, each in zip(points, runs, saved, strict=True):
+    for point, each in zip(points, saved, strict=True):
         # An axis may be called as a column is, such as one over the arm's seeds.
         axes = {f"grid_{axis}" if axis in results.COLUMNS else axis: point[axis] for axis in point}
-        part = results.table(name, run.folder).assign(**axes)
-        tables.append(part[[*axes, *results.COLUMNS]])
+        tables.append(each.table.assign(**axes)[[*axes, *results.COLUMNS]])
         claims += [claim | {"point": dict(point)} for claim in each.claims]
     with store.appearing(out / f"{name}.csv") as path:
         pd.concat(tables, ignore_index=True).to_csv(path, index=False, float_format="%.8g")
-    shared = dict(saved[0].parameters)
-    for each in saved:
-        shared = {key: value for key, value in shared.items() if each.parameters.get(key) == value}
+    shared = {
+        key: value
+        for key, value in saved[0].parameters.items()
+        if all(each.parameters.get(key) == value for each in saved)
+    }
     seconds = round(sum(each.seconds for each in saved), 2)
     combined = {"claims": claims, "parameters": shared, "seconds": seconds}
     saved[0].model_copy(update=combined).write(out)
@@ -75,9 +72,8 @@ def runs(
 ) -> list[Run]:
     """The runs of a grid, every point checked. Raises RequestError, also for a clash of names."""
     which = running.chapter(name)
-    for axis in points[0]:
-        if axis in given:
-            raise RequestError(f"{axis!r} is both in --grid and in -p; keep one of them")
+    if both := points[0].keys() & given:
+        raise RequestError(f"{min(both)!r} is both in --grid and in -p; keep one of them")
     folders = [point_folder(out, point) for point in points]
     if len(set(folders)) < len(points):
         raise RequestError("two points of the grid would go into one folder; sweep them apart")
@@ -96,13 +92,10 @@ def execute(
     """Train the union of the networks, then execute the points that are not there yet.
 
     Here, or on the workers of the dask ``scheduler`` at an address, which share this file system.
-    Raises RequestError when a folder cannot be written to or the scheduler cannot be used, and
-    RunFailedError.
+    Raises RequestError when that or a folder cannot be used, and RunFailedError.
     """
     with _client(scheduler) if scheduler else nullcontext() as client:
-        for folder in dict.fromkeys(
-            each for run in wanted for each in (run.folder.parent, run.folder)
-        ):
+        for folder in (wanted[0].folder.parent, *(run.folder for run in wanted)):
             running.make_folder(folder)
         submit = None
         if client is None:
@@ -121,40 +114,32 @@ def _client(address: str) -> Iterator[Any]:
     """A client of a dask scheduler whose workers have one thread each."""
     try:
         from distributed import Client
-    except ImportError as error:
-        raise RequestError(
-            "--scheduler needs dask: pip install 'dask[distributed]', or leave the option out"
-        ) from error
-    try:
+
         client = Client(address, timeout=SCHEDULER_TIMEOUT)
+    except ImportError as error:
+        raise RequestError("--scheduler needs dask: pip install 'dask[distributed]'") from error
     except (OSError, ValueError) as error:
-        raise RequestError(
-            f"no dask scheduler answers at {address!r} ({error}); start one with 'dask scheduler'"
-        ) from error
+        wrong = f"no dask scheduler answers at {address!r} ({error})"
+        raise RequestError(f"{wrong}; start one with 'dask scheduler'") from error
     with client:
         threads = set(client.nthreads().values())
         if threads != {1}:
-            found = f"has workers with {max(threads)} threads" if threads else "has no workers"
-            raise RequestError(
-                f"the scheduler at {address!r} {found}; start them with "
-                f"'dask worker {address} --nthreads 1'"
-            )
+            found = f"workers with {max(threads)} threads" if threads else "no workers"
+            right = f"start them with 'dask worker {address} --nthreads 1'"
+            raise RequestError(f"the scheduler at {address!r} has {found}; {right}")
         yield client
 
 
 def _train_there(client: Any, wanted: Sequence[Run]) -> None:
     """Train networks on a scheduler's workers, students when their teachers are there."""
-    folder = str(paths.cache_folder().absolute())
-    futures: dict[str, Any] = {}
+    folder, futures = str(paths.cache_folder().absolute()), dict[str, Any]()
     for run in wanted:
         study = run.request.study
-        data_dir = study.data_dir and study.data_dir.absolute()
+        where = (study.device, study.data_dir and study.data_dir.absolute(), folder)
         for item in running.needed_networks([run.request]):
             if item.spec.key not in futures:
                 behind = [futures[spec.key] for spec in item.spec.trained_before]
-                futures[item.spec.key] = client.submit(
-                    _train_one, item, study.device, data_dir, folder, behind
-                )
+                futures[item.spec.key] = client.submit(_train_one, item, *where, behind)
     try:
         client.gather(list(futures.values()))
     except Exception as error:

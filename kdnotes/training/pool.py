@@ -131,15 +131,15 @@ def _start_worker(events: Any) -> None:
     for name in ("SIGINT", "SIGHUP"):  # the parent answers Ctrl-C and a terminal that is closed
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent has ended, even by a kill that nobody can answer."""
+def end_with_parent() -> None:
+    """End this process when its parent has ended, even by a kill that nobody can answer."""
     parent = parent_process()
     assert parent is not None
     parent.join()
