@@ -29,7 +29,7 @@ def known() -> Mapping[str, type[Method]]:
     Raises RequestError where two have one name, or an entry point names something else.
     """
     found: dict[str, type[Method]] = {}
-    for method in (*_in_this_folder(), *_of_other_packages()):
+    for method in _declared():
         if method.name in found:
             both = f"{found[method.name].__module__} and {method.__module__}"
             raise RequestError(f"two methods are called {method.name!r}: in {both}")
@@ -37,18 +37,13 @@ def known() -> Mapping[str, type[Method]]:
     return dict(sorted(found.items(), key=lambda item: (not item[1].by_default, item[1].rank)))
 
 
-def _in_this_folder() -> Iterator[type[Method]]:
-    for file in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{file.name}")
-        for value in vars(module).values():
-            if _is_method(value) and value.__module__ == module.__name__:
+def _declared() -> Iterator[type[Method]]:
+    for file in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for value in vars(importlib.import_module(file.name)).values():
+            if _is_method(value) and value.__module__ == file.name:
                 yield value
-
-
-def _of_other_packages() -> Iterator[type[Method]]:
     for entry in entry_points(group=GROUP):
-        value = entry.load()
-        if not _is_method(value):
+        if not _is_method(value := entry.load()):
             raise RequestError(f"{entry.value}, an entry point of {GROUP}, is no class of a method")
         yield value
 

@@ -30,8 +30,8 @@ class Group:
 class Outputs(NamedTuple):
     """What a network makes of a batch; what the method does not ask for may be absent.
 
-    ``logits`` (B, classes); ``features`` (B, D), the input of the last layer; ``layer``, the output
-    of the layer that the method names, (B, C, H, W), or (B, classes) where it names the logits.
+    ``logits`` (B, classes); ``features`` (B, D), the input of the last layer; ``layer``, what the
+    layer that the method names gives, (B, C, H, W), or (B, classes) for the logits.
     """
 
     logits: Tensor = None  # type: ignore[assignment]
@@ -43,10 +43,10 @@ class Outputs(NamedTuple):
 class Batch:
     """What a method sees of one step.
 
-    ``labels`` int64 (B,); ``indices`` int64 (B,), the images' places in the training set, each at
-    most once; ``soft_labels(tau)``: the target probabilities (B, classes) at a temperature, the
-    teacher's unless the student is a control that gets others; ``beside``: what `Method.prepare`
-    returned; ``generator`` lives on the batch's device and is the method's own.
+    ``labels`` int64 (B,); ``indices`` int64 (B,), places in the training set, each at most once;
+    ``soft_labels(tau)``: target probabilities (B, classes) at a temperature, the teacher's unless
+    the student is a control; ``generator``: the method's own, on the batch's device; ``beside``:
+    what `Method.prepare` returned.
     """
 
     labels: Tensor
@@ -62,7 +62,7 @@ class Batch:
 class Method(BaseModel):
     """A way of teaching: the student minimises gamma * cross-entropy + weight * ``term``.
 
-    The fields are its settings with defaults and ranges; ``tau`` follows the chapters' parameter.
+    The fields are its settings; ``tau`` follows the chapters' parameter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -83,9 +83,9 @@ class Method(BaseModel):
     weight: float = Field(default=1.0, ge=0, description="weight of the method's own term")
 
     def layers(self) -> tuple[str, str] | None:
-        """Which layer of the student, and of the teacher, the method looks at; mostly none.
+        """Which layers of student and teacher it looks at, as `kdnotes.networks.hint_layer` reads.
 
-        As `kdnotes.networks.hint_layer` reads them: a dotted path, "logits", or a depth as "2/3".
+        A dotted path, "logits", or a depth such as "2/3".
         """
         return None
 
