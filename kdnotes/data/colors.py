@@ -1,9 +1,7 @@
 """Changes of colour on batches of float images, one set of factors per image.
 
-Each step is torchvision's formula for float images (brightness, contrast, saturation, hue in HSV).
-Libraries draw one set of factors or one order of steps per batch, or take no generator: here each
-image has its own factors and order, drawn from a generator of ours, so that the result does not
-depend on how images are batched.
+Each step is torchvision's formula for float images. Libraries draw factors or the order of steps
+per batch, or take no generator: here each image has its own, however images are batched.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdnotes.data.image_data import PerImage
+from kdnotes.data import PerImage
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,10 @@ def draw_jitter(
     """
     unit = torch.rand(4, count, generator=generator)
     order = torch.rand(count, 4, generator=generator).argsort(1)
-    factors = [
-        _between(max(0.0, 1 - strength), 1 + strength, unit[step])
-        for step, strength in enumerate((brightness, contrast, saturation))
-    ]
-    return JitterFactors(factors[0], factors[1], factors[2], _between(-hue, hue, unit[3]), order)
+    ranges = [(max(0.0, 1 - most), 1 + most) for most in (brightness, contrast, saturation)]
+    ranges.append((-hue, hue))
+    drawn = [low + (high - low) * row for (low, high), row in zip(ranges, unit, strict=True)]
+    return JitterFactors(*drawn, order)
 
 
 def jitter(images: Tensor, factors: JitterFactors) -> Tensor:
@@ -67,9 +64,9 @@ def jitter(images: Tensor, factors: JitterFactors) -> Tensor:
     changed = images.clone(memory_format=torch.contiguous_format)
     amounts = (factors.brightness, factors.contrast, factors.saturation, factors.hue)
     for position in factors.order.unbind(1):
-        for number, step in enumerate((_brightness, _contrast, _saturation, rotate_hue)):
+        for number, amount in enumerate(amounts):
             chosen = (position == number).nonzero().flatten().to(images.device)
-            changed[chosen] = step(changed[chosen], amounts[number].to(images.device)[chosen])
+            changed[chosen] = _step(number, changed[chosen], amount.to(images.device)[chosen])
     return changed
 
 
@@ -101,29 +98,14 @@ def rotate_hue(images: Tensor, turns: Tensor | float) -> Tensor:
     return turned
 
 
-def _between(low: float, high: float, unit: Tensor) -> Tensor:
-    return low + (high - low) * unit
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Grey values (N, 1, H, W), weighted as torchvision does."""
-    red, green, blue = images.split(1, 1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
-
-
-def _blend(images: Tensor, other: Tensor | float, factors: Tensor) -> Tensor:
-    """factor * images + (1 - factor) * other, kept in [0, 1]; factors (N,)."""
-    weight = factors[:, None, None, None]
+def _step(number: int, images: Tensor, amount: Tensor) -> Tensor:
+    """One of the four steps; the first three blend images with black, mean grey, or their grey."""
+    if number == 3:
+        return rotate_hue(images, amount)
+    other: Tensor | float = 0.0
+    if number > 0:
+        red, green, blue = images.split(1, 1)
+        grey = 0.2989 * red + 0.587 * green + 0.114 * blue
+        other = grey.mean((2, 3), keepdim=True) if number == 1 else grey
+    weight = amount[:, None, None, None]
     return (weight * images + (1 - weight) * other).clamp_(0, 1)
-
-
-def _brightness(images: Tensor, factors: Tensor) -> Tensor:
-    return _blend(images, 0.0, factors)
-
-
-def _contrast(images: Tensor, factors: Tensor) -> Tensor:
-    return _blend(images, _grey(images).mean((2, 3), keepdim=True), factors)
-
-
-def _saturation(images: Tensor, factors: Tensor) -> Tensor:
-    return _blend(images, _grey(images), factors)

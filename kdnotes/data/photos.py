@@ -41,8 +41,7 @@ class StreamingImages:
 
     def __getitem__(self, indices: Tensor, /) -> Tensor:
         names = [self.names[index] for index in indices.tolist()]
-        images = np.empty((len(names), 3, self.size, self.size), np.uint8)
-        damaged = _decode(self.root, names, self.size, images, quiet=True)
+        images, damaged = _decoded(self.root, names, self.size, quiet=True)
         refuse_damaged(self.root, len(names), damaged)
         return torch.from_numpy(images)
 
@@ -58,11 +57,11 @@ def read(
     held = len(names) * 3 * size * size <= HELD
     if not held and not skip_damaged:
         return StreamingImages(root, names, size), torch.arange(len(names))
-    images = np.empty((len(names) if held else 0, 3, size, size), np.uint8)
-    damaged = _decode(root, names, size, images if held else None)
+    images, damaged = _decoded(root, names, size, keep=held)
     if not skip_damaged:
         refuse_damaged(root, len(names), damaged)
     kept = [place for place, name in enumerate(names) if name not in damaged]
+    places = torch.tensor(kept).long()
     if damaged:
         print(
             f"kdnotes: {root}: skipped {len(damaged)} of {len(names)} files that cannot be read: "
@@ -70,21 +69,18 @@ def read(
             file=sys.stderr,
             flush=True,
         )
-    places = torch.tensor(kept).long()
     if not held:
         return StreamingImages(root, [names[place] for place in kept], size), places
     return torch.from_numpy(images[kept] if damaged else images), places
 
 
-def _decode(
-    root: Path, names: Sequence[str], size: int, images: np.ndarray | None, quiet: bool = False
-) -> dict[str, str]:
-    """Decode photos into images, uint8 (n, 3, size, size); return what is wrong with the others.
-
-    images None: only find out which photos cannot be read.
-    """
+def _decoded(
+    root: Path, names: Sequence[str], size: int, keep: bool = True, quiet: bool = False
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Photos as uint8 (n, 3, size, size), none unless ``keep``; what is wrong with damaged ones."""
     from PIL import UnidentifiedImageError
 
+    images = np.empty((len(names) if keep else 0, 3, size, size), np.uint8)
     damaged: dict[str, str] = {}
 
     def block(start: int) -> None:
@@ -93,12 +89,12 @@ def _decode(
                 pixels = _pixels(root / names[index], size)
             except MemoryError:
                 raise
-            except UnidentifiedImageError:
-                damaged[names[index]] = "no image"
             except Exception as error:  # damaged bytes make decoders raise almost anything
-                damaged[names[index]] = str(error) or type(error).__name__
+                unknown = isinstance(error, UnidentifiedImageError)
+                said = str(error) or type(error).__name__
+                damaged[names[index]] = "no image" if unknown else said
             else:
-                if images is not None:
+                if keep:
                     images[index] = pixels
 
     with (
@@ -109,7 +105,7 @@ def _decode(
     ):
         for _ in pool.map(block, range(0, len(names), _BLOCK)):
             shown.advance(_BLOCK)
-    return damaged
+    return images, damaged
 
 
 def _pixels(path: Path, size: int) -> np.ndarray:
@@ -122,9 +118,8 @@ def _pixels(path: Path, size: int) -> np.ndarray:
         flat = _colour(image)
     side = min(flat.size)
     left, top = (flat.width - side) / 2, (flat.height - side) / 2
-    square = flat.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
+    box = (left, top, left + side, top + side)
+    square = flat.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return np.asarray(square).transpose(2, 0, 1)
 
 
@@ -140,7 +135,6 @@ def _colour(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose white is unknown")
     if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")

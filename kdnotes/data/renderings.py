@@ -1,9 +1,8 @@
 """Five unseen domains made from images: sketch, stylised, silhouette, edge, cue-conflict.
 
-Stand-ins for the sets of Geirhos et al. (2019): every image is drawn anew, in each of five ways, so
-that its class stays known. Pure functions of float images (N, 3, H, W) in [0, 1]; sizes in pixels
-are meant for images of 32 and grow with them. What is random comes in `Draws`, one for each image,
-so that the result does not depend on how images are batched.
+Stand-ins for the sets of Geirhos et al. (2019): every image is drawn anew in five ways, so that its
+class stays known. Pure functions of float images (N, 3, H, W) in [0, 1]; sizes in pixels are meant
+for images of 32 and grow with them. What is random comes in `Draws`, however images are batched.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnotes.data import glyphs
-from kdnotes.data.image_data import PerImage
+from kdnotes.data import PerImage, drawing
 from kdnotes.errors import RequestError
 
 DOMAINS = ("sketch", "stylised", "silhouette", "edge", "cue-conflict")
@@ -48,8 +46,7 @@ class Draws(PerImage):
 
 def draw(labels: Tensor, seed: int) -> Draws:
     """Draws for images with these labels (N,); the same seed gives the same ones."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(labels)
+    generator, count = torch.Generator().manual_seed(seed), len(labels)
     return Draws(
         torch.randn(count, 2, 4, 4, generator=generator),
         torch.rand(count, 3, generator=generator),
@@ -59,10 +56,7 @@ def draw(labels: Tensor, seed: int) -> Draws:
 
 
 def partners(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """For each image the place of a random one of another class, int64 (N,).
-
-    Where all are of one class it is a random one of that.
-    """
+    """For each image the place of a random one of another class, if there is one, int64 (N,)."""
     count = len(labels)
     unit = torch.rand(count, generator=generator, dtype=torch.float64)
     order = labels.argsort(stable=True)
@@ -76,39 +70,28 @@ def partners(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render(
-    images: Tensor,
-    others: Tensor,
-    draws: Draws,
-    shapes: Tensor | None = None,
-    ground: str = "own",
+    images: Tensor, others: Tensor, draws: Draws, shapes: Tensor | None = None, ground: str = "own"
 ) -> dict[str, Tensor]:
     """Images (n, 3, H, W) in all five domains, by the names in `DOMAINS`.
 
     others: their partners' images; draws: theirs; shapes: bool (n, H, W), where the shape is, None
     where that is not known. Sketches and silhouettes are dark on ``light`` ground; with ``own``
-    they are light on dark where the shape is known to be lighter than what surrounds it, as
-    networks that only know light shapes recognise nothing else. Raises RequestError for another
-    ground.
+    light on dark where the shape is known to be lighter than what surrounds it: networks that only
+    know light shapes recognise nothing else. Raises RequestError for another ground.
     """
     if ground not in GROUNDS:
         raise RequestError(f"the ground is one of {', '.join(GROUNDS)}, not {ground!r}")
     height, width = images.shape[-2:]
     photographs = photo_patches(draws.photograph, height, width).to(images)
     textures = noise(draws.noise, height, width)
-    rendered = {
-        "sketch": sketch(images, draws.wobble),
-        "stylised": stylised(images, photographs),
-        "silhouette": silhouette(images, shapes),
-        "edge": edges(images),
-        "cue-conflict": cue_conflict(images, others, textures),
-    }
+    lines, shape = sketch(images, draws.wobble), silhouette(images, shapes)
     if shapes is not None and ground == "own":
-        light = _is_lighter(images, shapes.to(images.device)).view(-1, 1, 1, 1)
-        for name in ("sketch", "silhouette"):
-            rendered[name] = torch.where(light, 1 - rendered[name], rendered[name])
-    return {
-        name: each.contiguous(memory_format=torch.channels_last) for name, each in rendered.items()
-    }
+        light = _is_lighter(images, shapes).view(-1, 1, 1, 1)
+        lines, shape = (torch.where(light, 1 - each, each) for each in (lines, shape))
+    conflict = cue_conflict(images, others, textures)
+    rendered = (lines, stylised(images, photographs), shape, edges(images), conflict)
+    layout = {"memory_format": torch.channels_last}
+    return {name: each.contiguous(**layout) for name, each in zip(DOMAINS, rendered, strict=True)}
 
 
 def sketch(images: Tensor, wobble: Tensor) -> Tensor:
@@ -116,7 +99,7 @@ def sketch(images: Tensor, wobble: Tensor) -> Tensor:
 
     wobble: (N, 2, h, w), how far lines go astray at a coarse grid of places.
     """
-    steepness = _gradient(_blur(value(images), 0.5 * _unit(images)))[0]
+    steepness = _gradient(_blur(images.amax(1, keepdim=True), 0.5 * _unit(images)))[0]
     full = torch.quantile(steepness.flatten(1), 0.95, dim=1).clamp(min=_FAINTEST)
     ink = (steepness / full[:, None, None, None]).clamp(0, 1)
     height, width = images.shape[-2:]
@@ -125,17 +108,16 @@ def sketch(images: Tensor, wobble: Tensor) -> Tensor:
     astray = astray * _WOBBLE * _unit(images) * 2 / size
     still = torch.eye(2, 3).expand(len(images), 2, 3).to(images)
     grid = F.affine_grid(still, [len(images), 1, height, width], align_corners=False)
-    drawn = F.grid_sample(
-        ink, grid + astray.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
-    )
+    grid = grid + astray.permute(0, 2, 3, 1)
+    drawn = F.grid_sample(ink, grid, padding_mode="border", align_corners=False)
     return (0.97 - 0.87 * drawn).expand(-1, 3, -1, -1)
 
 
 def stylised(images: Tensor, styles: Tensor) -> Tensor:
     """The coarse shape of an image in the colours of another, under the other's fine texture.
 
-    A crude stand-in for the style transfer of the original set: colours by `repaint`, their spread
-    in brightness stretched where the style is so even that the shape would be lost.
+    A crude stand-in for style transfer: colours by `repaint`, their spread in brightness stretched
+    where the style is so even that the shape would be lost.
     """
     painted = repaint(_coarse(images), styles)
     mean = painted.mean((2, 3), keepdim=True)
@@ -168,7 +150,7 @@ def edges(images: Tensor) -> Tensor:
 
     The two thresholds are shares of the image's own steepest gradient.
     """
-    smooth = _blur(value(images), 0.7 * _unit(images))
+    smooth = _blur(images.amax(1, keepdim=True), 0.7 * _unit(images))  # whatever the colour
     steepest = _gradient(smooth)[0].amax((1, 2, 3)).clamp(min=_FAINTEST)
     thin = canny(smooth, _WEAK_EDGE * steepest, _STRONG_EDGE * steepest).to(images)
     return F.max_pool2d(F.pad(thin, (0, 1, 0, 1)), 2, 1).expand(-1, 3, -1, -1)
@@ -177,8 +159,7 @@ def edges(images: Tensor) -> Tensor:
 def cue_conflict(images: Tensor, others: Tensor, random: Tensor) -> Tensor:
     """The coarse shape of an image with the colours and the texture of one of another class.
 
-    The texture is the other's fine detail with its phases made random: how strong each frequency
-    and direction is stays, and where anything is gets lost. random: noise (N, 1, H, W).
+    The texture is the other's fine detail, scrambled. random: noise (N, 1, H, W).
     """
     detail = scramble(others - _coarse(others), random)
     return (repaint(_coarse(images), others) + detail).clamp(0, 1)
@@ -188,11 +169,6 @@ def grey(images: Tensor) -> Tensor:
     """Brightness as people see it (N, 1, H, W)."""
     weights = torch.tensor(_GREY).to(images).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
-
-
-def value(images: Tensor) -> Tensor:
-    """Brightness as the largest of the three channels (N, 1, H, W), whatever the colour."""
-    return images.amax(1, keepdim=True)
 
 
 def otsu(light: Tensor) -> Tensor:
@@ -214,8 +190,8 @@ def otsu(light: Tensor) -> Tensor:
 def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
     """Edges, bool (N, 1, H, W), of smoothed brightness (N, 1, H, W); thresholds (N,).
 
-    A pixel is one where the gradient is largest across its direction and either above ``strong``,
-    or above ``weak`` and connected to such a pixel (Canny 1986).
+    There the gradient is largest across its direction and either above ``strong``, or above
+    ``weak`` and connected to such a pixel (Canny 1986).
     """
     steepness, across, down = _gradient(smooth)
     direction = torch.round(torch.atan2(down, across) / (torch.pi / 4)).long() % 4
@@ -278,12 +254,8 @@ def scramble(images: Tensor, random: Tensor) -> Tensor:
 
 def noise(seeds: Tensor, height: int, width: int) -> Tensor:
     """White noise (N, 1, H, W), each image's from a seed of its own."""
-    generator = torch.Generator()
-    planes = [
-        torch.randn(1, height, width, generator=generator.manual_seed(seed))
-        for seed in seeds.tolist()
-    ]
-    return torch.stack(planes)
+    own = (torch.Generator().manual_seed(seed) for seed in seeds.tolist())
+    return torch.stack([torch.randn(1, height, width, generator=each) for each in own])
 
 
 def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
@@ -292,7 +264,7 @@ def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
     A patch covers half of a photograph's height where the images are small, more where they are
     large, so that it holds some of its structure.
     """
-    photos = glyphs.photographs()
+    photos = drawing.photographs()
     patches = []
     for which, down, right in where.tolist():
         photo = photos[int(which * len(photos))]
@@ -307,10 +279,10 @@ def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
 
 def _is_lighter(images: Tensor, shapes: Tensor) -> Tensor:
     """Whether each shape is lighter than what surrounds it, bool (N,)."""
-    light, inside = value(images)[:, 0], shapes.to(images.dtype)
-    sizes = inside.sum((1, 2)), (1 - inside).sum((1, 2))
-    within = (light * inside).sum((1, 2)) / sizes[0].clamp(min=1)
-    around = (light * (1 - inside)).sum((1, 2)) / sizes[1].clamp(min=1)
+    light, inside = images.amax(1), shapes.to(images)
+    within, around = (
+        (light * part).sum((1, 2)) / part.sum((1, 2)).clamp(min=1) for part in (inside, 1 - inside)
+    )
     return within > around
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from kdnotes.data.spec import Strict
+from kdnotes.data import Strict
 from kdnotes.lazy import torch
 
 if TYPE_CHECKING:
@@ -63,10 +63,9 @@ class Views(Strict):
     @property
     def centre(self) -> int:
         """The number of the view that leaves an image as it is."""
-        middle = self.pad // self.step
         if self.pad % self.step:
             raise ValueError(f"pad {self.pad} is no multiple of step {self.step}: no centre view")
-        return middle * self.shifts + middle
+        return self.pad // self.step * (self.shifts + 1)
 
 
 class ColorJitter(Strict):
@@ -85,10 +84,7 @@ class Crops(Strict):
     largest: float = Field(default=1.0, gt=0, le=1)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Scale (share of the area) and place of one crop per image, (count, 3): area, down, right.
-
-        ``down`` and ``right`` run from 0 to 1 over the places where the crop lies inside.
-        """
+        """One crop per image, (count, 3): share of the area; down, right as in `ResizedCrops`."""
         drawn = torch.rand((count, 3), generator=generator)
         drawn[:, 0] = self.smallest + (self.largest - self.smallest) * drawn[:, 0]
         return drawn
@@ -97,9 +93,9 @@ class Crops(Strict):
 class ResizedCrops(Strict):
     """Random rectangles scaled to squares, maybe mirrored: ImageNet's usual training views.
 
-    ``smallest`` and ``largest`` bound the rectangle's share of the image's area, ``aspect`` its
-    longer by its shorter side; sides beyond the image's are cut to it. ``size`` is the side of the
-    view in pixels, None meaning the image's own. These views are no finite set: teachers are live.
+    ``smallest`` and ``largest`` bound the rectangle's share of the area, ``aspect`` its longer by
+    its shorter side; sides beyond the image's are cut. ``size``: side of the view in pixels, None
+    meaning the image's own. These views are no finite set: teachers are live.
     """
 
     smallest: float = Field(default=0.08, gt=0, le=1)
@@ -131,12 +127,9 @@ class ResizedCrops(Strict):
         theta[:, 0, 2] = (2 * right - 1) * (1 - width)
         theta[:, 1, 2] = (2 * down - 1) * (1 - height)
         side = self.size or images.shape[-1]
-        grid = torch.nn.functional.affine_grid(
-            theta, [len(images), 3, side, side], align_corners=False
-        )
-        seen = torch.nn.functional.grid_sample(
-            images, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
+        tools, shape = torch.nn.functional, [len(images), 3, side, side]
+        grid = tools.affine_grid(theta, shape, align_corners=False)
+        seen = tools.grid_sample(images, grid, padding_mode="border", align_corners=False)
         return seen.contiguous(memory_format=torch.channels_last)
 
     def whole(self, images: Tensor) -> Tensor:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdnotes.data import folders
+from kdnotes.data import DataSpec, ImageData, Source, file_sources, folders
 from kdnotes.data.folders import FolderOptions
-from kdnotes.data.image_data import ImageData, file_sources
-from kdnotes.data.registry import Source
-from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from kdnotes.data import drawing, glyphs
-from kdnotes.data.image_data import ImageData, joined
-from kdnotes.data.registry import Source
-from kdnotes.data.spec import DataSpec, Strict
+from kdnotes.data import DataSpec, ImageData, Source, Strict, drawing, joined
 from kdnotes.lazy import torch
 
 if TYPE_CHECKING:
@@ -55,7 +52,7 @@ def load(spec: DataSpec, options: SceneOptions, data_dir: Path | None) -> ImageD
     Factors: digit, marker, side (0: digit left) and group, the number in `STYLES`. The same
     options, split, count and seed give the same pixels.
     """
-    pool = glyphs.load(options.glyphs, spec.split, data_dir)
+    pool = drawing.glyphs(options.glyphs, spec.split, data_dir)
     total = _DEFAULT_COUNT[spec.split] if spec.count is None else spec.count
     asked = options.model_dump() | _SEEDED_BY
     generator = drawing.generator_for("scenes", spec.split, spec.seed, asked)
@@ -70,13 +67,13 @@ class MnistSceneOptions(SceneOptions):
 
 
 SOURCES = tuple(
-    Source(name, load, glyphs.fingerprint, options, glyphs.CLASSES, drawn=True, about=8000)
+    Source(name, load, drawing.fingerprint, options, drawing.CLASSES, drawn=True, about=8000)
     for name, options in (("scenes", SceneOptions), ("scenes-of-mnist", MnistSceneOptions))
 )
 
 
 def _drawn(
-    options: SceneOptions, pool: glyphs.Glyphs, total: int, generator: torch.Generator
+    options: SceneOptions, pool: drawing.Glyphs, total: int, generator: torch.Generator
 ) -> ImageData:
     labels = torch.randperm(total, generator=generator) % 10
     shape = drawing.cue(labels, options.shape_agreement, generator)
@@ -86,31 +83,23 @@ def _drawn(
     angle = drawing.uniform(-0.15, 0.15, (total,), generator)
     offsets = drawing.uniform(-1, 1, (total, 2), generator)
     left = torch.rand(total, generator=generator) < 0.5
+    center = 0.5 * SIZE + offsets * options.placement * (0.5 - side[:, None] / 2) * SIZE
     if options.marker:
-        digit_x = torch.where(left, 0.27, 0.73) * SIZE + offsets[:, 0] * 0.03 * SIZE
-    else:
-        digit_x = 0.5 * SIZE + offsets[:, 0] * options.placement * (0.5 - side / 2) * SIZE
-    digit_y = 0.5 * SIZE + offsets[:, 1] * options.placement * (0.5 - side / 2) * SIZE
-    center = torch.stack([digit_x, digit_y], 1)
+        center[:, 0] = torch.where(left, 0.27, 0.73) * SIZE + offsets[:, 0] * 0.03 * SIZE
     coverage = drawing.pasted(ink[chosen], SIZE, center, side, angle)
     background = drawing.smooth_background(total, SIZE, generator)
     paint = drawing.bright_colors(total, generator, labels, options.hue_agreement)
-    images, coverage, group = _in_style(options, background, coverage, paint, generator)
+    weights = torch.tensor(options.group_weights)
+    group = torch.multinomial(weights, total, replacement=True, generator=generator)
+    images, coverage = _in_style(group, background, coverage, paint)
     factors = {"digit": shape, "group": group, "side": (~left).long()}
     masks = {"digit": coverage[:, 0] > 0.3}
     if options.marker:
-        images, factors["marker"], masks["marker"] = _marked(
-            options, images, labels, left, generator
-        )
+        marked = _marked(options, images, labels, left, generator)
+        images, factors["marker"], masks["marker"] = marked
         masks["digit"] &= ~masks["marker"]
-    return ImageData(
-        drawing.to_bytes(images),
-        labels,
-        glyphs.CLASSES,
-        pool.ids[chosen],
-        factors=factors,
-        masks=masks,
-    )
+    pixels, sources = drawing.to_bytes(images), pool.ids[chosen]
+    return ImageData(pixels, labels, drawing.CLASSES, sources, factors, masks)
 
 
 def _marked(
@@ -127,21 +116,11 @@ def _marked(
 
 
 def _in_style(
-    options: SceneOptions,
-    background: Tensor,
-    coverage: Tensor,
-    paint: Tensor,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The digit drawn over the background in each image's group style (`STYLES`)."""
-    weights = torch.tensor(options.group_weights)
-    group = torch.multinomial(weights, len(paint), replacement=True, generator=generator)
-    style = group[:, None, None, None]
-    outlined = (group == STYLES.index("outline")).nonzero()[:, 0]
-    if len(outlined):
-        rims = drawing.outlines(coverage[outlined])
-        coverage = coverage.index_copy(0, outlined, rims)
+    group: Tensor, background: Tensor, coverage: Tensor, paint: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The digit drawn over the background in each image's group style (`STYLES`), and where."""
+    _, dark, outline, faint = (group[:, None, None, None] == n for n in range(len(STYLES)))
+    coverage = torch.where(outline, drawing.outlines(coverage), coverage)
     images = coverage * paint + (1 - coverage) * background
-    strength = torch.where(style == STYLES.index("faint"), 0.35, 1.0)
-    images = background + strength * (images - background)
-    return torch.where(style == STYLES.index("dark"), 1 - images, images), coverage, group
+    images = background + torch.where(faint, 0.35, 1.0) * (images - background)
+    return torch.where(dark, 1 - images, images), coverage
