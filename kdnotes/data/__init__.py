@@ -42,8 +42,8 @@ class Strict(BaseModel):
 class DataSpec(Strict):
     """Which images: enough to make the same ones again, and to name them in a cache key.
 
-    ``name``: that of a source, for some with a path behind a colon. ``count`` None means all there
-    are. ``options`` are the source's own. ``fingerprint`` names the content of the files behind it.
+    ``name``: that of a source, for some with a path behind a colon. ``count`` None: all there are.
+    ``options``: the source's own. ``fingerprint``: names the content of the files behind it.
     """
 
     name: str
@@ -93,14 +93,7 @@ class ImageData:
 
     def subset(self, indices: Tensor) -> ImageData:
         """The same data set reduced to the indices, held in memory."""
-        return replace(
-            self,
-            images=self.batch(indices),
-            labels=self.labels[indices],
-            sources=self.sources[indices],
-            factors={name: values[indices] for name, values in self.factors.items()},
-            masks={name: values[indices] for name, values in self.masks.items()},
-        )
+        return _rows([self], lambda parts: parts[0][indices])
 
     def sample(self, count: int, seed: int) -> ImageData:
         """As many images, chosen by the seed, in their order; all where there are no more."""
@@ -117,15 +110,18 @@ class ImageData:
 
 def joined(parts: Sequence[ImageData]) -> ImageData:
     """Data sets of one kind, held in memory, one after the other."""
-    first = parts[0]
-    return replace(
-        first,
-        images=torch.cat([part.images for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        sources=torch.cat([part.sources for part in parts]),
-        factors={name: torch.cat([part.factors[name] for part in parts]) for name in first.factors},
-        masks={name: torch.cat([part.masks[name] for part in parts]) for name in first.masks},
-    )
+    return _rows(parts, torch.cat)
+
+
+def _rows(parts: Sequence[ImageData], merge: Callable[[list[Any]], Tensor]) -> ImageData:
+    """Data sets of one kind as one: what ``merge`` makes of each of their tensors."""
+    rows, first = [vars(part) for part in parts], parts[0]
+    plain = {each: merge([row[each] for row in rows]) for each in ("images", "labels", "sources")}
+    named = {
+        each: {name: merge([row[each][name] for row in rows]) for name in getattr(first, each)}
+        for each in ("factors", "masks")
+    }
+    return replace(first, **plain, **named)
 
 
 def file_sources(numbers: Tensor, split: str) -> Tensor:
@@ -154,16 +150,15 @@ class NoOptions(Strict):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: what is known without reading it, and how to get it.
+    """A data set: what is known without reading it, and how to get it. Must not import torch.
 
     name: with ``takes_path`` a path follows it behind a colon, with ``takes_list`` may follow a CSV
     of the files to take (split, file). load: images from a specification, its checked options and a
     data folder (None: the default one); fingerprint: from the same a name of the content behind
-    them, for cache keys. options: the model that checks them. classes: their names, None where only
-    the files tell. mirrored: whether training images may be mirrored. drawn: made on request, as
-    many as asked for; of others a part is taken. size: side of its images in pixels, unless an
-    option says it. about: rough number of training images, for estimates of time. Declaring one
-    must not import torch: load does.
+    them, for cache keys. options: the model that checks them. classes: None where only the files
+    tell. mirrored: whether training images may be. drawn: made on request, as many as asked for; of
+    others a part is taken. size: side of its images in pixels, unless an option says it. about:
+    rough number of training images, for estimates of time.
     """
 
     name: str

@@ -19,8 +19,7 @@ class JitterFactors(PerImage):
     """One change of colour per image.
 
     brightness, contrast, saturation: factors (N,), 1 changes nothing; hue: turns (N,), 0 changes
-    nothing; order: int64 (N, 4), the steps as they follow each other (0 brightness, 1 contrast,
-    2 saturation, 3 hue).
+    nothing; order: int64 (N, 4), how these steps, 0 to 3, follow each other.
     """
 
     brightness: Tensor
@@ -38,16 +37,15 @@ def draw_jitter(
     hue: float,
     generator: torch.Generator,
 ) -> JitterFactors:
-    """Factors for ``count`` images, uniform as in torchvision's ColorJitter.
+    """Factors for ``count`` images, uniform as in torchvision's ColorJitter, in random order.
 
-    Brightness, contrast and saturation lie in [max(0, 1 - s), 1 + s], hue in [-h, h] turns, the
-    order is random. A generator gives the same uniform numbers whatever the strengths: with
+    Brightness, contrast and saturation lie in [max(0, 1 - s), 1 + s], hue in [-h, h] turns. With
     generators of one seed, a weaker jitter is the stronger one scaled down.
     """
     unit = torch.rand(4, count, generator=generator)
     order = torch.rand(count, 4, generator=generator).argsort(1)
     ranges = [(max(0.0, 1 - most), 1 + most) for most in (brightness, contrast, saturation)]
-    ranges.append((-hue, hue))
+    ranges += [(-hue, hue)]
     drawn = [low + (high - low) * row for (low, high), row in zip(ranges, unit, strict=True)]
     return JitterFactors(*drawn, order)
 
@@ -55,8 +53,7 @@ def draw_jitter(
 def jitter(images: Tensor, factors: JitterFactors) -> Tensor:
     """Images with their colours changed, float (N, 3, H, W) in [0, 1] in and out.
 
-    Equals torchvision's ColorJitter steps image by image, up to rounding. Raises ValueError when
-    there is not one set of factors for each image.
+    Raises ValueError when there is not one set of factors for each image.
     """
     if len(images) != len(factors):
         raise ValueError(f"{len(images)} images but {len(factors)} sets of factors")
@@ -71,10 +68,9 @@ def jitter(images: Tensor, factors: JitterFactors) -> Tensor:
 
 
 def rotate_hue(images: Tensor, turns: Tensor | float) -> Tensor:
-    """Images with the hue turned around the HSV circle; saturation and value stay as they are.
+    """Images, float (N, 3, H, W) in [0, 1], with the hue turned around the HSV circle.
 
-    images: float (N, 3, H, W) in [0, 1]; turns: one number or (N,), 1 is the full circle. Equals
-    torchvision's adjust_hue up to rounding, at an eighth of its time on a CPU.
+    turns: one number or (N,), 1 is the full circle. Takes an eighth of the time of torchvision's.
     """
     turns = torch.as_tensor(turns, dtype=images.dtype, device=images.device).expand(len(images))
     red, green, blue = images.contiguous().unbind(1)

@@ -39,8 +39,8 @@ def glyphs(
 ) -> Glyphs:
     """Glyphs of one split; train and test share none.
 
-    ``bundled`` are scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), split by class with a
-    fixed seed; ``mnist`` is MNIST with its own split. Raises RequestError if MNIST is missing.
+    ``bundled``: scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), split by class with a fixed
+    seed; ``mnist``: MNIST with its own split. Raises RequestError if MNIST is missing.
     """
     import numpy as np
 
@@ -137,18 +137,6 @@ def pasted(ink: Tensor, size: int, center: Tensor, side: Tensor, angle: Tensor) 
     return tools.grid_sample(ink, grid, align_corners=False)
 
 
-def outlines(coverage: Tensor) -> Tensor:
-    """The rims (N, 1, H, W) of what is covered."""
-    grown = torch.nn.functional.max_pool2d(coverage, 3, stride=1, padding=1)
-    shrunk = -torch.nn.functional.max_pool2d(-coverage, 3, stride=1, padding=1)
-    return (grown - shrunk).clamp(0, 1)
-
-
-def smooth_background(total: int, size: int, generator: torch.Generator) -> Tensor:
-    """Dark, smoothly varying colours (N, 3, size, size)."""
-    return enlarged(torch.rand((total, 3, 4, 4), generator=generator), size) * 0.5
-
-
 def photo_background(
     total: int, size: int, generator: torch.Generator, photos: Sequence[Tensor]
 ) -> Tensor:
@@ -166,25 +154,6 @@ def photo_background(
         left = int(right * (photo.shape[2] - step * size))
         patches.append(photo[:, top : top + step * size : step, left : left + step * size : step])
     return torch.stack(patches)
-
-
-def disc(
-    markers: Tensor, size: int, center: Tensor, contrast: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Discs with one of ten textures (five orientations, two frequencies): colour and coverage."""
-    total, radius = len(markers), 0.16 * size
-    steps = torch.arange(size) + 0.5
-    dx = steps[None, None, :] - center[:, 0, None, None]
-    dy = steps[None, :, None] - center[:, 1, None, None]
-    coverage = (radius + 0.5 - (dx**2 + dy**2).sqrt()).clamp(0, 1)[:, None]
-    angle = (markers % 5).float() * (math.pi / 5)
-    period = torch.where(markers < 5, 3.2, 6.0) * (size / 32)
-    phase = uniform(0, 2 * math.pi, (total, 1, 1), generator)
-    along = dx * torch.cos(angle)[:, None, None] + dy * torch.sin(angle)[:, None, None]
-    swing = torch.sin(2 * math.pi * along / period[:, None, None] + phase)[:, None]
-    wave = 0.5 + 0.5 * contrast * swing
-    light, dark = bright_colors(total, generator), bright_colors(total, generator) * 0.15
-    return wave * light + (1 - wave) * dark, coverage
 
 
 def bright_colors(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median_low
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -89,10 +89,10 @@ class Folder:
     def split(self, split: str) -> list[Photo]:
         """Photos of a split. Raises RequestError where it is not there, or lacks a class."""
         if split not in self.photos:
+            wanted = " or ".join(_SPLIT_FOLDERS[split])
             raise RequestError(
-                f"{self.root} has no {split} split: no folder "
-                f"{' or '.join(_SPLIT_FOLDERS[split])} with a sub-folder for each class. A folder "
-                "that holds the class folders directly is split automatically"
+                f"{self.root} has no {split} split: no folder {wanted} with a sub-folder for each "
+                "class. A folder that holds the class folders directly is split automatically"
             )
         present = _by("label", self.photos[split])
         if lost := [label for label in self.classes if label not in present]:
@@ -129,11 +129,9 @@ class Folder:
 
 
 def domain_names(name: str) -> tuple[str, ...]:
-    """Folders in ``imagefolder:PATH`` that hold folders, sorted: its domains if it has any.
-
-    Raises RequestError when there is no such folder.
-    """
-    return _domains_in(_root(name))
+    """Folders in ``imagefolder:PATH`` that hold folders, sorted; RequestError if it is none."""
+    root = _root(name)
+    return tuple(top for top in _folders_in(root) if _folders_in(root / top))
 
 
 def image_size(name: str, options: dict[str, Any]) -> int:
@@ -142,10 +140,9 @@ def image_size(name: str, options: dict[str, Any]) -> int:
 
 
 def survey(name: str, options: FolderOptions) -> Folder:
-    """What there is in ``imagefolder:PATH``; PATH may start with ``~``.
+    """What there is in ``imagefolder:PATH``; a relative one starts where the command was typed.
 
-    A relative one starts where the command was typed. Raises RequestError on a folder, or a table
-    of groups, that cannot be used.
+    Raises RequestError on a folder, or a table of groups, that cannot be used.
     """
     root = _root(name)
     domains = tuple(sorted(set(options.domains)))
@@ -164,16 +161,15 @@ def survey(name: str, options: FolderOptions) -> Folder:
         photos, names["group"] = _in_groups(root, photos, options)
     elif options.leave_out or options.counts:
         raise RequestError("leave_out and counts name groups: name the CSV that has them as groups")
-    left = _by("split", photos)
-    parts = {split: left.get(split, []) for split in splits}
-    return Folder(root, options, size, classes, parts, names)
+    splits = {split: [] for split in splits} | _by("split", photos)  # all may be left out of one
+    return Folder(root, options, size, classes, splits, names)
 
 
 def photos_to_test(text: str) -> tuple[Path, list[Photo]]:
     """A folder and the photos to measure in it, by class and name, without holding any back.
 
-    Those of its test or val folder where it has one with classes, else of all its class folders.
-    Raises RequestError as `survey`.
+    Those of its test or val folder where it has one, else of all its class folders. Raises
+    RequestError as `survey`.
     """
     root = _root(text)
     photos = _in_classes(root, _split_folder(root, "", "test") or "")
@@ -208,18 +204,11 @@ def _root(name: str) -> Path:
     return path
 
 
-def _domains_in(root: Path) -> tuple[str, ...]:
-    return tuple(top for top in _folders_in(root) if _folders_in(root / top))
-
-
 def _in_domain(root: Path, domain: str) -> list[Photo]:
     """Photos of one domain, in both splits."""
-    there = _domains_in(root)
-    if domain not in there:
-        raise RequestError(
-            f"{root} has no domain folder {domain!r} with class folders; it has: "
-            f"{', '.join(there) or 'none'}"
-        )
+    if domain not in (there := domain_names(str(root))):
+        has = ", ".join(there) or "none"
+        raise RequestError(f"{root} has no domain {domain!r} with class folders; it has: {has}")
     photos = _in_splits(root, f"{domain}/")
     if len(splits := _by("split", photos)) == 1:
         raise RequestError(
@@ -263,13 +252,11 @@ def _held_out(folder: Path, photos: list[Photo]) -> list[Photo]:
     done = []
     for label, part in _by("label", photos).items():
         if len(part) < 2:
-            raise RequestError(
-                f"class {label!r} in {folder} has one image; an automatic split needs two or more"
-            )
+            raise RequestError(f"class {label!r} in {folder} has one image; a split needs two")
         part.sort(key=lambda photo: checksum(f"0/{photo.name}".encode(errors="surrogateescape")))
         held = max(1, round(len(part) * TEST_SHARE))
-        splits = ["test"] * held + ["train"] * (len(part) - held)
-        done += [photo._replace(split=own) for photo, own in zip(part, splits, strict=True)]
+        done += [photo._replace(split="test") for photo in part[:held]]
+        done += [photo._replace(split="train") for photo in part[held:]]
     return done
 
 
@@ -284,10 +271,9 @@ def _in_classes(root: Path, prefix: str) -> list[Photo]:
         hint = f"; did you mean {FOLDER_PREFIX}{inner}?" if len(_folders_in(inner)) > 1 else ""
         raise RequestError(f"{folder} has a single class folder, {labels[0]!r}{hint}")
     by_label = {label: list(_in_class(root, prefix, label)) for label in labels}
-    if empty := [label for label, photos in by_label.items() if not photos]:
-        raise RequestError(
-            f"class folders without images in {folder}: {enumerated(empty)} (kinds read: {_KINDS})"
-        )
+    if empty := enumerated([label for label in labels if not by_label[label]]):
+        kinds = f"(kinds read: {_KINDS})"
+        raise RequestError(f"class folders without images in {folder}: {empty} {kinds}")
     _refuse_domains(folder, prefix, by_label)
     return [photo for photos in by_label.values() for photo in photos]
 
@@ -343,14 +329,11 @@ def _by(place: str, photos: Iterable[Photo]) -> dict[str, list[Photo]]:
 
 
 def _folders_in(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not _is_ignored(e.name))
-    except OSError as error:
-        _refuse_folder(error)
+    there = next(os.walk(folder, onerror=_refuse_folder))[1]
+    return sorted(name for name in there if not _is_ignored(name))
 
 
-def _refuse_folder(error: OSError) -> NoReturn:
+def _refuse_folder(error: OSError) -> None:
     raise RequestError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
@@ -368,7 +351,7 @@ def usual_size(root: Path, names: Sequence[str]) -> int:
             # What cannot be opened is named when it is decoded: damaged bytes raise anything.
             with suppress(Exception), Image.open(root / name) as image:
                 sides.append(min(image.size))
-    typical = median_low(sides) if sides else _LARGEST_DEFAULT_SIZE
+    typical = median_low(sides or [_LARGEST_DEFAULT_SIZE])
     return min(max(typical, _SMALLEST_SIZE), _LARGEST_DEFAULT_SIZE)
 
 
@@ -385,10 +368,8 @@ def _in_groups(
             f"to that folder, such as {photos[0].name}"
         )
     if unknown := {*options.leave_out, *counts} - set(groups):
-        raise RequestError(
-            f"no image is in the group {min(unknown)!r}; groups in {options.groups}: "
-            f"{', '.join(groups)}"
-        )
+        known = f"groups in {options.groups}: {', '.join(groups)}"
+        raise RequestError(f"no image is in the group {min(unknown)!r}; {known}")
     out = {photo for photo in photos if photo.group in options.leave_out}
     for group, count in counts.items():
         part = [photo for photo in photos if (photo.split, photo.group) == ("train", group)]
@@ -418,9 +399,7 @@ def _group_table(root: Path, text: str) -> dict[str, str]:
     places = [start / os.path.expanduser(name) for start in (base_folder(), root)]
     path = next((place for place in places if os.path.isfile(place)), None)
     if path is None:
-        raise RequestError(
-            f"there is no file {name!r} (groups), neither where the command was typed nor in {root}"
-        )
+        raise RequestError(f"there is no file {name!r} (groups) in {base_folder()} or in {root}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, restval="", skipinitialspace=True)
@@ -433,10 +412,8 @@ def _group_table(root: Path, text: str) -> dict[str, str]:
     for row in rows:
         file = row["file"].strip().replace("\\", "/").removeprefix("./")
         group = row[column].strip()
-        if group and table.setdefault(file, group) != group:
-            raise RequestError(
-                f"groups {text!r} puts {file} into two groups: {table[file]} and {group}"
-            )
+        if group and (other := table.setdefault(file, group)) != group:
+            raise RequestError(f"groups {text!r} puts {file} into two groups: {other} and {group}")
     return table
 
 

@@ -28,8 +28,8 @@ _BLOCK = 64  # photos per task of the thread pool
 class StreamingImages:
     """Photos decoded when they are asked for: a source of images for folders beyond memory.
 
-    Indexing with an int64 tensor (n,) gives uint8 (n, 3, size, size), the same pixels as a folder
-    held in memory; it raises RequestError naming the files that cannot be read.
+    Indexing with an int64 tensor (n,) gives uint8 (n, 3, size, size); it raises RequestError naming
+    the files that cannot be read.
     """
 
     root: Path
@@ -63,12 +63,8 @@ def read(
     kept = [place for place, name in enumerate(names) if name not in damaged]
     places = torch.tensor(kept).long()
     if damaged:
-        print(
-            f"kdnotes: {root}: skipped {len(damaged)} of {len(names)} files that cannot be read: "
-            f"{enumerated(sorted(damaged))}",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"skipped {len(damaged)} of {len(names)} files that cannot be read"
+        print(f"kdnotes: {root}: {said}: {enumerated(sorted(damaged))}", file=sys.stderr)
     if not held:
         return StreamingImages(root, [names[place] for place in kept], size), places
     return torch.from_numpy(images[kept] if damaged else images), places

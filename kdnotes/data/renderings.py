@@ -20,7 +20,7 @@ from kdnotes.errors import RequestError
 DOMAINS = ("sketch", "stylised", "silhouette", "edge", "cue-conflict")
 GROUNDS = ("own", "light")
 _MEANT_FOR = 32  # pixels along a side
-_COARSE = 1.0  # pixels: what a Gaussian of this width takes away counts as texture
+_COARSE = 1.0  # pixels: what a blur of this width takes away counts as texture
 _WOBBLE = 0.8  # pixels by which a sketch's lines go astray
 _WEAK_EDGE, _STRONG_EDGE = 0.3, 0.6  # shares of an image's steepest gradient
 _FAINTEST = 0.05  # gradients are no lines where the steepest is below this
@@ -99,13 +99,13 @@ def sketch(images: Tensor, wobble: Tensor) -> Tensor:
 
     wobble: (N, 2, h, w), how far lines go astray at a coarse grid of places.
     """
-    steepness = _gradient(_blur(images.amax(1, keepdim=True), 0.5 * _unit(images)))[0]
+    steepness = _gradient(_blur(images.amax(1, keepdim=True), 0.5))[0]
     full = torch.quantile(steepness.flatten(1), 0.95, dim=1).clamp(min=_FAINTEST)
     ink = (steepness / full[:, None, None, None]).clamp(0, 1)
     height, width = images.shape[-2:]
     astray = F.interpolate(wobble.to(images), (height, width), mode="bicubic", align_corners=True)
     size = torch.tensor([width, height]).to(images).view(1, 2, 1, 1)
-    astray = astray * _WOBBLE * _unit(images) * 2 / size
+    astray = astray * _WOBBLE * (width / _MEANT_FOR) * 2 / size
     still = torch.eye(2, 3).expand(len(images), 2, 3).to(images)
     grid = F.affine_grid(still, [len(images), 1, height, width], align_corners=False)
     grid = grid + astray.permute(0, 2, 3, 1)
@@ -119,11 +119,11 @@ def stylised(images: Tensor, styles: Tensor) -> Tensor:
     A crude stand-in for style transfer: colours by `repaint`, their spread in brightness stretched
     where the style is so even that the shape would be lost.
     """
-    painted = repaint(_coarse(images), styles)
+    painted = repaint(_blur(images, _COARSE), styles)
     mean = painted.mean((2, 3), keepdim=True)
     spread = grey(painted).std((1, 2, 3), keepdim=True).clamp(min=1e-3)
     painted = mean + (painted - mean) * (_LEAST_SPREAD / spread).clamp(min=1)
-    return (painted + styles - _coarse(styles)).clamp(0, 1)
+    return (painted + styles - _blur(styles, _COARSE)).clamp(0, 1)
 
 
 def silhouette(images: Tensor, shapes: Tensor | None = None) -> Tensor:
@@ -146,11 +146,8 @@ def silhouette(images: Tensor, shapes: Tensor | None = None) -> Tensor:
 
 
 def edges(images: Tensor) -> Tensor:
-    """Light lines on black, two pixels wide, where brightness changes: Canny's (1986) edges.
-
-    The two thresholds are shares of the image's own steepest gradient.
-    """
-    smooth = _blur(images.amax(1, keepdim=True), 0.7 * _unit(images))  # whatever the colour
+    """Light lines on black, two pixels wide, where brightness changes: Canny's (1986) edges."""
+    smooth = _blur(images.amax(1, keepdim=True), 0.7)  # whatever the colour
     steepest = _gradient(smooth)[0].amax((1, 2, 3)).clamp(min=_FAINTEST)
     thin = canny(smooth, _WEAK_EDGE * steepest, _STRONG_EDGE * steepest).to(images)
     return F.max_pool2d(F.pad(thin, (0, 1, 0, 1)), 2, 1).expand(-1, 3, -1, -1)
@@ -161,8 +158,8 @@ def cue_conflict(images: Tensor, others: Tensor, random: Tensor) -> Tensor:
 
     The texture is the other's fine detail, scrambled. random: noise (N, 1, H, W).
     """
-    detail = scramble(others - _coarse(others), random)
-    return (repaint(_coarse(images), others) + detail).clamp(0, 1)
+    detail = scramble(others - _blur(others, _COARSE), random)
+    return (repaint(_blur(images, _COARSE), others) + detail).clamp(0, 1)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -174,7 +171,7 @@ def grey(images: Tensor) -> Tensor:
 def otsu(light: Tensor) -> Tensor:
     """The threshold, 0 to 255, that best cuts each brightness (N, H, W) in [0, 1] in two.
 
-    It makes the variance between the two sides largest (Otsu 1979); what lies above it is one side.
+    Above it lies one side; the variance between the two is largest (Otsu 1979).
     """
     levels = (light * 255).round().long().clamp(0, 255).flatten(1)
     counts = torch.zeros(len(light), 256, dtype=torch.float64, device=light.device)
@@ -188,10 +185,10 @@ def otsu(light: Tensor) -> Tensor:
 
 
 def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
-    """Edges, bool (N, 1, H, W), of smoothed brightness (N, 1, H, W); thresholds (N,).
+    """Edges, bool (N, 1, H, W), of smoothed brightness (N, 1, H, W); thresholds (N,); Canny 1986.
 
-    There the gradient is largest across its direction and either above ``strong``, or above
-    ``weak`` and connected to such a pixel (Canny 1986).
+    There the gradient is largest across its direction and above ``strong``, or above ``weak`` and
+    connected to such a pixel.
     """
     steepness, across, down = _gradient(smooth)
     direction = torch.round(torch.atan2(down, across) / (torch.pi / 4)).long() % 4
@@ -261,11 +258,10 @@ def noise(seeds: Tensor, height: int, width: int) -> Tensor:
 def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
     """Patches (N, 3, H, W) of scikit-learn's two photographs; where: (N, 3) in [0, 1).
 
-    A patch covers half of a photograph's height where the images are small, more where they are
-    large, so that it holds some of its structure.
+    A patch covers half of a photograph's height, more where the images are large, so that it holds
+    some of its structure.
     """
-    photos = drawing.photographs()
-    patches = []
+    photos, patches = drawing.photographs(), []
     for which, down, right in where.tolist():
         photo = photos[int(which * len(photos))]
         every = max(1, min(photo.shape[1] // (2 * height), photo.shape[2] // (2 * width), 4))
@@ -286,16 +282,9 @@ def _is_lighter(images: Tensor, shapes: Tensor) -> Tensor:
     return within > around
 
 
-def _unit(images: Tensor) -> float:
-    return images.shape[-1] / _MEANT_FOR
-
-
-def _coarse(images: Tensor) -> Tensor:
-    return _blur(images, _COARSE * _unit(images))
-
-
 def _blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (N, C, H, W), mirrored at the borders."""
+    """Gaussian blur of (N, C, H, W), mirrored at the borders; sigma as in images of 32 pixels."""
+    sigma = sigma * (images.shape[-1] / _MEANT_FOR)
     reach = max(1, min(round(3 * sigma), min(images.shape[-2:]) - 1))
     steps = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
     weights = torch.exp(-(steps**2) / (2 * sigma**2))

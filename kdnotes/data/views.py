@@ -1,7 +1,6 @@
 """Training views of a batch: pure functions of images and drawn parameters.
 
-The views of students form a finite set with a number each, so that a teacher's answer to (image,
-view) can be stored once and looked up ever after.
+Most form a finite set with a number each, so that a teacher's answer to (image, view) is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 class Views(Strict):
     """A finite set of views: shifts by up to ``pad`` pixels in steps of ``step``, maybe mirrored.
 
-    ``pad`` 4, ``step`` 1 with ``flip`` is CIFAR's usual augmentation: 162 views of each image.
+    CIFAR's usual augmentation is ``pad`` 4, ``step`` 1 with ``flip``: 162 views of each image.
     """
 
     pad: int = Field(default=2, ge=0, le=64)
@@ -47,8 +46,7 @@ class Views(Strict):
         if len(self) == 1:
             return images
         crop = views % self.shifts**2
-        down = (crop // self.shifts) * self.step
-        right = (crop % self.shifts) * self.step
+        down, right = (crop // self.shifts) * self.step, (crop % self.shifts) * self.step
         padded = torch.nn.functional.pad(images, (self.pad,) * 4)
         size_y, size_x = images.shape[-2:]
         rows = down[:, None] + torch.arange(size_y, device=images.device)
@@ -107,7 +105,7 @@ class ResizedCrops(Strict):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """One view per image, (count, 5): height and width as shares, down, right, mirrored.
 
-        ``down`` and ``right`` run from 0 to 1 over the places where the rectangle lies inside.
+        Down and right run from 0 to 1 over the places where the rectangle lies inside.
         """
         drawn = torch.rand((count, 5), generator=generator)
         area = self.smallest + (self.largest - self.smallest) * drawn[:, 0]

@@ -30,8 +30,8 @@ class Group:
 class Outputs(NamedTuple):
     """What a network makes of a batch; what the method does not ask for may be absent.
 
-    ``logits`` (B, classes); ``features`` (B, D), the input of the last layer; ``layer``, what the
-    layer that the method names gives, (B, C, H, W), or (B, classes) for the logits.
+    ``logits`` (B, classes); ``features`` (B, D), the input of the last layer; ``layer``, the output
+    of the layer that the method names, (B, C, H, W) or (B, classes).
     """
 
     logits: Tensor = None  # type: ignore[assignment]

@@ -32,8 +32,8 @@ class DigitOptions(Strict):
 def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageData:
     """Digits in one domain: uint8 (count, 3, 28, 28), or in all, one domain after the other.
 
-    Domain ``color`` gives each image a random background colour; ``m`` takes the absolute
-    difference to a patch of a photograph, as MNIST-M does (Ganin et al. 2016).
+    In domain ``m`` they are the absolute difference to a patch of a photograph, as in MNIST-M
+    (Ganin et al. 2016).
     """
     if options.domain != "all":
         return _drawn(spec, options, options.domain, data_dir)
@@ -56,10 +56,8 @@ def _grounds(folder: str, split: str) -> list[Path]:
     root = base_folder() / Path(folder).expanduser() / split
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not found:
-        raise RequestError(
-            f"no photographs in {folder}/{split} (grounds): name a folder that has some in its "
-            "folders train and test"
-        )
+        wanted = "name a folder that has some in its folders train and test"
+        raise RequestError(f"no photographs in {folder}/{split} (grounds): {wanted}")
     return found
 
 
@@ -81,8 +79,11 @@ def _photographs(folder: str, split: str) -> tuple[torch.Tensor, ...]:
     return tuple(photos)
 
 
-_LOOKS = {"classes": drawing.CLASSES, "drawn": True, "size": 28, "about": 2000}
-SOURCES = (Source("digits", load, fingerprint, DigitOptions, **_LOOKS),)
+SOURCES = (
+    Source(
+        "digits", load, fingerprint, DigitOptions, drawing.CLASSES, drawn=True, size=28, about=2000
+    ),
+)
 
 
 def _drawn(spec: DataSpec, options: DigitOptions, domain: str, data_dir: Path | None) -> ImageData:

@@ -111,9 +111,8 @@ def _numbers(root: Path, listed: str, split: str) -> torch.Tensor:
     number = {name: place for place, name in enumerate(there)}
     names = [name for which, name in _listed(listed) if which == split]
     if unknown := [name for name in names if name not in number]:
-        raise RequestError(
-            f"{listed} names {unknown[0]} in the {split} split, which CIFAR-10 does not have there"
-        )
+        lacking = f"names {unknown[0]} in the {split} split, which CIFAR-10 does not have there"
+        raise RequestError(f"{listed} {lacking}")
     return torch.tensor([number[name] for name in names])
 
 
@@ -125,9 +124,8 @@ def _listed(text: str) -> list[tuple[str, str]]:
             table = list(csv.DictReader(stream))
         rows = [(row["split"], PurePosixPath(row["file"]).name) for row in table]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(
-            f"{text} (dataset) must be a CSV with the columns split and file: {error!r}"
-        ) from error
+        wanted = "must be a CSV with the columns split and file"
+        raise RequestError(f"{text} (dataset) {wanted}: {error!r}") from error
     if lost := {"train", "test"} - {split for split, _ in rows}:
         raise RequestError(f"{text} (dataset) names no image of the {min(lost)} split")
     return rows
@@ -157,9 +155,8 @@ def _classes(name: str) -> tuple[str, ...]:
 
 def _check_present(name: str, root: Path) -> None:
     if missing := _SETS[name].missing(root):
-        more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
         raise RequestError(
-            f"{name}: {root} has no {missing[0]}{more}. Name a data_dir that holds {name} in "
+            f"{name}: {root} has no {missing[0]}. Name a data_dir that holds {name} in "
             f"torchvision's layout, or leave data_dir empty to download it into {data_folder()}"
         )
 
