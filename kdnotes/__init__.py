@@ -1,7 +1,4 @@
-"""Helper package of the book "What does the student inherit?".
-
-Submodules are imported when first touched, so that ``import kdnotes as kd`` costs nothing.
-"""
+"""Helper package of the book "What does the student inherit?"; submodules load when touched."""
 
 from __future__ import annotations
 

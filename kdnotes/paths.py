@@ -44,11 +44,7 @@ def by_hand_folder() -> Path:
 
 
 def without_absolute_paths(value: Any) -> Any:
-    """A value whose texts name absolute paths relative to `base_folder`, containers included.
-
-    What is written down then reads the same on every machine with that arrangement. Prefixes, as
-    in ``imagefolder:/photos``, stay.
-    """
+    """A value whose texts name paths relative to `base_folder`, to read the same everywhere."""
     if isinstance(value, Mapping):
         return {key: without_absolute_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -12,10 +12,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Work that is under way: one overall amount, and a line for each thing that is being done.
-
-    It is shown by rich's ``bars``, or where ``log`` by a line on stderr now and then.
-    """
+    """Work under way, shown by rich's ``bars`` or logged: an amount in all, and lines of parts."""
 
     def __init__(self, title: str, total: float, bars: Any = None, log: bool = False) -> None:
         self.title, self.total, self.done = title, total, 0.0

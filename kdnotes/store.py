@@ -1,7 +1,4 @@
-"""Files and folders that appear complete or not at all, and the checksums that prove them.
-
-The only place that writes what others will read: results, networks, tables, copies of images.
-"""
+"""Files and folders that appear complete or not at all, and the checksums that prove them."""
 
 from __future__ import annotations
 
@@ -43,10 +40,7 @@ def naming(path: Path, verb: str = "write") -> Iterator[None]:
 
 @contextmanager
 def appearing(path: Path, folder: bool = False) -> Iterator[Path]:
-    """A file, or a ``folder``, to fill that takes the name ``path``, if the block does not fail.
-
-    Raises RunFailedError, naming it, when it cannot be written.
-    """
+    """A file or ``folder`` to fill that becomes ``path`` if nothing fails; or RunFailedError."""
     # Made by open and mkdir, not by tempfile, whose files are for their owner only.
     scratch = path.with_name(f"{UNFINISHED}{path.name}.{writer()}-{secrets.token_hex(4)}")
     try:
@@ -95,10 +89,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_at(path: Path, parts: Iterable[tuple[int, bytes]]) -> None:
-    """Write bytes at their places in a file that is there, in place: memory maps see them.
-
-    Raises RunFailedError where there is no room, which writing through a map would be killed for.
-    """
+    """Write bytes at places in a file that memory maps see; RunFailedError if there is no room."""
     with naming(path), path.open("r+b") as file:
         for place, content in parts:
             file.seek(place)
@@ -106,10 +97,7 @@ def write_at(path: Path, parts: Iterable[tuple[int, bytes]]) -> None:
 
 
 def checksum(content: bytes | Path, of: str = "") -> str:
-    """SHA-256 of bytes or of a file, in hex; ``of``: whose, so that it proves nothing of others.
-
-    Raises OSError where a file cannot be read.
-    """
+    """SHA-256 in hex of bytes or a file, ``of`` whose it is; OSError where it cannot be read."""
     state = hashlib.sha256(of.encode())
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         return hashlib.file_digest(file, lambda: state).hexdigest()
@@ -166,10 +154,7 @@ def temporary_files() -> Iterator[None]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether a name tells of a process of this machine that has ended.
-
-    Of unfinished files alone, also of another machine, after a day.
-    """
+    """Whether a name tells of an ended process; on another machine, unfinished files of a day."""
     found = re.search(rf"[.-]{re.escape(platform.node())}-(\d+)[.-]", path.name)
     try:
         if found is None:

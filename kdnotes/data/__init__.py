@@ -43,7 +43,7 @@ class DataSpec(Strict):
     """Which images: enough to make the same ones again, and to name them in a cache key.
 
     ``name``: that of a source, for some with a path behind a colon. ``count`` None: all there are.
-    ``options``: the source's own. ``fingerprint``: names the content of the files behind it.
+    ``fingerprint``: names the content of the files behind it.
     """
 
     name: str
@@ -201,10 +201,7 @@ def names() -> tuple[str, ...]:
 
 
 def source(name: str) -> Source:
-    """The data set that a name, such as ``scenes`` or ``imagefolder:PATH``, stands for.
-
-    Raises RequestError where there is none.
-    """
+    """The data set that a name such as ``imagefolder:PATH`` stands for; RequestError if none."""
     first, colon, _ = name.partition(":")
     found = _sources().get(first)
     if found is None or (found.takes_path != bool(colon) and not (colon and found.takes_list)):
@@ -213,20 +210,14 @@ def source(name: str) -> Source:
 
 
 def with_fingerprint(spec: DataSpec, data_dir: Path | None) -> DataSpec:
-    """The specification with the content of its files named, so that changed files change keys.
-
-    Raises RequestError as `load`, except for damage inside files.
-    """
+    """The specification with its files' content named, for keys; RequestError as `load`."""
     found = source(spec.name)
     mark = found.fingerprint(spec, found.checked(spec.options), data_dir)
     return spec.model_copy(update={"fingerprint": mark})
 
 
 def load(spec: DataSpec, data_dir: Path | None = None) -> ImageData:
-    """Make or read the images of a specification.
-
-    Raises RequestError when name or options are unknown or the files are missing or unusable.
-    """
+    """Make or read images; RequestError for unknown names or options, missing or unusable files."""
     found = source(spec.name)
     data = found.load(spec, found.checked(spec.options), data_dir)
     return data if found.drawn or spec.count is None else data.sample(spec.count, spec.seed)

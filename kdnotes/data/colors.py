@@ -1,7 +1,7 @@
-"""Changes of colour on batches of float images, one set of factors per image.
+"""Changes of colour on batches of float images, by torchvision's formulas.
 
-Each step is torchvision's formula for float images. Libraries draw factors or the order of steps
-per batch, or take no generator: here each image has its own, however images are batched.
+Libraries draw factors or the order of steps per batch, or take no generator: here each image has
+its own, however images are batched.
 """
 
 from __future__ import annotations
@@ -51,10 +51,7 @@ def draw_jitter(
 
 
 def jitter(images: Tensor, factors: JitterFactors) -> Tensor:
-    """Images with their colours changed, float (N, 3, H, W) in [0, 1] in and out.
-
-    Raises ValueError when there is not one set of factors for each image.
-    """
+    """Images, float (N, 3, H, W) in [0, 1], in other colours; ValueError if factors are missing."""
     if len(images) != len(factors):
         raise ValueError(f"{len(images)} images but {len(factors)} sets of factors")
     # Planes that lie together in memory make the steps below twice as fast as channels_last.

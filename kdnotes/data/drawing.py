@@ -37,10 +37,9 @@ class Glyphs(NamedTuple):
 def glyphs(
     origin: Literal["bundled", "mnist"], split: Literal["train", "test"], data_dir: Path | None
 ) -> Glyphs:
-    """Glyphs of one split; train and test share none.
+    """Glyphs of one split, train and test sharing none; RequestError if MNIST is missing.
 
-    ``bundled``: scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), split by class with a fixed
-    seed; ``mnist``: MNIST with its own split. Raises RequestError if MNIST is missing.
+    ``bundled``: scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), split by class.
     """
     import numpy as np
 
@@ -140,10 +139,7 @@ def pasted(ink: Tensor, size: int, center: Tensor, side: Tensor, angle: Tensor) 
 def photo_background(
     total: int, size: int, generator: torch.Generator, photos: Sequence[Tensor]
 ) -> Tensor:
-    """Patches (N, 3, size, size) of photographs (3, H, W); if none, of two that are bundled.
-
-    Of these, which are large, every second pixel.
-    """
+    """Patches (N, 3, size, size) of photos (3, H, W); if none, of two, by every second pixel."""
     step, photos = 1 if photos else 2, photos or photographs()
     which = torch.randint(len(photos), (total,), generator=generator).tolist()
     spots = torch.rand((total, 2), generator=generator).tolist()

@@ -1,7 +1,6 @@
 """What lies in a folder of photos: splits, classes, domains and groups, told by names alone.
 
-Planning asks for this: it needs no torch and no pandas. Torchvision's own finders do, and enter
-loops of links and take hidden files for photos.
+Planning needs no torch and no pandas. Torchvision's finders do, and enter loops of links.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ class Photo(NamedTuple):
 class Folder:
     """A folder as the options want it: for each split its photos by class, domain and name.
 
-    size: side of its images in pixels; names: what the numbers of the factors group and domain
-    stand for, where there are such.
+    size: side of its images in pixels; names: what numbers of the factors group and domain mean.
     """
 
     root: Path
@@ -108,10 +106,10 @@ class Folder:
         return [number.get(getattr(photo, name), -1) for photo in photos]
 
     def fingerprint(self, split: str) -> str:
-        """Name of the content of a split, for cache keys; it holds no absolute path.
+        """Name of the content of a split, for cache keys, without absolute paths.
 
-        Photos count by relative name, length and time of change, so that a large folder is named
-        in seconds; the beginnings of some count, too, as archives may give all files one time.
+        Names, lengths and times of change tell photos apart in seconds, and the beginnings of some:
+        archives may give all files one time.
         """
         photos, state = self.split(split), hashlib.sha256()
         for photo in photos:
@@ -140,13 +138,10 @@ def image_size(name: str, options: dict[str, Any]) -> int:
 
 
 def survey(name: str, options: FolderOptions) -> Folder:
-    """What there is in ``imagefolder:PATH``; a relative one starts where the command was typed.
-
-    Raises RequestError on a folder, or a table of groups, that cannot be used.
-    """
+    """What there is in ``imagefolder:PATH``; RequestError for a folder or table of no use."""
     root = _root(name)
     domains = tuple(sorted(set(options.domains)))
-    photos = [photo for domain in domains for photo in _in_domain(root, domain)]
+    photos = [photo for domain in domains for photo in _in_domain(name, domain)]
     photos = photos or _in_splits(root)
     _refuse_different(f"domains in {root}", _by("domain", photos))
     if not options.skip_damaged:
@@ -166,11 +161,7 @@ def survey(name: str, options: FolderOptions) -> Folder:
 
 
 def photos_to_test(text: str) -> tuple[Path, list[Photo]]:
-    """A folder and the photos to measure in it, by class and name, without holding any back.
-
-    Those of its test or val folder where it has one, else of all its class folders. Raises
-    RequestError as `survey`.
-    """
+    """A folder and the photos to measure in it: its test split or all; RequestError as `survey`."""
     root = _root(text)
     photos = _in_classes(root, _split_folder(root, "", "test") or "")
     return root, sorted(photos, key=lambda photo: (photo.label, photo.name))
@@ -204,9 +195,10 @@ def _root(name: str) -> Path:
     return path
 
 
-def _in_domain(root: Path, domain: str) -> list[Photo]:
+def _in_domain(name: str, domain: str) -> list[Photo]:
     """Photos of one domain, in both splits."""
-    if domain not in (there := domain_names(str(root))):
+    root, there = _root(name), domain_names(name)
+    if domain not in there:
         has = ", ".join(there) or "none"
         raise RequestError(f"{root} has no domain {domain!r} with class folders; it has: {has}")
     photos = _in_splits(root, f"{domain}/")
@@ -219,10 +211,7 @@ def _in_domain(root: Path, domain: str) -> list[Photo]:
 
 
 def _split_folder(root: Path, prefix: str, split: str) -> str | None:
-    """The first folder below root/prefix with a split's name that holds folders, as a prefix.
-
-    A class may well be called "train".
-    """
+    """The first folder with a split's name that holds folders: a class may be called "train"."""
     tops = _folders_in(root / prefix)
     named = (top for name in _SPLIT_FOLDERS[split] for top in tops if top.lower() == name)
     return next((f"{prefix}{top}/" for top in named if _folders_in(root / prefix / top)), None)
@@ -245,10 +234,7 @@ def _in_splits(root: Path, prefix: str = "") -> list[Photo]:
 
 
 def _held_out(folder: Path, photos: list[Photo]) -> list[Photo]:
-    """The photos with a fifth of each class as test split, by hashes of their names.
-
-    An added photo hardly changes where the others go.
-    """
+    """The photos with a fifth of each class as test split, by hashes, so that they hardly move."""
     done = []
     for label, part in _by("label", photos).items():
         if len(part) < 2:

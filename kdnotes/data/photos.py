@@ -28,8 +28,7 @@ _BLOCK = 64  # photos per task of the thread pool
 class StreamingImages:
     """Photos decoded when they are asked for: a source of images for folders beyond memory.
 
-    Indexing with an int64 tensor (n,) gives uint8 (n, 3, size, size); it raises RequestError naming
-    the files that cannot be read.
+    Indices int64 (n,) give uint8 (n, 3, size, size), or a RequestError naming damaged files.
     """
 
     root: Path
@@ -51,8 +50,7 @@ def read(
 ) -> tuple[Tensor | StreamingImages, Tensor]:
     """Images of the photos with these names, and the places (n,) of those that are kept.
 
-    Damaged files are refused by a RequestError (of images that are read as they are asked for, only
-    then), or counted and named on stderr and left out.
+    Damaged files are left out and named on stderr, or refused by a RequestError, if need be later.
     """
     held = len(names) * 3 * size * size <= HELD
     if not held and not skip_damaged:

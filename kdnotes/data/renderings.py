@@ -95,10 +95,7 @@ def render(
 
 
 def sketch(images: Tensor, wobble: Tensor) -> Tensor:
-    """Soft dark lines on light paper, darker where brightness changes more, a little astray.
-
-    wobble: (N, 2, h, w), how far lines go astray at a coarse grid of places.
-    """
+    """Soft dark lines on light paper where brightness changes; wobble (N, 2, h, w) moves them."""
     steepness = _gradient(_blur(images.amax(1, keepdim=True), 0.5))[0]
     full = torch.quantile(steepness.flatten(1), 0.95, dim=1).clamp(min=_FAINTEST)
     ink = (steepness / full[:, None, None, None]).clamp(0, 1)
@@ -116,8 +113,7 @@ def sketch(images: Tensor, wobble: Tensor) -> Tensor:
 def stylised(images: Tensor, styles: Tensor) -> Tensor:
     """The coarse shape of an image in the colours of another, under the other's fine texture.
 
-    A crude stand-in for style transfer: colours by `repaint`, their spread in brightness stretched
-    where the style is so even that the shape would be lost.
+    A crude stand-in for style transfer; where the style is even, its brightness is stretched.
     """
     painted = repaint(_blur(images, _COARSE), styles)
     mean = painted.mean((2, 3), keepdim=True)
@@ -154,10 +150,7 @@ def edges(images: Tensor) -> Tensor:
 
 
 def cue_conflict(images: Tensor, others: Tensor, random: Tensor) -> Tensor:
-    """The coarse shape of an image with the colours and the texture of one of another class.
-
-    The texture is the other's fine detail, scrambled. random: noise (N, 1, H, W).
-    """
+    """The coarse shape of an image in the colours of another, with its detail in random places."""
     detail = scramble(others - _blur(others, _COARSE), random)
     return (repaint(_blur(images, _COARSE), others) + detail).clamp(0, 1)
 
@@ -169,10 +162,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def otsu(light: Tensor) -> Tensor:
-    """The threshold, 0 to 255, that best cuts each brightness (N, H, W) in [0, 1] in two.
-
-    Above it lies one side; the variance between the two is largest (Otsu 1979).
-    """
+    """The threshold, 0 to 255, that best cuts each brightness (N, H, W) in two (Otsu 1979)."""
     levels = (light * 255).round().long().clamp(0, 255).flatten(1)
     counts = torch.zeros(len(light), 256, dtype=torch.float64, device=light.device)
     counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64))
@@ -185,10 +175,9 @@ def otsu(light: Tensor) -> Tensor:
 
 
 def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
-    """Edges, bool (N, 1, H, W), of smoothed brightness (N, 1, H, W); thresholds (N,); Canny 1986.
+    """Edges, bool (N, 1, H, W), of smooth brightness (N, 1, H, W); thresholds (N,); Canny 1986.
 
-    There the gradient is largest across its direction and above ``strong``, or above ``weak`` and
-    connected to such a pixel.
+    Gradients largest across their direction, above ``strong`` or connected and above ``weak``.
     """
     steepness, across, down = _gradient(smooth)
     direction = torch.round(torch.atan2(down, across) / (torch.pi / 4)).long() % 4
@@ -222,9 +211,8 @@ def _connected(possible: Tensor, sure: Tensor) -> Tensor:
 def repaint(images: Tensor, others: Tensor, smoothing: float = _PALETTE_SMOOTHING) -> Tensor:
     """Images (N, 3, H, W) in the colours of others of the same size, in order of brightness.
 
-    The brightest pixel gets the colour of the other's brightest, and so on; brightness is the
-    largest of the three channels. ``smoothing`` is the share of the other's pixels that are
-    averaged along the order; at 0 the pixels are exactly the other's, moved.
+    The brightest pixel gets the colour of the other's brightest, and so on. ``smoothing``: share of
+    the other's pixels that are averaged along the order.
     """
     own, order = (each.amax(1).flatten(1).argsort(dim=1, stable=True) for each in (images, others))
     palette = others.flatten(2).gather(2, order[:, None].expand(-1, 3, -1))
@@ -239,10 +227,7 @@ def repaint(images: Tensor, others: Tensor, smoothing: float = _PALETTE_SMOOTHIN
 
 
 def scramble(images: Tensor, random: Tensor) -> Tensor:
-    """Images with random phases in place of their own, the same for all colours (Galerne 2011).
-
-    random: noise (N, 1, H, W). Amplitudes stay, hence mean and covariance of the colours.
-    """
+    """Images with the phases of noise (N, 1, H, W) in place of their own (Galerne 2011)."""
     phases = torch.fft.fft2(random.to(images).double())
     phases = phases / phases.abs().clamp(min=1e-12)
     phases[..., 0, 0] = 1
@@ -258,8 +243,7 @@ def noise(seeds: Tensor, height: int, width: int) -> Tensor:
 def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
     """Patches (N, 3, H, W) of scikit-learn's two photographs; where: (N, 3) in [0, 1).
 
-    A patch covers half of a photograph's height, more where the images are large, so that it holds
-    some of its structure.
+    They cover half of a photograph's height, or more, to hold some of its structure.
     """
     photos, patches = drawing.photographs(), []
     for which, down, right in where.tolist():

@@ -1,7 +1,4 @@
-"""Training views of a batch: pure functions of images and drawn parameters.
-
-Most form a finite set with a number each, so that a teacher's answer to (image, view) is kept.
-"""
+"""Training views of a batch; most have a number, by which a teacher's answer is kept."""
 
 from __future__ import annotations
 

@@ -24,10 +24,7 @@ __all__ = ["Batch", "Group", "Method", "Outputs", "controls"]
 
 @lru_cache(maxsize=1)
 def known() -> Mapping[str, type[Method]]:
-    """All methods by name: those used by default first, each kind in order of ``rank``.
-
-    Raises RequestError where two have one name, or an entry point names something else.
-    """
+    """All methods by name, the default ones first, by ``rank``; RequestError for unusable ones."""
     found: dict[str, type[Method]] = {}
     for method in _declared():
         if method.name in found:
@@ -74,10 +71,7 @@ def from_settings(settings: Mapping[str, Any]) -> Method:
 
 @lru_cache
 def code_mark(method: type[Method]) -> str:
-    """Content hash of a method's file: who edits a method trains its students again.
-
-    Raises RequestError for a class that is not among the `known`, such as one from a notebook.
-    """
+    """Hash of a method's file: edits train its students again; RequestError if not `known`."""
     if known().get(method.name) is not method:
         raise RequestError(
             f"method {method.name!r} is a class of {method.__module__!r}, where the processes that "

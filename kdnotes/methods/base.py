@@ -83,9 +83,9 @@ class Method(BaseModel):
     weight: float = Field(default=1.0, ge=0, description="weight of the method's own term")
 
     def layers(self) -> tuple[str, str] | None:
-        """Which layers of student and teacher it looks at, as `kdnotes.networks.hint_layer` reads.
+        """Which layer of the student, and of the teacher, the method looks at; mostly none.
 
-        A dotted path, "logits", or a depth such as "2/3".
+        As `kdnotes.networks.hint_layer` reads them: a dotted path, "logits", or a depth as "2/3".
         """
         return None
 

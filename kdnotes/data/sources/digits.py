@@ -30,11 +30,7 @@ class DigitOptions(Strict):
 
 
 def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageData:
-    """Digits in one domain: uint8 (count, 3, 28, 28), or in all, one domain after the other.
-
-    In domain ``m`` they are the absolute difference to a patch of a photograph, as in MNIST-M
-    (Ganin et al. 2016).
-    """
+    """Digits in one domain, uint8 (count, 3, 28, 28), or in all; ``m`` is Ganin et al.'s (2016)."""
     if options.domain != "all":
         return _drawn(spec, options, options.domain, data_dir)
     together = joined([_drawn(spec, options, domain, data_dir) for domain in DOMAINS])

@@ -11,11 +11,10 @@ from kdnotes.lazy import torch
 
 
 def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> ImageData:
-    """Read one split of ``imagefolder:PATH``: uint8 (N, 3, size, size).
+    """Read one split of ``imagefolder:PATH``: uint8 (N, 3, size, size). Raises RequestError.
 
-    ``sources`` number the photos. With the options ``groups`` or ``domains`` the factor ``group``
-    or ``domain`` numbers the names (sorted) that ``names`` has under it; the group is -1 where the
-    table does not name a photo. Raises RequestError when files are missing or unusable.
+    Factors ``group`` and ``domain``, where asked for, number what ``names`` has under them; a group
+    is -1 where the table does not name a photo.
     """
     from kdnotes.data import photos
 

@@ -47,11 +47,7 @@ class SceneOptions(Strict):
 
 
 def load(spec: DataSpec, options: SceneOptions, data_dir: Path | None) -> ImageData:
-    """Draw scenes: uint8 (count, 3, 32, 32) with factors and masks.
-
-    Factors: digit, marker, side (0: digit left) and group, the number in `STYLES`. The same request
-    gives the same pixels.
-    """
+    """Draw scenes: uint8 (count, 3, 32, 32) with masks, and factors digit, marker, side, group."""
     pool = drawing.glyphs(options.glyphs, spec.split, data_dir)
     total = _DEFAULT_COUNT[spec.split] if spec.count is None else spec.count
     asked = options.model_dump() | _SEEDED_BY

@@ -20,11 +20,7 @@ from kdnotes.store import checksum
 
 
 class _Set(NamedTuple):
-    """A set as torchvision has it: its class, and its files in the folder that holds the set.
-
-    content: made from the MD5s of the published files. classes: their names, between commas.
-    size: side of the images.
-    """
+    """A set as torchvision has it; ``content``: made from the MD5s of its published files."""
 
     kind: str
     folder: str
@@ -72,17 +68,13 @@ _SETS = {
 def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData:
     """One split, uint8 (N, 3, H, W); grey images get three equal channels.
 
-    Without a data_dir it is read from, and if need be downloaded into, `data_folder`. With a list
-    behind a colon: only the images whose files it names, in its order. Raises RequestError when
-    files are missing or damaged, or a list names others.
+    Without a data_dir it is read from, and if need be downloaded into, `data_folder`; with a list
+    only what it names. RequestError when files are missing or damaged, or a list names others.
     """
     from torchvision import datasets
 
     name, _, listed = spec.name.partition(":")
-    root = Path(data_dir).expanduser() if data_dir is not None else data_folder()
-    if data_dir is None and _SETS[name].missing(root):
-        _download(name, root)
-    _check_present(name, root)
+    root = _root(name, data_dir)
     try:
         stored = getattr(datasets, _SETS[name].kind)(root, train=spec.split == "train")
         images, labels = torch.as_tensor(stored.data), torch.as_tensor(stored.targets).long()
@@ -91,9 +83,9 @@ def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make torchvision's readers raise almost anything
+        said = f"{type(error).__name__}: {error}"
         raise RequestError(
-            f"{name}: the files under {root} are damaged ({type(error).__name__}: {error}). "
-            "Delete them and get them again"
+            f"{name}: the files under {root} are damaged ({said}). Delete them and get them again"
         ) from error
     is_grey = images.ndim == 3
     images = images[:, None].repeat(1, 3, 1, 1) if is_grey else images.permute(0, 3, 1, 2)
@@ -132,18 +124,14 @@ def _listed(text: str) -> list[tuple[str, str]]:
 
 
 def fingerprint(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> str:
-    """Name of the content, for cache keys, without a download: of all files in a given data_dir.
-
-    Raises RequestError when files are missing in data_dir.
-    """
+    """Name of the content, without a download; RequestError when files are missing in data_dir."""
     name, _, listed = spec.name.partition(":")
+    if data_dir is None and not listed:
+        return _SETS[name].content
     marks = [_SETS[name].content]
     if data_dir is not None:
-        root = Path(data_dir).expanduser()
-        _check_present(name, root)
+        root = _root(name, data_dir)
         marks = [checksum(root / file) for file in _SETS[name].paths]
-    elif not listed:
-        return marks[0]
     if listed:
         marks.append(checksum(json.dumps(_listed(listed)).encode()))
     return checksum(" ".join(marks).encode())[:16]
@@ -153,12 +141,18 @@ def _classes(name: str) -> tuple[str, ...]:
     return tuple(_SETS[name].classes.split(","))
 
 
-def _check_present(name: str, root: Path) -> None:
-    if missing := _SETS[name].missing(root):
+def _root(name: str, data_dir: Path | None) -> Path:
+    """The folder that holds the set, which is downloaded where none is given."""
+    root = data_folder() if data_dir is None else Path(data_dir).expanduser()
+    missing = _SETS[name].missing(root)
+    if missing and data_dir is None:
+        _download(name, root)
+    elif missing:
         raise RequestError(
             f"{name}: {root} has no {missing[0]}. Name a data_dir that holds {name} in "
             f"torchvision's layout, or leave data_dir empty to download it into {data_folder()}"
         )
+    return root
 
 
 def _download(name: str, root: Path) -> None:
