@@ -86,7 +86,12 @@ def render(
     textures = noise(draws.noise, height, width)
     lines, shape = sketch(images, draws.wobble), silhouette(images, shapes)
     if shapes is not None and ground == "own":
-        light = _is_lighter(images, shapes).view(-1, 1, 1, 1)
+        inside, bright = shapes.to(images), images.amax(1)
+        within, around = (
+            (bright * part).sum((1, 2)) / part.sum((1, 2)).clamp(min=1)
+            for part in (inside, 1 - inside)
+        )
+        light = (within > around).view(-1, 1, 1, 1)
         lines, shape = (torch.where(light, 1 - each, each) for each in (lines, shape))
     conflict = cue_conflict(images, others, textures)
     rendered = (lines, stylised(images, photographs), shape, edges(images), conflict)
@@ -179,6 +184,8 @@ def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
 
     Gradients largest across their direction, above ``strong`` or connected and above ``weak``.
     """
+    from scipy import ndimage
+
     steepness, across, down = _gradient(smooth)
     direction = torch.round(torch.atan2(down, across) / (torch.pi / 4)).long() % 4
     padded = F.pad(steepness, (1, 1, 1, 1))
@@ -191,21 +198,14 @@ def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
     for number, (dy, dx) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
         larger = (steepness > neighbour(dy, dx)) & (steepness >= neighbour(-dy, -dx))
         is_peak |= (direction == number) & larger
-    possible = is_peak & (steepness > weak.view(-1, 1, 1, 1))
-    sure = is_peak & (steepness > strong.view(-1, 1, 1, 1))
-    return _connected(possible, sure)
-
-
-def _connected(possible: Tensor, sure: Tensor) -> Tensor:
-    """Those pixels of each image, bool (N, 1, H, W), that others connect to a sure one."""
-    from scipy import ndimage
-
+    possible, sure = (
+        (is_peak & (steepness > least.view(-1, 1, 1, 1)))[:, 0].cpu().numpy()
+        for least in (weak, strong)
+    )
     touching = np.zeros((3, 3, 3), bool)
     touching[1] = True  # the eight around a pixel, in its own image
-    pieces, count = ndimage.label(possible[:, 0].cpu().numpy(), touching)
-    kept = np.zeros(count + 1, bool)
-    kept[pieces[(sure & possible)[:, 0].cpu().numpy()]] = True
-    return torch.from_numpy(kept[pieces])[:, None].to(possible.device)
+    kept = ndimage.binary_propagation(sure & possible, touching, possible)
+    return torch.from_numpy(kept)[:, None].to(smooth.device)
 
 
 def repaint(images: Tensor, others: Tensor, smoothing: float = _PALETTE_SMOOTHING) -> Tensor:
@@ -255,15 +255,6 @@ def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
         patch = photo[None, :, top : top + tall, left : left + wide]
         patches.append(F.interpolate(patch, (height, width), mode="area")[0])
     return torch.stack(patches)
-
-
-def _is_lighter(images: Tensor, shapes: Tensor) -> Tensor:
-    """Whether each shape is lighter than what surrounds it, bool (N,)."""
-    light, inside = images.amax(1), shapes.to(images)
-    within, around = (
-        (light * part).sum((1, 2)) / part.sum((1, 2)).clamp(min=1) for part in (inside, 1 - inside)
-    )
-    return within > around
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
