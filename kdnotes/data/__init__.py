@@ -115,13 +115,15 @@ def joined(parts: Sequence[ImageData]) -> ImageData:
 
 def _rows(parts: Sequence[ImageData], merge: Callable[[list[Any]], Tensor]) -> ImageData:
     """Data sets of one kind as one: what ``merge`` makes of each of their tensors."""
-    rows, first = [vars(part) for part in parts], parts[0]
-    plain = {each: merge([row[each] for row in rows]) for each in ("images", "labels", "sources")}
-    named = {
-        each: {name: merge([row[each][name] for row in rows]) for name in getattr(first, each)}
-        for each in ("factors", "masks")
+    first = parts[0]
+    own: dict[str, Any] = {
+        each: merge([getattr(part, each) for part in parts])
+        for each in ("images", "labels", "sources")
     }
-    return replace(first, **plain, **named)
+    for each in ("factors", "masks"):
+        names = getattr(first, each)
+        own[each] = {name: merge([getattr(part, each)[name] for part in parts]) for name in names}
+    return replace(first, **own)
 
 
 def file_sources(numbers: Tensor, split: str) -> Tensor:

@@ -46,8 +46,10 @@ def draw_jitter(
     order = torch.rand(count, 4, generator=generator).argsort(1)
     ranges = [(max(0.0, 1 - most), 1 + most) for most in (brightness, contrast, saturation)]
     ranges += [(-hue, hue)]
-    drawn = [low + (high - low) * row for (low, high), row in zip(ranges, unit, strict=True)]
-    return JitterFactors(*drawn, order)
+    lighter, apart, fuller, turns = (
+        low + (high - low) * row for (low, high), row in zip(ranges, unit, strict=True)
+    )
+    return JitterFactors(lighter, apart, fuller, turns, order)
 
 
 def jitter(images: Tensor, factors: JitterFactors) -> Tensor:

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kdnotes import progress
 from kdnotes.data.folders import enumerated, refuse_damaged
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 HELD = 4e9  # bytes of images; a folder with more is read as it is asked for
 _BLOCK = 64  # photos per task of the thread pool
@@ -72,8 +69,6 @@ def _decoded(
     root: Path, names: Sequence[str], size: int, keep: bool = True, quiet: bool = False
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Photos as uint8 (n, 3, size, size), none unless ``keep``; what is wrong with damaged ones."""
-    from PIL import UnidentifiedImageError
-
     images = np.empty((len(names) if keep else 0, 3, size, size), np.uint8)
     damaged: dict[str, str] = {}
 
@@ -104,23 +99,15 @@ def _decoded(
 
 def _pixels(path: Path, size: int) -> np.ndarray:
     """The central square of a photo, upright and in colour, uint8 (3, size, size)."""
-    from PIL import Image, ImageOps
-
     with Image.open(path) as image:
         image.draft(None, (2 * size, 2 * size))  # JPEG: decode large photos at a fraction
         ImageOps.exif_transpose(image, in_place=True)
         flat = _colour(image)
-    side = min(flat.size)
-    left, top = (flat.width - side) / 2, (flat.height - side) / 2
-    box = (left, top, left + side, top + side)
-    square = flat.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(square).transpose(2, 0, 1)
+    return np.asarray(ImageOps.fit(flat, (size, size))).transpose(2, 0, 1)
 
 
 def _colour(image: Image.Image) -> Image.Image:
     """A photo of any mode as RGB; what is transparent becomes white."""
-    from PIL import Image
-
     if image.mode == "I" or image.mode.startswith("I;16"):  # grey of 16 bits, 65535 is white
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -184,8 +185,6 @@ def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
 
     Gradients largest across their direction, above ``strong`` or connected and above ``weak``.
     """
-    from scipy import ndimage
-
     steepness, across, down = _gradient(smooth)
     direction = torch.round(torch.atan2(down, across) / (torch.pi / 4)).long() % 4
     padded = F.pad(steepness, (1, 1, 1, 1))
