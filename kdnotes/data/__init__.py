@@ -126,11 +126,6 @@ def _rows(parts: Sequence[ImageData], merge: Callable[[list[Any]], Tensor]) -> I
     return replace(first, **own)
 
 
-def file_sources(numbers: Tensor, split: str) -> Tensor:
-    """Sources (N,) of images from files, each its own, by their number in the split."""
-    return numbers + (TEST_SOURCE_OFFSET if split == "test" else 0)
-
-
 @dataclass(frozen=True)
 class PerImage:
     """Tensors with one row per image; indexing picks the same images in all of them."""

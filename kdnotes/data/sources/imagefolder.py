@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdnotes.data import DataSpec, ImageData, Source, file_sources, folders
+from kdnotes.data import TEST_SOURCE_OFFSET, DataSpec, ImageData, Source, folders
 from kdnotes.data.folders import FolderOptions
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
@@ -31,7 +31,7 @@ def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> Image
             f"{folder.root}"
         )
     factors = {name: torch.tensor(folder.factor(name, listed))[kept] for name in folder.names}
-    sources = file_sources(kept, spec.split)
+    sources = kept + TEST_SOURCE_OFFSET * (spec.split == "test")
     return ImageData(images, labels, folder.classes, sources, factors, names=folder.names)
 
 

@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from kdnotes.data import DataSpec, ImageData, NoOptions, Source, file_sources
+from kdnotes.data import TEST_SOURCE_OFFSET, DataSpec, ImageData, NoOptions, Source
 from kdnotes.errors import RequestError, brief
 from kdnotes.lazy import torch
 from kdnotes.paths import base_folder, data_folder
@@ -90,7 +90,7 @@ def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData
     is_grey = images.ndim == 3
     images = images[:, None].repeat(1, 3, 1, 1) if is_grey else images.permute(0, 3, 1, 2)
     kept = _numbers(root, listed, spec.split) if listed else torch.arange(len(labels))
-    sources = file_sources(torch.arange(len(kept)), spec.split)
+    sources = torch.arange(len(kept)) + TEST_SOURCE_OFFSET * (spec.split == "test")
     return ImageData(images[kept].contiguous(), labels[kept], _classes(name), sources)
 
 
