@@ -138,7 +138,7 @@ def image_size(name: str, options: dict[str, Any]) -> int:
 
 
 def survey(name: str, options: FolderOptions) -> Folder:
-    """What there is in ``imagefolder:PATH``; RequestError for a folder or table of no use."""
+    """What there is in ``imagefolder:PATH``, from `base_folder`; RequestError if it is unusable."""
     root = _root(name)
     domains = tuple(sorted(set(options.domains)))
     photos = [photo for domain in domains for photo in _in_domain(name, domain)]
