@@ -1,7 +1,4 @@
-"""Helper package of the book "What does the student inherit?".
-
-Submodules are imported when first touched, so that ``import kdnotes as kd`` costs nothing.
-"""
+"""Helper package of the book "What does the student inherit?"; submodules load when touched."""
 
 from __future__ import annotations
 
@@ -18,22 +15,14 @@ warnings.filterwarnings("ignore", message='install "ipywidgets" for Jupyter supp
 
 # Where each name lies: a module, or an attribute of one behind a colon.
 _WHERE = {
+    **{wing: f"kdnotes.{wing}" for wing in ("audit", "data", "figures", "methods", "networks")},
+    **{wing: f"kdnotes.{wing}" for wing in ("paths", "probes", "stats", "study", "training")},
     "arms": "kdnotes.study.arms",
-    "audit": "kdnotes.audit",
     "claims": "kdnotes.stats.claims",
     "cover": "kdnotes.book.cover",
-    "data": "kdnotes.data",
-    "figures": "kdnotes.figures",
-    "methods": "kdnotes.methods",
-    "networks": "kdnotes.networks",
-    "paths": "kdnotes.paths",
-    "probes": "kdnotes.probes",
     "report": "kdnotes.book.report",
     "results": "kdnotes.book.results",
     "running": "kdnotes.book.running",
-    "stats": "kdnotes.stats",
-    "study": "kdnotes.study",
-    "training": "kdnotes.training",
     "ColorJitter": "kdnotes.data.views:ColorJitter",
     "Crops": "kdnotes.data.views:Crops",
     "cast": "kdnotes.audit:cast",

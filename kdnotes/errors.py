@@ -4,18 +4,11 @@ from __future__ import annotations
 
 
 class RequestError(ValueError):
-    """A wrong request (unknown name, value out of range, missing folder).
-
-    The message names what is wrong and what would be right; the command line prints it and
-    exits with status 2.
-    """
+    """A wrong request: the message names what is wrong and what would be right; exit status 2."""
 
 
 class RunFailedError(RuntimeError):
-    """The request was right, but running it failed; the message names what was kept.
-
-    The command line prints it and exits with status 1.
-    """
+    """A right request that failed: the message names what was kept; exit status 1."""
 
 
 def brief(error: BaseException | str, most: int = 100) -> str:

@@ -15,18 +15,22 @@ def base_folder() -> Path:
 
 def cache_folder() -> Path:
     """The cache folder: KDNOTES_CACHE, or the user's cache folder."""
-    if folder := os.environ.get("KDNOTES_CACHE"):
-        return Path(folder).expanduser()
     from platformdirs import user_cache_path
 
-    return user_cache_path("kdnotes")
+    return Path(os.environ.get("KDNOTES_CACHE") or user_cache_path("kdnotes")).expanduser()
+
+
+def data_folder() -> Path:
+    """Where downloads go: KDNOTES_DATA, or the user's data folder."""
+    from platformdirs import user_data_path
+
+    return Path(os.environ.get("KDNOTES_DATA") or user_data_path("kdnotes")).expanduser()
 
 
 def root() -> Path:
     """Folder of the book: KDNOTES_BOOK, or the checkout that this package lies in."""
-    if folder := os.environ.get("KDNOTES_BOOK"):
-        return Path(folder).expanduser().absolute()
-    return Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[1]
+    return Path(os.environ.get("KDNOTES_BOOK") or checkout).expanduser().absolute()
 
 
 def build_folder() -> Path:
@@ -40,21 +44,16 @@ def by_hand_folder() -> Path:
 
 
 def without_absolute_paths(value: Any) -> Any:
-    """A value whose texts name absolute paths relative to `base_folder`, containers included.
-
-    Texts such as ``imagefolder:/photos`` or ``resnet18:/weights.pt`` keep their prefix. What is
-    written into notebooks and tables then reads the same on every machine with that arrangement.
-    """
+    """A value whose texts name paths relative to `base_folder`, to read the same everywhere."""
     if isinstance(value, Mapping):
         return {key: without_absolute_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_absolute_paths(item) for item in value]
     if not isinstance(value, str | Path):
         return value
-    prefix, colon, rest = str(value).partition(":")
-    if not colon:
-        return _relative(prefix)
-    start = _relative(prefix) if "/" in prefix else prefix  # "/photos/groups.csv:race"
+    start, colon, rest = str(value).partition(":")
+    if not colon or "/" in start:  # "/photos/groups.csv:race"
+        start = _relative(start)
     return start + colon + _relative(rest)
 
 

@@ -1,12 +1,10 @@
-"""Files and folders that appear complete or not at all, and the checksums that prove them.
-
-The only place that writes what others will read: results, networks, tables, copies of images.
-"""
+"""Files and folders that appear complete or not at all, and the checksums that prove them."""
 
 from __future__ import annotations
 
 import atexit
 import hashlib
+import io
 import json
 import os
 import platform
@@ -17,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,34 +39,26 @@ def naming(path: Path, verb: str = "write") -> Iterator[None]:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the name ``path`` when the block ends without an error.
-
-    Raises RunFailedError, naming the file, when it cannot be written.
-    """
-    scratch = _scratch(path)
+def appearing(path: Path, folder: bool = False) -> Iterator[Path]:
+    """A file or ``folder`` to fill that becomes ``path`` if nothing fails; or RunFailedError."""
+    # Made by open and mkdir, not by tempfile, whose files are for their owner only.
+    scratch = path.with_name(f"{UNFINISHED}{path.name}.{writer()}-{secrets.token_hex(4)}")
     try:
         with naming(path):
-            scratch.touch(exist_ok=False)
-            yield scratch
+            if folder:
+                scratch.mkdir(parents=True)
+                yield scratch
+                remove(path)  # a damaged one that is being replaced
+            else:
+                scratch.touch(exist_ok=False)
+                yield scratch
             scratch.replace(path)
     finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
+        with suppress(RunFailedError):
+            remove(scratch)
 
 
-@contextmanager
-def appearing_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes the name ``path``, in place of an old one, as `appearing`."""
-    scratch = _scratch(path)
-    try:
-        with naming(path):
-            scratch.mkdir(parents=True)
-            yield scratch
-            remove(path)  # a damaged one that is being replaced
-            scratch.rename(path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+appearing_folder = partial(appearing, folder=True)
 
 
 def remove(path: Path) -> None:
@@ -83,12 +74,10 @@ def make_folder(folder: Path, what: str, advice: str) -> Path:
     """A folder that can be written to, made if need be. Raises RequestError with the ``advice``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise RequestError(
-            f"cannot write to {what} {str(folder)!r}: {error.strerror or error}; {advice}"
-        ) from error
+        problem = f"cannot write to {what} {str(folder)!r}: {error.strerror or error}"
+        raise RequestError(f"{problem}; {advice}") from error
     return folder
 
 
@@ -100,10 +89,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_at(path: Path, parts: Iterable[tuple[int, bytes]]) -> None:
-    """Write bytes at their places in a file that is there, in place: memory maps see them.
-
-    Raises RunFailedError where there is no room, which writing through a map would be killed for.
-    """
+    """Write bytes at places in a file that memory maps see; RunFailedError if there is no room."""
     with naming(path), path.open("r+b") as file:
         for place, content in parts:
             file.seek(place)
@@ -111,15 +97,9 @@ def write_at(path: Path, parts: Iterable[tuple[int, bytes]]) -> None:
 
 
 def checksum(content: bytes | Path, of: str = "") -> str:
-    """SHA-256 of bytes or of a file, in hex. Raises OSError where a file cannot be read.
-
-    ``of``: whose content it is, so that it proves nothing under another name.
-    """
+    """SHA-256 in hex of bytes or a file, ``of`` whose it is; OSError where it cannot be read."""
     state = hashlib.sha256(of.encode())
-    if isinstance(content, bytes):
-        state.update(content)
-        return state.hexdigest()
-    with content.open("rb") as file:
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         return hashlib.file_digest(file, lambda: state).hexdigest()
 
 
@@ -136,11 +116,8 @@ def sealed_json(content: Mapping[str, Any]) -> str:
 
 def is_sealed(content: bytes) -> bool:
     """Whether JSON is, to the byte, what `sealed` made."""
-    start = UNSEALED[:-1].encode()
-    before, _, rest = content.partition(start)
-    return re.match(rb'[0-9a-f]{64}"', rest) is not None and rest[:64].decode() == checksum(
-        before + start + rest[64:]
-    )
+    before, start, rest = content.partition(UNSEALED[:-1].encode())
+    return rest[:64] == checksum(before + start + rest[64:]).encode()
 
 
 def first_problem(error: ValidationError) -> str:
@@ -154,16 +131,8 @@ def writer() -> str:
     return f"{platform.node()}-{os.getpid()}"
 
 
-def _scratch(path: Path) -> Path:
-    # Made by open and mkdir, not by tempfile, whose files are for their owner only.
-    return path.with_name(f"{UNFINISHED}{path.name}.{writer()}-{secrets.token_hex(4)}")
-
-
-# --- what a process leaves that was killed ------------------------------------------------------
-
-
 def clear_unfinished(folder: Path, pattern: str = f"**/{UNFINISHED}*") -> None:
-    """Delete unfinished files and folders, whose names say who wrote them, of dead processes."""
+    """Delete what dead processes left unfinished in a folder; the names say who wrote it."""
     with suppress(OSError):  # another process clears up, too
         for path in [each for each in folder.glob(pattern) if _is_abandoned(each)]:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
@@ -171,13 +140,10 @@ def clear_unfinished(folder: Path, pattern: str = f"**/{UNFINISHED}*") -> None:
 
 @contextmanager
 def temporary_files() -> Iterator[None]:
-    """Have all temporary files, those of kernels and workers too, in a folder that is deleted.
-
-    So are those of processes that were killed.
-    """
-    before, own = tempfile.gettempdir(), f"kdnotes-{writer()}-"
+    """Have temporary files, of kernels and workers too, in a folder that is deleted at the end."""
+    before = tempfile.gettempdir()
     clear_unfinished(Path(before), "kdnotes-*")
-    folder = tempfile.mkdtemp(prefix=own)
+    folder = tempfile.mkdtemp(prefix=f"kdnotes-{writer()}-")
     # At the very end: what workers shared lies in it, and is given up when the process ends.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tempfile.tempdir = os.environ["TMPDIR"] = folder
@@ -188,18 +154,13 @@ def temporary_files() -> Iterator[None]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether the process in a name is one of this machine that has ended.
-
-    Of unfinished files alone, also of another machine, after a day.
-    """
+    """Whether a name tells of an ended process; on another machine, unfinished files of a day."""
     found = re.search(rf"[.-]{re.escape(platform.node())}-(\d+)[.-]", path.name)
     try:
         if found is None:
             old = time.time() - path.stat().st_mtime > DAY
             return old and path.name.startswith(UNFINISHED)
         os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's, or gone already
-        pass
+    except OSError as error:  # or it is another user's, or the file is gone already
+        return isinstance(error, ProcessLookupError)
     return False

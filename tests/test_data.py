@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from kdnotes import data
-from kdnotes.data import registry, sources
+from kdnotes.data import sources
 from kdnotes.errors import RequestError
 
 ONE_FILE = """
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdnotes.data.image_data import ImageData
-from kdnotes.data.registry import Source
+from kdnotes.data import ImageData, Source
 
 
 class StripeOptions(BaseModel):
@@ -47,9 +46,9 @@ SOURCES = (Source("stripes", load, fingerprint, StripeOptions, ("lying", "standi
 @pytest.fixture
 def forgetful() -> Iterator[None]:
     """What is known is looked up anew in the test and after it."""
-    registry._sources.cache_clear()
+    data._sources.cache_clear()
     yield
-    registry._sources.cache_clear()
+    data._sources.cache_clear()
     for name in ("kdnotes.data.sources.stripes", "stripes"):
         sys.modules.pop(name, None)
 

@@ -23,7 +23,7 @@ from probe_nets import (
 from torch import Tensor, nn
 
 from kdnotes import probes
-from kdnotes.data.image_data import ImageData
+from kdnotes.data import ImageData
 from kdnotes.data.views import to_float
 from kdnotes.errors import RequestError
 from kdnotes.probes import representations

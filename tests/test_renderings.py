@@ -204,7 +204,7 @@ def test_partners_are_of_another_class_and_uniform() -> None:
 def test_photo_patches_are_pieces_of_the_photographs() -> None:
     where = torch.tensor([[0.0, 0.0, 0.0], [0.99, 0.999, 0.999]])
     patches = photo_patches(where, 32, 32)
-    first, last = renderings.glyphs.photographs()[0], renderings.glyphs.photographs()[-1]
+    first, last = renderings.drawing.photographs()[0], renderings.drawing.photographs()[-1]
     corner = first[:, :128, :128].reshape(3, 32, 4, 32, 4).mean((2, 4))
     assert torch.allclose(patches[0], corner, atol=1e-5)
     corner = last[:, -128:, -128:].reshape(3, 32, 4, 32, 4).mean((2, 4))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdnotes.data import DataSpec, ImageData, drawing, glyphs, load, with_fingerprint
+from kdnotes.data import DataSpec, ImageData, drawing, load, with_fingerprint
 from kdnotes.data.sources import digits as digit_source
 from kdnotes.errors import RequestError
 
@@ -28,7 +28,7 @@ def digits(domain: str) -> ImageData:
 
 
 def test_train_and_test_share_no_glyph() -> None:
-    train, test = (glyphs.load("bundled", split, None) for split in ("train", "test"))
+    train, test = (drawing.glyphs("bundled", split, None) for split in ("train", "test"))
     assert not set(train.ids.tolist()) & set(test.ids.tolist())
     assert len(train.ids) + len(test.ids) == 1797
     assert set(test.labels.tolist()) == set(range(10))
@@ -36,7 +36,7 @@ def test_train_and_test_share_no_glyph() -> None:
 
 def test_bundled_glyphs_are_scikit_learns_digits() -> None:
     digits = load_digits()
-    images, labels = glyphs._bundled()
+    images, labels = drawing._bundled()
     assert np.array_equal(images * 16, digits.images)
     assert np.array_equal(labels, digits.target)
 
@@ -56,7 +56,7 @@ def test_same_request_gives_same_pixels_and_another_seed_others() -> None:
 
 
 def test_pixels_are_those_that_networks_were_trained_on() -> None:
-    """Raise `glyphs.REVISION` and these, should a change of the drawings ever be wanted."""
+    """Raise `drawing.REVISION` and these, should a change of the drawings ever be wanted."""
     cues = {"marker": True, "marker_contrast": 0.5, "marker_agreement": 0.0}
     styles = {"hue_agreement": 0.5, "placement": 0.3, "group_weights": (1, 1, 1, 1)}
     for data, expected in (

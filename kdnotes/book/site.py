@@ -23,6 +23,7 @@ from kdnotes import data, paths, store
 from kdnotes.book import cover, execution, page_tables, parameters, results, running
 from kdnotes.book.cover import PUBLISHED_PRESET
 from kdnotes.book.running import Done, Run
+from kdnotes.data import folders
 from kdnotes.errors import RequestError, RunFailedError
 
 Edition = Literal["full", "student"]
@@ -381,10 +382,10 @@ def _image_files(run: results.Saved) -> Iterator[tuple[str, str]]:
     specs = [item.spec.data for item in request.study.networks if not item.spec.parts]
     specs += [plan.test_spec() for plan in request.study.plans.values()]
     for spec in {each.model_dump_json(): each for each in specs}.values():
-        photos = data.folders.survey(spec.name, data.folders.FolderOptions(**spec.options))
+        photos = folders.survey(spec.name, folders.FolderOptions(**spec.options))
         names = [photo.name for photo in photos.split(spec.split)]
         for number in data.load(spec).sources.tolist():
-            yield spec.split, names[number % data.image_data.TEST_SOURCE_OFFSET]
+            yield spec.split, names[number % data.TEST_SOURCE_OFFSET]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""Changes of colour on batches of float images, one set of factors per image.
+"""Changes of colour on batches of float images, by torchvision's formulas.
 
-Each step is torchvision's formula for float images (brightness, contrast, saturation, hue in HSV).
-Libraries draw one set of factors or one order of steps per batch, or take no generator: here each
-image has its own factors and order, drawn from a generator of ours, so that the result does not
-depend on how images are batched.
+Libraries draw factors or the order of steps per batch, or take no generator: here each image has
+its own, however images are batched.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdnotes.data.image_data import PerImage
+from kdnotes.data import PerImage
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,7 @@ class JitterFactors(PerImage):
     """One change of colour per image.
 
     brightness, contrast, saturation: factors (N,), 1 changes nothing; hue: turns (N,), 0 changes
-    nothing; order: int64 (N, 4), the steps as they follow each other (0 brightness, 1 contrast,
-    2 saturation, 3 hue).
+    nothing; order: int64 (N, 4), how these steps, 0 to 3, follow each other.
     """
 
     brightness: Tensor
@@ -40,44 +37,39 @@ def draw_jitter(
     hue: float,
     generator: torch.Generator,
 ) -> JitterFactors:
-    """Factors for ``count`` images, uniform as in torchvision's ColorJitter.
+    """Factors for ``count`` images, uniform as in torchvision's ColorJitter, in random order.
 
-    Brightness, contrast and saturation lie in [max(0, 1 - s), 1 + s], hue in [-h, h] turns, the
-    order is random. A generator gives the same uniform numbers whatever the strengths: with
+    Brightness, contrast and saturation lie in [max(0, 1 - s), 1 + s], hue in [-h, h] turns. With
     generators of one seed, a weaker jitter is the stronger one scaled down.
     """
     unit = torch.rand(4, count, generator=generator)
     order = torch.rand(count, 4, generator=generator).argsort(1)
-    factors = [
-        _between(max(0.0, 1 - strength), 1 + strength, unit[step])
-        for step, strength in enumerate((brightness, contrast, saturation))
-    ]
-    return JitterFactors(factors[0], factors[1], factors[2], _between(-hue, hue, unit[3]), order)
+    ranges = [(max(0.0, 1 - most), 1 + most) for most in (brightness, contrast, saturation)]
+    ranges += [(-hue, hue)]
+    lighter, apart, fuller, turns = (
+        low + (high - low) * row for (low, high), row in zip(ranges, unit, strict=True)
+    )
+    return JitterFactors(lighter, apart, fuller, turns, order)
 
 
 def jitter(images: Tensor, factors: JitterFactors) -> Tensor:
-    """Images with their colours changed, float (N, 3, H, W) in [0, 1] in and out.
-
-    Equals torchvision's ColorJitter steps image by image, up to rounding. Raises ValueError when
-    there is not one set of factors for each image.
-    """
+    """Images, float (N, 3, H, W) in [0, 1], in other colours; ValueError if factors are missing."""
     if len(images) != len(factors):
         raise ValueError(f"{len(images)} images but {len(factors)} sets of factors")
     # Planes that lie together in memory make the steps below twice as fast as channels_last.
     changed = images.clone(memory_format=torch.contiguous_format)
     amounts = (factors.brightness, factors.contrast, factors.saturation, factors.hue)
     for position in factors.order.unbind(1):
-        for number, step in enumerate((_brightness, _contrast, _saturation, rotate_hue)):
+        for number, amount in enumerate(amounts):
             chosen = (position == number).nonzero().flatten().to(images.device)
-            changed[chosen] = step(changed[chosen], amounts[number].to(images.device)[chosen])
+            changed[chosen] = _step(number, changed[chosen], amount.to(images.device)[chosen])
     return changed
 
 
 def rotate_hue(images: Tensor, turns: Tensor | float) -> Tensor:
-    """Images with the hue turned around the HSV circle; saturation and value stay as they are.
+    """Images, float (N, 3, H, W) in [0, 1], with the hue turned around the HSV circle.
 
-    images: float (N, 3, H, W) in [0, 1]; turns: one number or (N,), 1 is the full circle. Equals
-    torchvision's adjust_hue up to rounding, at an eighth of its time on a CPU.
+    turns: one number or (N,), 1 is the full circle. Takes an eighth of the time of torchvision's.
     """
     turns = torch.as_tensor(turns, dtype=images.dtype, device=images.device).expand(len(images))
     red, green, blue = images.contiguous().unbind(1)
@@ -101,29 +93,14 @@ def rotate_hue(images: Tensor, turns: Tensor | float) -> Tensor:
     return turned
 
 
-def _between(low: float, high: float, unit: Tensor) -> Tensor:
-    return low + (high - low) * unit
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Grey values (N, 1, H, W), weighted as torchvision does."""
-    red, green, blue = images.split(1, 1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
-
-
-def _blend(images: Tensor, other: Tensor | float, factors: Tensor) -> Tensor:
-    """factor * images + (1 - factor) * other, kept in [0, 1]; factors (N,)."""
-    weight = factors[:, None, None, None]
+def _step(number: int, images: Tensor, amount: Tensor) -> Tensor:
+    """One of the four steps; the first three blend images with black, mean grey, or their grey."""
+    if number == 3:
+        return rotate_hue(images, amount)
+    other: Tensor | float = 0.0
+    if number > 0:
+        red, green, blue = images.split(1, 1)
+        grey = 0.2989 * red + 0.587 * green + 0.114 * blue
+        other = grey.mean((2, 3), keepdim=True) if number == 1 else grey
+    weight = amount[:, None, None, None]
     return (weight * images + (1 - weight) * other).clamp_(0, 1)
-
-
-def _brightness(images: Tensor, factors: Tensor) -> Tensor:
-    return _blend(images, 0.0, factors)
-
-
-def _contrast(images: Tensor, factors: Tensor) -> Tensor:
-    return _blend(images, _grey(images).mean((2, 3), keepdim=True), factors)
-
-
-def _saturation(images: Tensor, factors: Tensor) -> Tensor:
-    return _blend(images, _grey(images), factors)

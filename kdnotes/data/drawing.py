@@ -1,23 +1,96 @@
-"""What scenes and digits are drawn with: seeded choices, colours, backgrounds, discs and glyphs."""
+"""What scenes and digits are drawn with: real handwritten digits, seeded choices, backgrounds."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from kdnotes.data import glyphs
+from kdnotes.data import DataSpec, NoOptions
+from kdnotes.data.sources import torchvision_sets
 from kdnotes.lazy import torch
 from kdnotes.store import checksum
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+REVISION = 1  # raise it when the same options give other pixels: cached networks depend on them
+SPLIT_SEED = 20531  # one split for all, so that no test glyph is ever seen in training
+TEST_SHARE = 1 / 3
+CLASSES = tuple("0123456789")
+
+
+class Glyphs(NamedTuple):
+    """Handwritten digits: images float [0, 1] (N, 1, h, w), labels (N,), ids (N,)."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+@lru_cache(maxsize=8)
+def glyphs(
+    origin: Literal["bundled", "mnist"], split: Literal["train", "test"], data_dir: Path | None
+) -> Glyphs:
+    """Glyphs of one split, train and test sharing none; RequestError if MNIST is missing.
+
+    ``bundled``: scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998), split by class.
+    """
+    import numpy as np
+
+    if origin == "mnist":
+        data = torchvision_sets.load(DataSpec(name="mnist", split=split), NoOptions(), data_dir)
+        ids = torch.arange(len(data)) + (0 if split == "train" else 1_000_000)
+        return Glyphs(data.images[:, :1].float() / 255, data.labels, ids)
+    images, labels = _bundled()
+    chosen = []
+    generator = np.random.default_rng(SPLIT_SEED)
+    for digit in range(10):
+        of_class = generator.permutation(np.flatnonzero(labels == digit))
+        first_train = round(len(of_class) * TEST_SHARE)
+        chosen.append(of_class[:first_train] if split == "test" else of_class[first_train:])
+    rows = np.sort(np.concatenate(chosen))
+    parts = (images[rows][:, None], labels[rows], rows)
+    return Glyphs(*(torch.from_numpy(part) for part in parts))
+
+
+def fingerprint(spec: DataSpec, options: Any, data_dir: Path | None) -> str:
+    """Name of the drawing code and of the glyphs, which are an option, for cache keys."""
+    if options.glyphs == "mnist":
+        mnist = spec.model_copy(update={"name": "mnist"})
+        return f"{REVISION}-{torchvision_sets.fingerprint(mnist, NoOptions(), data_dir)}"
+    images, labels = _bundled()
+    return f"{REVISION}-{checksum(images.tobytes() + labels.tobytes())[:16]}"
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> tuple[np.ndarray, np.ndarray]:
+    """What scikit-learn's load_digits reads, without the two seconds that importing it takes."""
+    import numpy as np
+
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), delimiter=",")  # 8x8 pixels from 0 to 16, then the digit
+    images = (table[:, :-1].reshape(-1, 8, 8) / 16).astype(np.float32)
+    return images, table[:, -1].astype(np.int64)
+
+
+@lru_cache(maxsize=1)
+def photographs() -> tuple[Tensor, ...]:
+    """The two photographs that come with scikit-learn, float [0, 1] (3, H, W)."""
+    from sklearn.datasets import load_sample_images
+
+    images = map(torch.tensor, load_sample_images().images)
+    return tuple(image.permute(2, 0, 1).contiguous().float() / 255 for image in images)
 
 
 def generator_for(*parts: Any) -> torch.Generator:
     """A generator whose seed is derived from all that is asked for."""
-    text = json.dumps([glyphs.REVISION, *parts], sort_keys=True)
+    text = json.dumps([REVISION, *parts], sort_keys=True)
     return torch.Generator().manual_seed(int(checksum(text.encode())[:14], 16))
 
 
@@ -48,53 +121,26 @@ def choose(pool_labels: Tensor, wanted: Tensor, generator: torch.Generator) -> T
 
 def enlarged(ink: Tensor, size: int) -> Tensor:
     """Glyphs (N, 1, h, w) scaled to a larger size so that their pixels do not show."""
-    return torch.nn.functional.interpolate(
-        ink, (size, size), mode="bicubic", align_corners=False
-    ).clamp(0, 1)
+    larger = torch.nn.functional.interpolate(ink, (size, size), mode="bicubic")
+    return larger.clamp(0, 1)
 
 
 def pasted(ink: Tensor, size: int, center: Tensor, side: Tensor, angle: Tensor) -> Tensor:
     """Glyphs (N, 1, h, w) placed on an empty canvas; centres in pixels, sides as a share."""
     cosine, sine = torch.cos(angle) / side, torch.sin(angle) / side
     shift = 1 - 2 * center / size  # from pixel centre to the grid's [-1, 1] coordinates, negated
-    theta = torch.stack(
-        [
-            torch.stack([cosine, sine, cosine * shift[:, 0] + sine * shift[:, 1]], 1),
-            torch.stack([-sine, cosine, -sine * shift[:, 0] + cosine * shift[:, 1]], 1),
-        ],
-        1,
-    )
-    grid = torch.nn.functional.affine_grid(theta, [len(ink), 1, size, size], align_corners=False)
-    return torch.nn.functional.grid_sample(
-        ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False
-    )
-
-
-def outlines(coverage: Tensor) -> Tensor:
-    """The rims (N, 1, H, W) of what is covered."""
-    grown = torch.nn.functional.max_pool2d(coverage, 3, stride=1, padding=1)
-    shrunk = -torch.nn.functional.max_pool2d(-coverage, 3, stride=1, padding=1)
-    return (grown - shrunk).clamp(0, 1)
-
-
-def smooth_background(total: int, size: int, generator: torch.Generator) -> Tensor:
-    """Dark, smoothly varying colours (N, 3, size, size)."""
-    coarse = torch.rand((total, 3, 4, 4), generator=generator)
-    return enlarged(coarse, size) * 0.5
+    upper = torch.stack([cosine, sine, cosine * shift[:, 0] + sine * shift[:, 1]], 1)
+    lower = torch.stack([-sine, cosine, -sine * shift[:, 0] + cosine * shift[:, 1]], 1)
+    theta, tools = torch.stack([upper, lower], 1), torch.nn.functional
+    grid = tools.affine_grid(theta, [len(ink), 1, size, size], align_corners=False)
+    return tools.grid_sample(ink, grid, align_corners=False)
 
 
 def photo_background(
-    total: int,
-    size: int,
-    generator: torch.Generator,
-    photos: Sequence[Tensor] = (),
-    step: int = 2,
+    total: int, size: int, generator: torch.Generator, photos: Sequence[Tensor]
 ) -> Tensor:
-    """Patches (N, 3, size, size) of photographs (3, H, W), of two that are bundled if none.
-
-    Of every ``step``-th pixel: every second one holds more of large photographs.
-    """
-    photos = photos or glyphs.photographs()
+    """Patches (N, 3, size, size) of photos (3, H, W); if none, of two, by every second pixel."""
+    step, photos = 1 if photos else 2, photos or photographs()
     which = torch.randint(len(photos), (total,), generator=generator).tolist()
     spots = torch.rand((total, 2), generator=generator).tolist()
     patches = []
@@ -104,27 +150,6 @@ def photo_background(
         left = int(right * (photo.shape[2] - step * size))
         patches.append(photo[:, top : top + step * size : step, left : left + step * size : step])
     return torch.stack(patches)
-
-
-def disc(
-    markers: Tensor, size: int, center: Tensor, contrast: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Discs with one of ten textures (five orientations, two frequencies): colour and coverage."""
-    total = len(markers)
-    radius = 0.16 * size
-    steps = torch.arange(size) + 0.5
-    dx = steps[None, None, :] - center[:, 0, None, None]
-    dy = steps[None, :, None] - center[:, 1, None, None]
-    coverage = (radius + 0.5 - (dx**2 + dy**2).sqrt()).clamp(0, 1)[:, None]
-    angle = (markers % 5).float() * (math.pi / 5)
-    period = torch.where(markers < 5, 3.2, 6.0) * (size / 32)
-    phase = uniform(0, 2 * math.pi, (total, 1, 1), generator)
-    along = dx * torch.cos(angle)[:, None, None] + dy * torch.sin(angle)[:, None, None]
-    swing = torch.sin(2 * math.pi * along / period[:, None, None] + phase)[:, None]
-    wave = 0.5 + 0.5 * contrast * swing
-    light = bright_colors(total, generator)
-    dark = bright_colors(total, generator) * 0.15
-    return wave * light + (1 - wave) * dark, coverage
 
 
 def bright_colors(

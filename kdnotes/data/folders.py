@@ -1,7 +1,6 @@
 """What lies in a folder of photos: splits, classes, domains and groups, told by names alone.
 
-Planning asks for this: it needs no torch, as torchvision's own finders would (which also enter
-loops of links and take hidden files for photos).
+Planning needs no torch and no pandas. Torchvision's finders do, and enter loops of links.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from statistics import median_low
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from kdnotes.data.spec import Strict
+from kdnotes.data import FOLDER_PREFIX, Strict
 from kdnotes.errors import RequestError
 from kdnotes.paths import base_folder
 from kdnotes.store import checksum
 
 REVISION = 1  # raise it when the same files give other pixels: cached networks depend on them
-FOLDER_PREFIX = "imagefolder:"
 _KINDS = "bmp gif jfif jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{kind}" for kind in _KINDS.split())
 TEST_SHARE = 0.2
@@ -43,14 +41,13 @@ class FolderOptions(Strict):
     """How a folder of photos is read.
 
     ``size``: side of the images in pixels; the central square of a photo is scaled to it. None
-    means the median shorter side of a sample of the photos, at most 64: photos that are all
-    32x32 stay as they are. ``skip_damaged``: leave out damaged files instead of refusing the
-    folder. ``groups``: a CSV that sorts photos into groups, ``FILE.csv`` (column ``group``) or
-    ``FILE.csv:COLUMN``; its column ``file`` is relative to the folder, as the CSV itself is unless
-    it lies where the command was typed. ``leave_out``: groups whose photos are not read;
-    ``counts``: training photos of groups, drawn at random, such as ``Black=600,White=50``.
-    ``domains``: the folder holds domains, such as PACS's, which hold classes or splits; only these
-    domains are read.
+    means the median shorter side of a sample of the photos, at most 64. ``skip_damaged``: leave out
+    damaged files instead of refusing the folder. ``groups``: a CSV that sorts photos into groups,
+    ``FILE.csv`` (column ``group``) or ``FILE.csv:COLUMN``; its column ``file`` is relative to the
+    folder, as the CSV itself is unless it lies where the command was typed. ``leave_out``: groups
+    whose photos are not read; ``counts``: training photos of groups, drawn at random, such as
+    ``Black=600,White=50``. ``domains``: the folder holds domains, such as PACS's, which hold
+    classes or splits; only these domains are read.
     """
 
     size: int | None = Field(None, ge=_SMALLEST_SIZE, le=1024)
@@ -77,8 +74,7 @@ class Photo(NamedTuple):
 class Folder:
     """A folder as the options want it: for each split its photos by class, domain and name.
 
-    size: side of its images in pixels; names: what the numbers of the factors group and domain
-    stand for, where there are such.
+    size: side of its images in pixels; names: what numbers of the factors group and domain mean.
     """
 
     root: Path
@@ -91,10 +87,10 @@ class Folder:
     def split(self, split: str) -> list[Photo]:
         """Photos of a split. Raises RequestError where it is not there, or lacks a class."""
         if split not in self.photos:
+            wanted = " or ".join(_SPLIT_FOLDERS[split])
             raise RequestError(
-                f"{self.root} has no {split} split: no folder "
-                f"{' or '.join(_SPLIT_FOLDERS[split])} with a sub-folder for each class. A folder "
-                "that holds the class folders directly is split automatically"
+                f"{self.root} has no {split} split: no folder {wanted} with a sub-folder for each "
+                "class. A folder that holds the class folders directly is split automatically"
             )
         present = _by("label", self.photos[split])
         if lost := [label for label in self.classes if label not in present]:
@@ -110,32 +106,30 @@ class Folder:
         return [number.get(getattr(photo, name), -1) for photo in photos]
 
     def fingerprint(self, split: str) -> str:
-        """Name of the content of a split, for cache keys; it holds no absolute path.
+        """Name of the content of a split, for cache keys, without absolute paths.
 
-        Photos count by relative name, length and time of change, so that a large folder is named
-        in seconds; the beginnings of some count, too, as archives may give all files one time.
+        Names, lengths and times of change tell photos apart in seconds, and the beginnings of some:
+        archives may give all files one time.
         """
         photos, state = self.split(split), hashlib.sha256()
         for photo in photos:
             line = f"{photo.name}\0{photo.length}\0{photo.changed}\n"
             state.update(line.encode(errors="surrogateescape"))
         for photo in _sample(photos):
-            path = self.root / photo.name
-            with suppress(OSError), path.open("rb") as stream:  # named when it is decoded
+            # What cannot be opened is named when it is decoded.
+            with suppress(OSError), (self.root / photo.name).open("rb") as stream:
                 state.update(stream.read(_HEAD))
-        options = self.options
-        mark = _digest([REVISION, split, self.size, options.skip_damaged, state.hexdigest()])
+        damaged = self.options.skip_damaged
+        mark = _digest([REVISION, split, self.size, damaged, state.hexdigest()])
         if "group" not in self.names:
             return mark
         return _digest([mark, self.names["group"], self.factor("group", photos)])
 
 
 def domain_names(name: str) -> tuple[str, ...]:
-    """Folders in ``imagefolder:PATH`` that hold folders, sorted: its domains if it has any.
-
-    Raises RequestError when there is no such folder.
-    """
-    return _domains_in(_root(name))
+    """Folders in ``imagefolder:PATH`` that hold folders, sorted; RequestError if it is none."""
+    root = _root(name)
+    return tuple(top for top in _folders_in(root) if _folders_in(root / top))
 
 
 def image_size(name: str, options: dict[str, Any]) -> int:
@@ -144,42 +138,32 @@ def image_size(name: str, options: dict[str, Any]) -> int:
 
 
 def survey(name: str, options: FolderOptions) -> Folder:
-    """What there is in ``imagefolder:PATH``; PATH may start with ``~``.
-
-    A relative one starts where the command was typed. Raises RequestError on a folder, or a table
-    of groups, that cannot be used.
-    """
+    """What there is in ``imagefolder:PATH``, from `base_folder`; RequestError if it is unusable."""
     root = _root(name)
     domains = tuple(sorted(set(options.domains)))
-    photos = [photo for domain in domains for photo in _in_domain(root, domain)]
+    photos = [photo for domain in domains for photo in _in_domain(name, domain)]
+    photos = photos or _in_splits(root)
     _refuse_different(f"domains in {root}", _by("domain", photos))
-    photos = photos or _in_splits(root, "")
     if not options.skip_damaged:
         empty = {photo.name: "empty" for photo in photos if not photo.length}
         refuse_damaged(root, len(photos), empty)
     # Of all photos: networks that see fewer groups see images of this size, too.
     size = options.size or usual_size(root, sorted(photo.name for photo in photos))
     photos.sort(key=lambda photo: (photo.label, photo.domain, photo.name))
-    classes = tuple(_by("label", photos))
+    classes, splits = tuple(_by("label", photos)), _by("split", photos)
     names: dict[str, tuple[str, ...]] = {"domain": domains} if domains else {}
-    splits = _by("split", photos)
     if options.groups:
-        splits, names["group"] = _in_groups(root, splits, options)
+        photos, names["group"] = _in_groups(root, photos, options)
     elif options.leave_out or options.counts:
         raise RequestError("leave_out and counts name groups: name the CSV that has them as groups")
+    splits = {split: [] for split in splits} | _by("split", photos)  # all may be left out of one
     return Folder(root, options, size, classes, splits, names)
 
 
 def photos_to_test(text: str) -> tuple[Path, list[Photo]]:
-    """A folder and the photos to measure in it, by class and name, without holding any back.
-
-    Those of its test or val folder where it has one with classes, else of all its class folders.
-    Raises RequestError as `survey`.
-    """
+    """A folder and the photos to measure in it: its test split or all; RequestError as `survey`."""
     root = _root(text)
-    inside = {top.lower(): f"{top}/" for top in _folders_in(root) if _folders_in(root / top)}
-    prefix = next((inside[name] for name in _SPLIT_FOLDERS["test"] if name in inside), "")
-    photos = _in_classes(root, prefix)
+    photos = _in_classes(root, _split_folder(root, "", "test") or "")
     return root, sorted(photos, key=lambda photo: (photo.label, photo.name))
 
 
@@ -211,18 +195,12 @@ def _root(name: str) -> Path:
     return path
 
 
-def _domains_in(root: Path) -> tuple[str, ...]:
-    return tuple(top for top in _folders_in(root) if _folders_in(root / top))
-
-
-def _in_domain(root: Path, domain: str) -> list[Photo]:
+def _in_domain(name: str, domain: str) -> list[Photo]:
     """Photos of one domain, in both splits."""
-    there = _domains_in(root)
+    root, there = _root(name), domain_names(name)
     if domain not in there:
-        raise RequestError(
-            f"{root} has no domain folder {domain!r} with class folders; it has: "
-            f"{', '.join(there) or 'none'}"
-        )
+        has = ", ".join(there) or "none"
+        raise RequestError(f"{root} has no domain {domain!r} with class folders; it has: {has}")
     photos = _in_splits(root, f"{domain}/")
     if len(splits := _by("split", photos)) == 1:
         raise RequestError(
@@ -232,41 +210,39 @@ def _in_domain(root: Path, domain: str) -> list[Photo]:
     return [photo._replace(domain=domain) for photo in photos]
 
 
-def _in_splits(root: Path, prefix: str) -> list[Photo]:
+def _split_folder(root: Path, prefix: str, split: str) -> str | None:
+    """The first folder with a split's name that holds folders: a class may be called "train"."""
+    tops = _folders_in(root / prefix)
+    named = (top for name in _SPLIT_FOLDERS[split] for top in tops if top.lower() == name)
+    return next((f"{prefix}{top}/" for top in named if _folders_in(root / prefix / top)), None)
+
+
+def _in_splits(root: Path, prefix: str = "") -> list[Photo]:
     """Photos below root/prefix: in the splits that have folders there, else split by ourselves."""
     folder = root / prefix
-    tops = _folders_in(folder)
     photos: list[Photo] = []
-    for split, wanted in _SPLIT_FOLDERS.items():
-        named = [top for name in wanted for top in tops if top.lower() == name]
-        # The first that holds folders: a class may well be called "train".
-        if chosen := next((top for top in named if _folders_in(folder / top)), None):
-            inside = _in_classes(root, f"{prefix}{chosen}/")
-            photos += [photo._replace(split=split) for photo in inside]
+    for split in _SPLIT_FOLDERS:
+        if inside := _split_folder(root, prefix, split):
+            photos += [photo._replace(split=split) for photo in _in_classes(root, inside)]
     if photos:
         _refuse_different(f"splits of {folder}", _by("split", photos))
         return photos
-    lower = {top.lower() for top in tops}
-    if all(lower & set(wanted) for wanted in _SPLIT_FOLDERS.values()):
+    tops = {top.lower() for top in _folders_in(folder)}
+    if all(tops & set(names) for names in _SPLIT_FOLDERS.values()):
         raise RequestError(f"the splits in {folder} have no class folders: put each class in one")
     return _held_out(folder, _in_classes(root, prefix))
 
 
 def _held_out(folder: Path, photos: list[Photo]) -> list[Photo]:
-    """The photos with a fifth of each class as test split, by hashes of their names.
-
-    An added photo hardly changes where the others go.
-    """
+    """The photos with a fifth of each class as test split, by hashes, so that they hardly move."""
     done = []
     for label, part in _by("label", photos).items():
         if len(part) < 2:
-            raise RequestError(
-                f"class {label!r} in {folder} has one image; an automatic split needs two or more"
-            )
+            raise RequestError(f"class {label!r} in {folder} has one image; a split needs two")
         part.sort(key=lambda photo: checksum(f"0/{photo.name}".encode(errors="surrogateescape")))
-        first = max(1, round(len(part) * TEST_SHARE))
-        done += [photo._replace(split="test") for photo in part[:first]]
-        done += [photo._replace(split="train") for photo in part[first:]]
+        held = max(1, round(len(part) * TEST_SHARE))
+        done += [photo._replace(split="test") for photo in part[:held]]
+        done += [photo._replace(split="train") for photo in part[held:]]
     return done
 
 
@@ -277,17 +253,15 @@ def _in_classes(root: Path, prefix: str) -> list[Photo]:
     if not labels:
         raise RequestError(f"{folder} has no class folders: put each class's images in one")
     if len(labels) == 1:
-        inner = _folders_in(folder / labels[0])
-        hint = f"; did you mean {FOLDER_PREFIX}{folder / labels[0]}?" if len(inner) > 1 else ""
+        inner = folder / labels[0]
+        hint = f"; did you mean {FOLDER_PREFIX}{inner}?" if len(_folders_in(inner)) > 1 else ""
         raise RequestError(f"{folder} has a single class folder, {labels[0]!r}{hint}")
-    photos = [photo for label in labels for photo in _in_class(root, prefix, label)]
-    by_label = _by("label", photos)
-    if empty := [label for label in labels if label not in by_label]:
-        raise RequestError(
-            f"class folders without images in {folder}: {enumerated(empty)} (kinds read: {_KINDS})"
-        )
+    by_label = {label: list(_in_class(root, prefix, label)) for label in labels}
+    if empty := enumerated([label for label in labels if not by_label[label]]):
+        kinds = f"(kinds read: {_KINDS})"
+        raise RequestError(f"class folders without images in {folder}: {empty} {kinds}")
     _refuse_domains(folder, prefix, by_label)
-    return photos
+    return [photo for photos in by_label.values() for photo in photos]
 
 
 def _in_class(root: Path, prefix: str, label: str) -> Iterator[Photo]:
@@ -298,14 +272,12 @@ def _in_class(root: Path, prefix: str, label: str) -> Iterator[Photo]:
         for file in files:
             if _is_ignored(file) or os.path.splitext(file)[1].lower() not in EXTENSIONS:
                 continue
+            length = changed = 0  # of a link to nothing, too
             path = os.path.join(place, file)
-            name = path[start:].replace(os.sep, "/")
-            try:
+            with suppress(OSError):
                 state = os.stat(path)
-            except OSError:  # a link to nothing counts as an empty file
-                yield Photo(name, 0, 0, label)
-            else:
-                yield Photo(name, state.st_size, state.st_mtime_ns, label)
+                length, changed = state.st_size, state.st_mtime_ns
+            yield Photo(path[start:].replace(os.sep, "/"), length, changed, label)
 
 
 def _refuse_domains(folder: Path, prefix: str, by_label: dict[str, list[Photo]]) -> None:
@@ -317,20 +289,19 @@ def _refuse_domains(folder: Path, prefix: str, by_label: dict[str, list[Photo]])
     if len(inner[0]) > 1 and "" not in inner[0] and all(names == inner[0] for names in inner):
         first = next(iter(by_label))
         raise RequestError(
-            f"the folders in {folder} all hold the same folders "
-            f"({enumerated(sorted(inner[0]))}): they look like domains, not classes. Name one, "
-            f"such as {FOLDER_PREFIX}{folder / first}, put each class's images directly in its "
-            f"folder, or say which domain only the teacher sees, as in unseen={first}, in a "
-            "chapter that asks for it"
+            f"the folders in {folder} look like domains, not classes: all hold the same folders "
+            f"({enumerated(sorted(inner[0]))}). Name one, such as {FOLDER_PREFIX}{folder / first}, "
+            "put each class's images directly in its folder, or say which domain only the teacher "
+            f"sees, as in unseen={first}, in a chapter that asks for it"
         )
 
 
 def _refuse_different(what: str, parts: dict[str, list[Photo]]) -> None:
     """Raise if one of the parts has other classes than the first."""
     labels = {name: set(_by("label", photos)) for name, photos in parts.items()}
-    for name in labels:
-        first = next(iter(labels))
-        missing = {first: labels[first] - labels[name], name: labels[name] - labels[first]}
+    first = next(iter(labels))
+    for name, own in labels.items():
+        missing = {first: labels[first] - own, name: own - labels[first]}
         if sides := [f"only in {k}: {enumerated(sorted(v))}" for k, v in missing.items() if v]:
             raise RequestError(f"the {what} have different classes; {'; '.join(sides)}")
 
@@ -344,14 +315,11 @@ def _by(place: str, photos: Iterable[Photo]) -> dict[str, list[Photo]]:
 
 
 def _folders_in(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not _is_ignored(e.name))
-    except OSError as error:
-        _refuse_folder(error)
+    there = next(os.walk(folder, onerror=_refuse_folder))[1]
+    return sorted(name for name in there if not _is_ignored(name))
 
 
-def _refuse_folder(error: OSError) -> NoReturn:
+def _refuse_folder(error: OSError) -> None:
     raise RequestError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
@@ -369,43 +337,33 @@ def usual_size(root: Path, names: Sequence[str]) -> int:
             # What cannot be opened is named when it is decoded: damaged bytes raise anything.
             with suppress(Exception), Image.open(root / name) as image:
                 sides.append(min(image.size))
-    typical = median_low(sides) if sides else _LARGEST_DEFAULT_SIZE
+    typical = median_low(sides or [_LARGEST_DEFAULT_SIZE])
     return min(max(typical, _SMALLEST_SIZE), _LARGEST_DEFAULT_SIZE)
 
 
 def _in_groups(
-    root: Path, splits: dict[str, list[Photo]], options: FolderOptions
-) -> tuple[dict[str, list[Photo]], tuple[str, ...]]:
+    root: Path, photos: list[Photo], options: FolderOptions
+) -> tuple[list[Photo], tuple[str, ...]]:
     """The photos with their groups, without those of groups left out; the names of all groups."""
-    table = _group_table(root, options.groups)
-    photos = {
-        split: [photo._replace(group=table.get(photo.name, "")) for photo in part]
-        for split, part in splits.items()
-    }
-    groups = tuple(sorted({photo.group for part in photos.values() for photo in part} - {""}))
+    table, counts = _group_table(root, options.groups), counts_of(options.counts)
+    photos = [photo._replace(group=table.get(photo.name, "")) for photo in photos]
+    groups = tuple(sorted({photo.group for photo in photos} - {""}))
     if not groups:
-        shown = next(iter(splits.values()))[0].name
         raise RequestError(
             f"groups {options.groups!r} names no image of {root}; its column 'file' is relative "
-            f"to that folder, such as {shown}"
+            f"to that folder, such as {photos[0].name}"
         )
-    counts = counts_of(options.counts)
     if unknown := {*options.leave_out, *counts} - set(groups):
-        raise RequestError(
-            f"no image is in the group {min(unknown)!r}; groups in {options.groups}: "
-            f"{', '.join(groups)}"
-        )
-    kept = {
-        split: [photo for photo in part if photo.group not in options.leave_out]
-        for split, part in photos.items()
-    }
+        known = f"groups in {options.groups}: {', '.join(groups)}"
+        raise RequestError(f"no image is in the group {min(unknown)!r}; {known}")
+    out = {photo for photo in photos if photo.group in options.leave_out}
     for group, count in counts.items():
-        there = [photo for photo in kept["train"] if photo.group == group]
+        part = [photo for photo in photos if (photo.split, photo.group) == ("train", group)]
+        there = [] if group in options.leave_out else part
         if count > len(there):
             raise RequestError(f"counts: {group} has {len(there)} training images, not {count}")
-        out = set(Random(0).sample(there, len(there) - count))
-        kept["train"] = [photo for photo in kept["train"] if photo not in out]
-    return kept, groups
+        out.update(Random(0).sample(there, len(there) - count))
+    return [photo for photo in photos if photo not in out], groups
 
 
 def counts_of(text: str) -> dict[str, int]:
@@ -420,37 +378,28 @@ def counts_of(text: str) -> dict[str, int]:
 
 
 def _group_table(root: Path, text: str) -> dict[str, str]:
-    """Group by file name, as ``FILE.csv`` or ``FILE.csv:COLUMN`` has it; rows without one skipped.
-
-    The csv module reads it: planning would wait for pandas.
-    """
+    """Group by file name, as ``FILE.csv`` or ``FILE.csv:COLUMN`` has it, of rows that have one."""
     before, ending, column = text.rpartition(".csv:")
     name, column = (f"{before}.csv", column) if ending else (text, "group")
     # Where the command was typed comes first: there lies what was named by an absolute path.
     places = [start / os.path.expanduser(name) for start in (base_folder(), root)]
-    if not (found := [place for place in places if os.path.isfile(place)]):
-        raise RequestError(
-            f"there is no file {name!r} (groups), neither where the command was typed nor in {root}"
-        )
+    path = next((place for place in places if os.path.isfile(place)), None)
+    if path is None:
+        raise RequestError(f"there is no file {name!r} (groups) in {base_folder()} or in {root}")
     try:
-        with found[0].open(encoding="utf-8-sig", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, restval="", skipinitialspace=True)
             there, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"groups {text!r} cannot be read as a CSV: {error}") from error
-    for wanted in ("file", column):
-        if wanted not in there:
-            raise RequestError(
-                f"groups {text!r} has no column {wanted!r}; it has: {', '.join(there)}"
-            )
+    if lost := [wanted for wanted in ("file", column) if wanted not in there]:
+        raise RequestError(f"groups {text!r} has no column {lost[0]!r}; it has: {', '.join(there)}")
     table: dict[str, str] = {}
     for row in rows:
         file = row["file"].strip().replace("\\", "/").removeprefix("./")
         group = row[column].strip()
-        if group and table.setdefault(file, group) != group:
-            raise RequestError(
-                f"groups {text!r} puts {file} into two groups: {table[file]} and {group}"
-            )
+        if group and (other := table.setdefault(file, group)) != group:
+            raise RequestError(f"groups {text!r} puts {file} into two groups: {other} and {group}")
     return table
 
 

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kdnotes import progress
 from kdnotes.data.folders import enumerated, refuse_damaged
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 HELD = 4e9  # bytes of images; a folder with more is read as it is asked for
 _BLOCK = 64  # photos per task of the thread pool
@@ -28,8 +25,7 @@ _BLOCK = 64  # photos per task of the thread pool
 class StreamingImages:
     """Photos decoded when they are asked for: a source of images for folders beyond memory.
 
-    Indexing with an int64 tensor (n,) gives uint8 (n, 3, size, size), the same pixels as a folder
-    held in memory; it raises RequestError naming the files that cannot be read.
+    Indices int64 (n,) give uint8 (n, 3, size, size), or a RequestError naming damaged files.
     """
 
     root: Path
@@ -41,8 +37,7 @@ class StreamingImages:
 
     def __getitem__(self, indices: Tensor, /) -> Tensor:
         names = [self.names[index] for index in indices.tolist()]
-        images = np.empty((len(names), 3, self.size, self.size), np.uint8)
-        damaged = _decode(self.root, names, self.size, images, quiet=True)
+        images, damaged = _decoded(self.root, names, self.size, quiet=True)
         refuse_damaged(self.root, len(names), damaged)
         return torch.from_numpy(images)
 
@@ -52,39 +47,29 @@ def read(
 ) -> tuple[Tensor | StreamingImages, Tensor]:
     """Images of the photos with these names, and the places (n,) of those that are kept.
 
-    Damaged files are refused by a RequestError (of images that are read as they are asked for, only
-    then), or counted and named on stderr and left out.
+    Damaged files are left out and named on stderr, or refused by a RequestError, if need be later.
     """
     held = len(names) * 3 * size * size <= HELD
     if not held and not skip_damaged:
         return StreamingImages(root, names, size), torch.arange(len(names))
-    images = np.empty((len(names) if held else 0, 3, size, size), np.uint8)
-    damaged = _decode(root, names, size, images if held else None)
+    images, damaged = _decoded(root, names, size, keep=held)
     if not skip_damaged:
         refuse_damaged(root, len(names), damaged)
     kept = [place for place, name in enumerate(names) if name not in damaged]
-    if damaged:
-        print(
-            f"kdnotes: {root}: skipped {len(damaged)} of {len(names)} files that cannot be read: "
-            f"{enumerated(sorted(damaged))}",
-            file=sys.stderr,
-            flush=True,
-        )
     places = torch.tensor(kept).long()
+    if damaged:
+        said = f"skipped {len(damaged)} of {len(names)} files that cannot be read"
+        print(f"kdnotes: {root}: {said}: {enumerated(sorted(damaged))}", file=sys.stderr)
     if not held:
         return StreamingImages(root, [names[place] for place in kept], size), places
     return torch.from_numpy(images[kept] if damaged else images), places
 
 
-def _decode(
-    root: Path, names: Sequence[str], size: int, images: np.ndarray | None, quiet: bool = False
-) -> dict[str, str]:
-    """Decode photos into images, uint8 (n, 3, size, size); return what is wrong with the others.
-
-    images None: only find out which photos cannot be read.
-    """
-    from PIL import UnidentifiedImageError
-
+def _decoded(
+    root: Path, names: Sequence[str], size: int, keep: bool = True, quiet: bool = False
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Photos as uint8 (n, 3, size, size), none unless ``keep``; what is wrong with damaged ones."""
+    images = np.empty((len(names) if keep else 0, 3, size, size), np.uint8)
     damaged: dict[str, str] = {}
 
     def block(start: int) -> None:
@@ -93,12 +78,12 @@ def _decode(
                 pixels = _pixels(root / names[index], size)
             except MemoryError:
                 raise
-            except UnidentifiedImageError:
-                damaged[names[index]] = "no image"
             except Exception as error:  # damaged bytes make decoders raise almost anything
-                damaged[names[index]] = str(error) or type(error).__name__
+                unknown = isinstance(error, UnidentifiedImageError)
+                said = str(error) or type(error).__name__
+                damaged[names[index]] = "no image" if unknown else said
             else:
-                if images is not None:
+                if keep:
                     images[index] = pixels
 
     with (
@@ -109,29 +94,20 @@ def _decode(
     ):
         for _ in pool.map(block, range(0, len(names), _BLOCK)):
             shown.advance(_BLOCK)
-    return damaged
+    return images, damaged
 
 
 def _pixels(path: Path, size: int) -> np.ndarray:
     """The central square of a photo, upright and in colour, uint8 (3, size, size)."""
-    from PIL import Image, ImageOps
-
     with Image.open(path) as image:
         image.draft(None, (2 * size, 2 * size))  # JPEG: decode large photos at a fraction
         ImageOps.exif_transpose(image, in_place=True)
         flat = _colour(image)
-    side = min(flat.size)
-    left, top = (flat.width - side) / 2, (flat.height - side) / 2
-    square = flat.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(square).transpose(2, 0, 1)
+    return np.asarray(ImageOps.fit(flat, (size, size))).transpose(2, 0, 1)
 
 
 def _colour(image: Image.Image) -> Image.Image:
     """A photo of any mode as RGB; what is transparent becomes white."""
-    from PIL import Image
-
     if image.mode == "I" or image.mode.startswith("I;16"):  # grey of 16 bits, 65535 is white
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -140,7 +116,6 @@ def _colour(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose white is unknown")
     if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(white, layered).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")

@@ -1,9 +1,8 @@
 """Five unseen domains made from images: sketch, stylised, silhouette, edge, cue-conflict.
 
-Stand-ins for the sets of Geirhos et al. (2019): every image is drawn anew, in each of five ways, so
-that its class stays known. Pure functions of float images (N, 3, H, W) in [0, 1]; sizes in pixels
-are meant for images of 32 and grow with them. What is random comes in `Draws`, one for each image,
-so that the result does not depend on how images are batched.
+Stand-ins for the sets of Geirhos et al. (2019): every image is drawn anew in five ways, so that its
+class stays known. Pure functions of float images (N, 3, H, W) in [0, 1]; sizes in pixels are meant
+for images of 32 and grow with them. What is random comes in `Draws`, however images are batched.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnotes.data import glyphs
-from kdnotes.data.image_data import PerImage
+from kdnotes.data import PerImage, drawing
 from kdnotes.errors import RequestError
 
 DOMAINS = ("sketch", "stylised", "silhouette", "edge", "cue-conflict")
 GROUNDS = ("own", "light")
 _MEANT_FOR = 32  # pixels along a side
-_COARSE = 1.0  # pixels: what a Gaussian of this width takes away counts as texture
+_COARSE = 1.0  # pixels: what a blur of this width takes away counts as texture
 _WOBBLE = 0.8  # pixels by which a sketch's lines go astray
 _WEAK_EDGE, _STRONG_EDGE = 0.3, 0.6  # shares of an image's steepest gradient
 _FAINTEST = 0.05  # gradients are no lines where the steepest is below this
@@ -48,8 +47,7 @@ class Draws(PerImage):
 
 def draw(labels: Tensor, seed: int) -> Draws:
     """Draws for images with these labels (N,); the same seed gives the same ones."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(labels)
+    generator, count = torch.Generator().manual_seed(seed), len(labels)
     return Draws(
         torch.randn(count, 2, 4, 4, generator=generator),
         torch.rand(count, 3, generator=generator),
@@ -59,10 +57,7 @@ def draw(labels: Tensor, seed: int) -> Draws:
 
 
 def partners(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """For each image the place of a random one of another class, int64 (N,).
-
-    Where all are of one class it is a random one of that.
-    """
+    """For each image the place of a random one of another class, if there is one, int64 (N,)."""
     count = len(labels)
     unit = torch.rand(count, generator=generator, dtype=torch.float64)
     order = labels.argsort(stable=True)
@@ -76,72 +71,61 @@ def partners(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def render(
-    images: Tensor,
-    others: Tensor,
-    draws: Draws,
-    shapes: Tensor | None = None,
-    ground: str = "own",
+    images: Tensor, others: Tensor, draws: Draws, shapes: Tensor | None = None, ground: str = "own"
 ) -> dict[str, Tensor]:
     """Images (n, 3, H, W) in all five domains, by the names in `DOMAINS`.
 
     others: their partners' images; draws: theirs; shapes: bool (n, H, W), where the shape is, None
     where that is not known. Sketches and silhouettes are dark on ``light`` ground; with ``own``
-    they are light on dark where the shape is known to be lighter than what surrounds it, as
-    networks that only know light shapes recognise nothing else. Raises RequestError for another
-    ground.
+    light on dark where the shape is known to be lighter than what surrounds it: networks that only
+    know light shapes recognise nothing else. Raises RequestError for another ground.
     """
     if ground not in GROUNDS:
         raise RequestError(f"the ground is one of {', '.join(GROUNDS)}, not {ground!r}")
     height, width = images.shape[-2:]
     photographs = photo_patches(draws.photograph, height, width).to(images)
     textures = noise(draws.noise, height, width)
-    rendered = {
-        "sketch": sketch(images, draws.wobble),
-        "stylised": stylised(images, photographs),
-        "silhouette": silhouette(images, shapes),
-        "edge": edges(images),
-        "cue-conflict": cue_conflict(images, others, textures),
-    }
+    lines, shape = sketch(images, draws.wobble), silhouette(images, shapes)
     if shapes is not None and ground == "own":
-        light = _is_lighter(images, shapes.to(images.device)).view(-1, 1, 1, 1)
-        for name in ("sketch", "silhouette"):
-            rendered[name] = torch.where(light, 1 - rendered[name], rendered[name])
-    return {
-        name: each.contiguous(memory_format=torch.channels_last) for name, each in rendered.items()
-    }
+        inside, bright = shapes.to(images), images.amax(1)
+        within, around = (
+            (bright * part).sum((1, 2)) / part.sum((1, 2)).clamp(min=1)
+            for part in (inside, 1 - inside)
+        )
+        light = (within > around).view(-1, 1, 1, 1)
+        lines, shape = (torch.where(light, 1 - each, each) for each in (lines, shape))
+    conflict = cue_conflict(images, others, textures)
+    rendered = (lines, stylised(images, photographs), shape, edges(images), conflict)
+    layout = {"memory_format": torch.channels_last}
+    return {name: each.contiguous(**layout) for name, each in zip(DOMAINS, rendered, strict=True)}
 
 
 def sketch(images: Tensor, wobble: Tensor) -> Tensor:
-    """Soft dark lines on light paper, darker where brightness changes more, a little astray.
-
-    wobble: (N, 2, h, w), how far lines go astray at a coarse grid of places.
-    """
-    steepness = _gradient(_blur(value(images), 0.5 * _unit(images)))[0]
+    """Soft dark lines on light paper where brightness changes; wobble (N, 2, h, w) moves them."""
+    steepness = _gradient(_blur(images.amax(1, keepdim=True), 0.5))[0]
     full = torch.quantile(steepness.flatten(1), 0.95, dim=1).clamp(min=_FAINTEST)
     ink = (steepness / full[:, None, None, None]).clamp(0, 1)
     height, width = images.shape[-2:]
     astray = F.interpolate(wobble.to(images), (height, width), mode="bicubic", align_corners=True)
     size = torch.tensor([width, height]).to(images).view(1, 2, 1, 1)
-    astray = astray * _WOBBLE * _unit(images) * 2 / size
+    astray = astray * _WOBBLE * (width / _MEANT_FOR) * 2 / size
     still = torch.eye(2, 3).expand(len(images), 2, 3).to(images)
     grid = F.affine_grid(still, [len(images), 1, height, width], align_corners=False)
-    drawn = F.grid_sample(
-        ink, grid + astray.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
-    )
+    grid = grid + astray.permute(0, 2, 3, 1)
+    drawn = F.grid_sample(ink, grid, padding_mode="border", align_corners=False)
     return (0.97 - 0.87 * drawn).expand(-1, 3, -1, -1)
 
 
 def stylised(images: Tensor, styles: Tensor) -> Tensor:
     """The coarse shape of an image in the colours of another, under the other's fine texture.
 
-    A crude stand-in for the style transfer of the original set: colours by `repaint`, their spread
-    in brightness stretched where the style is so even that the shape would be lost.
+    A crude stand-in for style transfer; where the style is even, its brightness is stretched.
     """
-    painted = repaint(_coarse(images), styles)
+    painted = repaint(_blur(images, _COARSE), styles)
     mean = painted.mean((2, 3), keepdim=True)
     spread = grey(painted).std((1, 2, 3), keepdim=True).clamp(min=1e-3)
     painted = mean + (painted - mean) * (_LEAST_SPREAD / spread).clamp(min=1)
-    return (painted + styles - _coarse(styles)).clamp(0, 1)
+    return (painted + styles - _blur(styles, _COARSE)).clamp(0, 1)
 
 
 def silhouette(images: Tensor, shapes: Tensor | None = None) -> Tensor:
@@ -164,24 +148,17 @@ def silhouette(images: Tensor, shapes: Tensor | None = None) -> Tensor:
 
 
 def edges(images: Tensor) -> Tensor:
-    """Light lines on black, two pixels wide, where brightness changes: Canny's (1986) edges.
-
-    The two thresholds are shares of the image's own steepest gradient.
-    """
-    smooth = _blur(value(images), 0.7 * _unit(images))
+    """Light lines on black, two pixels wide, where brightness changes: Canny's (1986) edges."""
+    smooth = _blur(images.amax(1, keepdim=True), 0.7)  # whatever the colour
     steepest = _gradient(smooth)[0].amax((1, 2, 3)).clamp(min=_FAINTEST)
     thin = canny(smooth, _WEAK_EDGE * steepest, _STRONG_EDGE * steepest).to(images)
     return F.max_pool2d(F.pad(thin, (0, 1, 0, 1)), 2, 1).expand(-1, 3, -1, -1)
 
 
 def cue_conflict(images: Tensor, others: Tensor, random: Tensor) -> Tensor:
-    """The coarse shape of an image with the colours and the texture of one of another class.
-
-    The texture is the other's fine detail with its phases made random: how strong each frequency
-    and direction is stays, and where anything is gets lost. random: noise (N, 1, H, W).
-    """
-    detail = scramble(others - _coarse(others), random)
-    return (repaint(_coarse(images), others) + detail).clamp(0, 1)
+    """The coarse shape of an image in the colours of another, with its detail in random places."""
+    detail = scramble(others - _blur(others, _COARSE), random)
+    return (repaint(_blur(images, _COARSE), others) + detail).clamp(0, 1)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -190,16 +167,8 @@ def grey(images: Tensor) -> Tensor:
     return (images * weights).sum(1, keepdim=True)
 
 
-def value(images: Tensor) -> Tensor:
-    """Brightness as the largest of the three channels (N, 1, H, W), whatever the colour."""
-    return images.amax(1, keepdim=True)
-
-
 def otsu(light: Tensor) -> Tensor:
-    """The threshold, 0 to 255, that best cuts each brightness (N, H, W) in [0, 1] in two.
-
-    It makes the variance between the two sides largest (Otsu 1979); what lies above it is one side.
-    """
+    """The threshold, 0 to 255, that best cuts each brightness (N, H, W) in two (Otsu 1979)."""
     levels = (light * 255).round().long().clamp(0, 255).flatten(1)
     counts = torch.zeros(len(light), 256, dtype=torch.float64, device=light.device)
     counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64))
@@ -212,10 +181,9 @@ def otsu(light: Tensor) -> Tensor:
 
 
 def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
-    """Edges, bool (N, 1, H, W), of smoothed brightness (N, 1, H, W); thresholds (N,).
+    """Edges, bool (N, 1, H, W), of smooth brightness (N, 1, H, W); thresholds (N,); Canny 1986.
 
-    A pixel is one where the gradient is largest across its direction and either above ``strong``,
-    or above ``weak`` and connected to such a pixel (Canny 1986).
+    Gradients largest across their direction, above ``strong`` or connected and above ``weak``.
     """
     steepness, across, down = _gradient(smooth)
     direction = torch.round(torch.atan2(down, across) / (torch.pi / 4)).long() % 4
@@ -229,29 +197,21 @@ def canny(smooth: Tensor, weak: Tensor, strong: Tensor) -> Tensor:
     for number, (dy, dx) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
         larger = (steepness > neighbour(dy, dx)) & (steepness >= neighbour(-dy, -dx))
         is_peak |= (direction == number) & larger
-    possible = is_peak & (steepness > weak.view(-1, 1, 1, 1))
-    sure = is_peak & (steepness > strong.view(-1, 1, 1, 1))
-    return _connected(possible, sure)
-
-
-def _connected(possible: Tensor, sure: Tensor) -> Tensor:
-    """Those pixels of each image, bool (N, 1, H, W), that others connect to a sure one."""
-    from scipy import ndimage
-
+    possible, sure = (
+        (is_peak & (steepness > least.view(-1, 1, 1, 1)))[:, 0].cpu().numpy()
+        for least in (weak, strong)
+    )
     touching = np.zeros((3, 3, 3), bool)
     touching[1] = True  # the eight around a pixel, in its own image
-    pieces, count = ndimage.label(possible[:, 0].cpu().numpy(), touching)
-    kept = np.zeros(count + 1, bool)
-    kept[pieces[(sure & possible)[:, 0].cpu().numpy()]] = True
-    return torch.from_numpy(kept[pieces])[:, None].to(possible.device)
+    kept = ndimage.binary_propagation(sure & possible, touching, possible)
+    return torch.from_numpy(kept)[:, None].to(smooth.device)
 
 
 def repaint(images: Tensor, others: Tensor, smoothing: float = _PALETTE_SMOOTHING) -> Tensor:
     """Images (N, 3, H, W) in the colours of others of the same size, in order of brightness.
 
-    The brightest pixel gets the colour of the other's brightest, and so on; brightness is the
-    largest of the three channels. ``smoothing`` is the share of the other's pixels that are
-    averaged along the order; at 0 the pixels are exactly the other's, moved.
+    The brightest pixel gets the colour of the other's brightest, and so on. ``smoothing``: share of
+    the other's pixels that are averaged along the order.
     """
     own, order = (each.amax(1).flatten(1).argsort(dim=1, stable=True) for each in (images, others))
     palette = others.flatten(2).gather(2, order[:, None].expand(-1, 3, -1))
@@ -266,10 +226,7 @@ def repaint(images: Tensor, others: Tensor, smoothing: float = _PALETTE_SMOOTHIN
 
 
 def scramble(images: Tensor, random: Tensor) -> Tensor:
-    """Images with random phases in place of their own, the same for all colours (Galerne 2011).
-
-    random: noise (N, 1, H, W). Amplitudes stay, hence mean and covariance of the colours.
-    """
+    """Images with the phases of noise (N, 1, H, W) in place of their own (Galerne 2011)."""
     phases = torch.fft.fft2(random.to(images).double())
     phases = phases / phases.abs().clamp(min=1e-12)
     phases[..., 0, 0] = 1
@@ -278,22 +235,16 @@ def scramble(images: Tensor, random: Tensor) -> Tensor:
 
 def noise(seeds: Tensor, height: int, width: int) -> Tensor:
     """White noise (N, 1, H, W), each image's from a seed of its own."""
-    generator = torch.Generator()
-    planes = [
-        torch.randn(1, height, width, generator=generator.manual_seed(seed))
-        for seed in seeds.tolist()
-    ]
-    return torch.stack(planes)
+    own = (torch.Generator().manual_seed(seed) for seed in seeds.tolist())
+    return torch.stack([torch.randn(1, height, width, generator=each) for each in own])
 
 
 def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
     """Patches (N, 3, H, W) of scikit-learn's two photographs; where: (N, 3) in [0, 1).
 
-    A patch covers half of a photograph's height where the images are small, more where they are
-    large, so that it holds some of its structure.
+    They cover half of a photograph's height, or more, to hold some of its structure.
     """
-    photos = glyphs.photographs()
-    patches = []
+    photos, patches = drawing.photographs(), []
     for which, down, right in where.tolist():
         photo = photos[int(which * len(photos))]
         every = max(1, min(photo.shape[1] // (2 * height), photo.shape[2] // (2 * width), 4))
@@ -305,25 +256,9 @@ def photo_patches(where: Tensor, height: int, width: int) -> Tensor:
     return torch.stack(patches)
 
 
-def _is_lighter(images: Tensor, shapes: Tensor) -> Tensor:
-    """Whether each shape is lighter than what surrounds it, bool (N,)."""
-    light, inside = value(images)[:, 0], shapes.to(images.dtype)
-    sizes = inside.sum((1, 2)), (1 - inside).sum((1, 2))
-    within = (light * inside).sum((1, 2)) / sizes[0].clamp(min=1)
-    around = (light * (1 - inside)).sum((1, 2)) / sizes[1].clamp(min=1)
-    return within > around
-
-
-def _unit(images: Tensor) -> float:
-    return images.shape[-1] / _MEANT_FOR
-
-
-def _coarse(images: Tensor) -> Tensor:
-    return _blur(images, _COARSE * _unit(images))
-
-
 def _blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (N, C, H, W), mirrored at the borders."""
+    """Gaussian blur of (N, C, H, W), mirrored at the borders; sigma as in images of 32 pixels."""
+    sigma = sigma * (images.shape[-1] / _MEANT_FOR)
     reach = max(1, min(round(3 * sigma), min(images.shape[-2:]) - 1))
     steps = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
     weights = torch.exp(-(steps**2) / (2 * sigma**2))

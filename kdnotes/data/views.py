@@ -1,8 +1,4 @@
-"""Training views of a batch: pure functions of images and drawn parameters.
-
-The views of students form a finite set with a number each, so that a teacher's answer to (image,
-view) can be stored once and looked up ever after.
-"""
+"""Training views of a batch; most have a number, by which a teacher's answer is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from kdnotes.data.spec import Strict
+from kdnotes.data import Strict
 from kdnotes.lazy import torch
 
 if TYPE_CHECKING:
@@ -20,7 +16,7 @@ if TYPE_CHECKING:
 class Views(Strict):
     """A finite set of views: shifts by up to ``pad`` pixels in steps of ``step``, maybe mirrored.
 
-    ``pad`` 4, ``step`` 1 with ``flip`` is CIFAR's usual augmentation: 162 views of each image.
+    CIFAR's usual augmentation is ``pad`` 4, ``step`` 1 with ``flip``: 162 views of each image.
     """
 
     pad: int = Field(default=2, ge=0, le=64)
@@ -47,8 +43,7 @@ class Views(Strict):
         if len(self) == 1:
             return images
         crop = views % self.shifts**2
-        down = (crop // self.shifts) * self.step
-        right = (crop % self.shifts) * self.step
+        down, right = (crop // self.shifts) * self.step, (crop % self.shifts) * self.step
         padded = torch.nn.functional.pad(images, (self.pad,) * 4)
         size_y, size_x = images.shape[-2:]
         rows = down[:, None] + torch.arange(size_y, device=images.device)
@@ -63,10 +58,9 @@ class Views(Strict):
     @property
     def centre(self) -> int:
         """The number of the view that leaves an image as it is."""
-        middle = self.pad // self.step
         if self.pad % self.step:
             raise ValueError(f"pad {self.pad} is no multiple of step {self.step}: no centre view")
-        return middle * self.shifts + middle
+        return self.pad // self.step * (self.shifts + 1)
 
 
 class ColorJitter(Strict):
@@ -85,10 +79,7 @@ class Crops(Strict):
     largest: float = Field(default=1.0, gt=0, le=1)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Scale (share of the area) and place of one crop per image, (count, 3): area, down, right.
-
-        ``down`` and ``right`` run from 0 to 1 over the places where the crop lies inside.
-        """
+        """One crop per image, (count, 3): share of the area; down, right as in `ResizedCrops`."""
         drawn = torch.rand((count, 3), generator=generator)
         drawn[:, 0] = self.smallest + (self.largest - self.smallest) * drawn[:, 0]
         return drawn
@@ -97,9 +88,9 @@ class Crops(Strict):
 class ResizedCrops(Strict):
     """Random rectangles scaled to squares, maybe mirrored: ImageNet's usual training views.
 
-    ``smallest`` and ``largest`` bound the rectangle's share of the image's area, ``aspect`` its
-    longer by its shorter side; sides beyond the image's are cut to it. ``size`` is the side of the
-    view in pixels, None meaning the image's own. These views are no finite set: teachers are live.
+    ``smallest`` and ``largest`` bound the rectangle's share of the area, ``aspect`` its longer by
+    its shorter side; sides beyond the image's are cut. ``size``: side of the view in pixels, None
+    meaning the image's own. These views are no finite set: teachers are live.
     """
 
     smallest: float = Field(default=0.08, gt=0, le=1)
@@ -111,7 +102,7 @@ class ResizedCrops(Strict):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """One view per image, (count, 5): height and width as shares, down, right, mirrored.
 
-        ``down`` and ``right`` run from 0 to 1 over the places where the rectangle lies inside.
+        Down and right run from 0 to 1 over the places where the rectangle lies inside.
         """
         drawn = torch.rand((count, 5), generator=generator)
         area = self.smallest + (self.largest - self.smallest) * drawn[:, 0]
@@ -131,12 +122,9 @@ class ResizedCrops(Strict):
         theta[:, 0, 2] = (2 * right - 1) * (1 - width)
         theta[:, 1, 2] = (2 * down - 1) * (1 - height)
         side = self.size or images.shape[-1]
-        grid = torch.nn.functional.affine_grid(
-            theta, [len(images), 3, side, side], align_corners=False
-        )
-        seen = torch.nn.functional.grid_sample(
-            images, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
+        tools, shape = torch.nn.functional, [len(images), 3, side, side]
+        grid = tools.affine_grid(theta, shape, align_corners=False)
+        seen = tools.grid_sample(images, grid, padding_mode="border", align_corners=False)
         return seen.contiguous(memory_format=torch.channels_last)
 
     def whole(self, images: Tensor) -> Tensor:

@@ -24,12 +24,9 @@ __all__ = ["Batch", "Group", "Method", "Outputs", "controls"]
 
 @lru_cache(maxsize=1)
 def known() -> Mapping[str, type[Method]]:
-    """All methods by name: those used by default first, each kind in order of ``rank``.
-
-    Raises RequestError where two have one name, or an entry point names something else.
-    """
+    """All methods by name, the default ones first, by ``rank``; RequestError for unusable ones."""
     found: dict[str, type[Method]] = {}
-    for method in (*_in_this_folder(), *_of_other_packages()):
+    for method in _declared():
         if method.name in found:
             both = f"{found[method.name].__module__} and {method.__module__}"
             raise RequestError(f"two methods are called {method.name!r}: in {both}")
@@ -37,18 +34,13 @@ def known() -> Mapping[str, type[Method]]:
     return dict(sorted(found.items(), key=lambda item: (not item[1].by_default, item[1].rank)))
 
 
-def _in_this_folder() -> Iterator[type[Method]]:
-    for file in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{file.name}")
-        for value in vars(module).values():
-            if _is_method(value) and value.__module__ == module.__name__:
+def _declared() -> Iterator[type[Method]]:
+    for file in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for value in vars(importlib.import_module(file.name)).values():
+            if _is_method(value) and value.__module__ == file.name:
                 yield value
-
-
-def _of_other_packages() -> Iterator[type[Method]]:
     for entry in entry_points(group=GROUP):
-        value = entry.load()
-        if not _is_method(value):
+        if not _is_method(value := entry.load()):
             raise RequestError(f"{entry.value}, an entry point of {GROUP}, is no class of a method")
         yield value
 
@@ -79,10 +71,7 @@ def from_settings(settings: Mapping[str, Any]) -> Method:
 
 @lru_cache
 def code_mark(method: type[Method]) -> str:
-    """Content hash of a method's file: who edits a method trains its students again.
-
-    Raises RequestError for a class that is not among the `known`, such as one from a notebook.
-    """
+    """Hash of a method's file: edits train its students again; RequestError if not `known`."""
     if known().get(method.name) is not method:
         raise RequestError(
             f"method {method.name!r} is a class of {method.__module__!r}, where the processes that "

@@ -31,7 +31,7 @@ class Outputs(NamedTuple):
     """What a network makes of a batch; what the method does not ask for may be absent.
 
     ``logits`` (B, classes); ``features`` (B, D), the input of the last layer; ``layer``, the output
-    of the layer that the method names, (B, C, H, W), or (B, classes) where it names the logits.
+    of the layer that the method names, (B, C, H, W) or (B, classes).
     """
 
     logits: Tensor = None  # type: ignore[assignment]
@@ -43,10 +43,10 @@ class Outputs(NamedTuple):
 class Batch:
     """What a method sees of one step.
 
-    ``labels`` int64 (B,); ``indices`` int64 (B,), the images' places in the training set, each at
-    most once; ``soft_labels(tau)``: the target probabilities (B, classes) at a temperature, the
-    teacher's unless the student is a control that gets others; ``beside``: what `Method.prepare`
-    returned; ``generator`` lives on the batch's device and is the method's own.
+    ``labels`` int64 (B,); ``indices`` int64 (B,), places in the training set, each at most once;
+    ``soft_labels(tau)``: target probabilities (B, classes) at a temperature, the teacher's unless
+    the student is a control; ``generator``: the method's own, on the batch's device; ``beside``:
+    what `Method.prepare` returned.
     """
 
     labels: Tensor
@@ -62,7 +62,7 @@ class Batch:
 class Method(BaseModel):
     """A way of teaching: the student minimises gamma * cross-entropy + weight * ``term``.
 
-    The fields are its settings with defaults and ranges; ``tau`` follows the chapters' parameter.
+    The fields are its settings; ``tau`` follows the chapters' parameter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -11,8 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from kdnotes import methods
-from kdnotes.data import FOLDER_PREFIX
-from kdnotes.data.spec import Strict
+from kdnotes.data import FOLDER_PREFIX, Strict
 from kdnotes.data.views import ColorJitter, ResizedCrops, Views
 from kdnotes.errors import RequestError
 from kdnotes.study.presets import Preset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from kdnotes.data.spec import Strict
+from kdnotes.data import Strict
 from kdnotes.study.seeds import DEVELOPMENT, PUBLISHED
 
 # Its sizes are in a file of their own (`paper`), and depend on the pair that is picked.

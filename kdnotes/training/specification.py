@@ -10,8 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from kdnotes import methods
-from kdnotes.data import DataSpec
-from kdnotes.data.spec import Strict
+from kdnotes.data import DataSpec, Strict
 from kdnotes.data.views import ColorJitter, Crops, ResizedCrops, Views
 from kdnotes.methods import Method
 from kdnotes.store import checksum

@@ -1,1 +1,1 @@
-"""One file per data set: it holds ``SOURCES``, and `registry` finds it by scanning this folder."""
+"""One file per data set: it holds ``SOURCES``, and `kdnotes.data` finds it in this folder."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from kdnotes.data import drawing, glyphs
+from kdnotes.data import DataSpec, ImageData, Source, Strict, drawing, joined
 from kdnotes.data.folders import EXTENSIONS
-from kdnotes.data.image_data import ImageData, joined
-from kdnotes.data.registry import Source
-from kdnotes.data.spec import DataSpec, Strict
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.paths import base_folder
@@ -33,22 +30,17 @@ class DigitOptions(Strict):
 
 
 def load(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> ImageData:
-    """Digits in one domain: uint8 (count, 3, 28, 28), or in all, one domain after the other.
-
-    Domain ``color`` gives each image a random background colour; ``m`` takes the absolute
-    difference to a patch of a photograph, as MNIST-M does (Ganin et al. 2016).
-    """
+    """Digits in one domain, uint8 (count, 3, 28, 28), or in all; ``m`` is Ganin et al.'s (2016)."""
     if options.domain != "all":
         return _drawn(spec, options, options.domain, data_dir)
-    each = [_drawn(spec, options, domain, data_dir) for domain in DOMAINS]
-    together = joined(each)
-    number = torch.arange(len(DOMAINS)).repeat_interleave(len(each[0]))
-    return replace(together, factors=together.factors | {"domain": number})
+    together = joined([_drawn(spec, options, domain, data_dir) for domain in DOMAINS])
+    domain = torch.arange(len(DOMAINS)).repeat_interleave(len(together) // len(DOMAINS))
+    return replace(together, factors=together.factors | {"domain": domain})
 
 
 def fingerprint(spec: DataSpec, options: DigitOptions, data_dir: Path | None) -> str:
     """Name of the drawing code, the glyphs and the photographs of grounds, for cache keys."""
-    mark = glyphs.fingerprint(spec, options, data_dir)
+    mark = drawing.fingerprint(spec, options, data_dir)
     if not options.grounds:
         return mark
     files = [checksum(path) for path in _grounds(options.grounds, spec.split)]
@@ -60,10 +52,8 @@ def _grounds(folder: str, split: str) -> list[Path]:
     root = base_folder() / Path(folder).expanduser() / split
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not found:
-        raise RequestError(
-            f"no photographs in {folder}/{split} (grounds): name a folder that has some in its "
-            "folders train and test"
-        )
+        wanted = "name a folder that has some in its folders train and test"
+        raise RequestError(f"no photographs in {folder}/{split} (grounds): {wanted}")
     return found
 
 
@@ -87,20 +77,13 @@ def _photographs(folder: str, split: str) -> tuple[torch.Tensor, ...]:
 
 SOURCES = (
     Source(
-        "digits",
-        load,
-        fingerprint,
-        DigitOptions,
-        glyphs.CLASSES,
-        drawn=True,
-        size=28,
-        about=2000,
+        "digits", load, fingerprint, DigitOptions, drawing.CLASSES, drawn=True, size=28, about=2000
     ),
 )
 
 
 def _drawn(spec: DataSpec, options: DigitOptions, domain: str, data_dir: Path | None) -> ImageData:
-    pool = glyphs.load(options.glyphs, spec.split, data_dir)
+    pool = drawing.glyphs(options.glyphs, spec.split, data_dir)
     generator = drawing.generator_for("digits", spec.split, spec.seed, {"domain": domain})
     chosen = torch.arange(len(pool.labels))
     if spec.count is not None:  # classes in turn
@@ -114,15 +97,8 @@ def _drawn(spec: DataSpec, options: DigitOptions, domain: str, data_dir: Path | 
         background = torch.rand((len(ink), 3, 1, 1), generator=generator)
         images = ink + (1 - ink) * background
     else:
-        patch = partial(drawing.photo_background, len(ink), 28, generator)
         photos = _photographs(options.grounds, spec.split) if options.grounds else ()
-        images = ((patch(photos, step=1) if photos else patch()) - ink).abs()
-    labels = pool.labels[chosen]
-    return ImageData(
-        drawing.to_bytes(images),
-        labels,
-        glyphs.CLASSES,
-        pool.ids[chosen],
-        factors={"digit": labels},
-        masks={"digit": ink[:, 0] > 0.3},
-    )
+        images = (drawing.photo_background(len(ink), 28, generator, photos) - ink).abs()
+    pixels, labels, sources = drawing.to_bytes(images), pool.labels[chosen], pool.ids[chosen]
+    factors, masks = {"digit": labels}, {"digit": ink[:, 0] > 0.3}
+    return ImageData(pixels, labels, drawing.CLASSES, sources, factors, masks)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdnotes.data import folders
+from kdnotes.data import TEST_SOURCE_OFFSET, DataSpec, ImageData, Source, folders
 from kdnotes.data.folders import FolderOptions
-from kdnotes.data.image_data import ImageData, file_sources
-from kdnotes.data.registry import Source
-from kdnotes.data.spec import DataSpec
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 
 
 def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> ImageData:
-    """Read one split of ``imagefolder:PATH``: uint8 (N, 3, size, size).
+    """Read one split of ``imagefolder:PATH``: uint8 (N, 3, size, size). Raises RequestError.
 
-    ``sources`` number the photos. With the options ``groups`` or ``domains`` the factor ``group``
-    or ``domain`` numbers the names (sorted) that ``names`` has under it; the group is -1 where the
-    table does not name a photo. Raises RequestError when files are missing or unusable.
+    Factors ``group`` and ``domain``, where asked for, number what ``names`` has under them; a group
+    is -1 where the table does not name a photo.
     """
     from kdnotes.data import photos
 
@@ -35,7 +31,7 @@ def load(spec: DataSpec, options: FolderOptions, data_dir: Path | None) -> Image
             f"{folder.root}"
         )
     factors = {name: torch.tensor(folder.factor(name, listed))[kept] for name in folder.names}
-    sources = file_sources(kept, spec.split)
+    sources = kept + TEST_SOURCE_OFFSET * (spec.split == "test")
     return ImageData(images, labels, folder.classes, sources, factors, names=folder.names)
 
 

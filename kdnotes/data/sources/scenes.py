@@ -1,21 +1,18 @@
 """Small colour scenes composed from real handwritten digits, with every factor known.
 
-A scene shows a digit (the shape cue) and, if asked for, a disc with an oriented texture (the
-marker cue) on the other side. Each cue tells the class with its own probability and is random
-otherwise, so that what a network relies on can be measured against ground truth.
+A scene shows a digit (the shape cue) and, if asked for, a disc with an oriented texture (the marker
+cue) on the other side. Each cue tells the class with its own probability and is random otherwise.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from kdnotes.data import drawing, glyphs
-from kdnotes.data.image_data import ImageData, joined
-from kdnotes.data.registry import Source
-from kdnotes.data.spec import DataSpec, Strict
+from kdnotes.data import DataSpec, ImageData, Source, Strict, drawing, joined
 from kdnotes.lazy import torch
 
 if TYPE_CHECKING:
@@ -50,12 +47,8 @@ class SceneOptions(Strict):
 
 
 def load(spec: DataSpec, options: SceneOptions, data_dir: Path | None) -> ImageData:
-    """Draw scenes: uint8 (count, 3, 32, 32) with factors and masks.
-
-    Factors: digit, marker, side (0: digit left) and group, the number in `STYLES`. The same
-    options, split, count and seed give the same pixels.
-    """
-    pool = glyphs.load(options.glyphs, spec.split, data_dir)
+    """Draw scenes: uint8 (count, 3, 32, 32) with masks, and factors digit, marker, side, group."""
+    pool = drawing.glyphs(options.glyphs, spec.split, data_dir)
     total = _DEFAULT_COUNT[spec.split] if spec.count is None else spec.count
     asked = options.model_dump() | _SEEDED_BY
     generator = drawing.generator_for("scenes", spec.split, spec.seed, asked)
@@ -64,19 +57,19 @@ def load(spec: DataSpec, options: SceneOptions, data_dir: Path | None) -> ImageD
 
 
 class MnistSceneOptions(SceneOptions):
-    """The same, of digits from MNIST: fifty times as many as the bundled ones."""
+    """The same, of digits from MNIST."""
 
     glyphs: Literal["bundled", "mnist"] = "mnist"
 
 
 SOURCES = tuple(
-    Source(name, load, glyphs.fingerprint, options, glyphs.CLASSES, drawn=True, about=8000)
+    Source(name, load, drawing.fingerprint, options, drawing.CLASSES, drawn=True, about=8000)
     for name, options in (("scenes", SceneOptions), ("scenes-of-mnist", MnistSceneOptions))
 )
 
 
 def _drawn(
-    options: SceneOptions, pool: glyphs.Glyphs, total: int, generator: torch.Generator
+    options: SceneOptions, pool: drawing.Glyphs, total: int, generator: torch.Generator
 ) -> ImageData:
     labels = torch.randperm(total, generator=generator) % 10
     shape = drawing.cue(labels, options.shape_agreement, generator)
@@ -86,62 +79,60 @@ def _drawn(
     angle = drawing.uniform(-0.15, 0.15, (total,), generator)
     offsets = drawing.uniform(-1, 1, (total, 2), generator)
     left = torch.rand(total, generator=generator) < 0.5
+    center = 0.5 * SIZE + offsets * options.placement * (0.5 - side[:, None] / 2) * SIZE
     if options.marker:
-        digit_x = torch.where(left, 0.27, 0.73) * SIZE + offsets[:, 0] * 0.03 * SIZE
-    else:
-        digit_x = 0.5 * SIZE + offsets[:, 0] * options.placement * (0.5 - side / 2) * SIZE
-    digit_y = 0.5 * SIZE + offsets[:, 1] * options.placement * (0.5 - side / 2) * SIZE
-    center = torch.stack([digit_x, digit_y], 1)
+        center[:, 0] = torch.where(left, 0.27, 0.73) * SIZE + offsets[:, 0] * 0.03 * SIZE
     coverage = drawing.pasted(ink[chosen], SIZE, center, side, angle)
-    background = drawing.smooth_background(total, SIZE, generator)
+    background = drawing.enlarged(torch.rand((total, 3, 4, 4), generator=generator), SIZE) * 0.5
     paint = drawing.bright_colors(total, generator, labels, options.hue_agreement)
-    images, coverage, group = _in_style(options, background, coverage, paint, generator)
+    weights = torch.tensor(options.group_weights)
+    group = torch.multinomial(weights, total, replacement=True, generator=generator)
+    images, coverage = _in_style(group, background, coverage, paint)
     factors = {"digit": shape, "group": group, "side": (~left).long()}
     masks = {"digit": coverage[:, 0] > 0.3}
     if options.marker:
-        images, factors["marker"], masks["marker"] = _marked(
-            options, images, labels, left, generator
-        )
+        marked = _marked(options, images, labels, left, generator)
+        images, factors["marker"], masks["marker"] = marked
         masks["digit"] &= ~masks["marker"]
-    return ImageData(
-        drawing.to_bytes(images),
-        labels,
-        glyphs.CLASSES,
-        pool.ids[chosen],
-        factors=factors,
-        masks=masks,
-    )
+    pixels, sources = drawing.to_bytes(images), pool.ids[chosen]
+    return ImageData(pixels, labels, drawing.CLASSES, sources, factors, masks)
 
 
 def _marked(
     options: SceneOptions, images: Tensor, labels: Tensor, left: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images with a marker on the side where the digit is not; which markers, and where (mask)."""
+    """Images with a marker on the side where the digit is not; which markers, and where (mask).
+
+    A marker is a disc with one of ten textures: five orientations, two frequencies.
+    """
+    total = len(labels)
     markers = drawing.cue(labels, options.marker_agreement, generator)
-    spots = drawing.uniform(-1, 1, (len(labels), 2), generator)
+    spots = drawing.uniform(-1, 1, (total, 2), generator)
     across = torch.where(left, 0.77, 0.23) * SIZE + spots[:, 0] * 0.04 * SIZE
     down = 0.5 * SIZE + spots[:, 1] * 0.25 * SIZE
-    center = torch.stack([across, down], 1)
-    texture, disc = drawing.disc(markers, SIZE, center, options.marker_contrast, generator)
+    steps = torch.arange(SIZE) + 0.5
+    dx, dy = steps - across[:, None, None], steps[:, None] - down[:, None, None]
+    disc = (0.16 * SIZE + 0.5 - (dx**2 + dy**2).sqrt()).clamp(0, 1)[:, None]
+    angle = (markers % 5).float()[:, None, None] * (math.pi / 5)
+    period = torch.where(markers < 5, 3.2, 6.0)[:, None, None]
+    phase = drawing.uniform(0, 2 * math.pi, (total, 1, 1), generator)
+    along = dx * torch.cos(angle) + dy * torch.sin(angle)
+    swing = torch.sin(2 * math.pi * along / period + phase)[:, None]
+    wave = 0.5 + 0.5 * options.marker_contrast * swing
+    light = drawing.bright_colors(total, generator)
+    dark = drawing.bright_colors(total, generator) * 0.15
+    texture = wave * light + (1 - wave) * dark
     return disc * texture + (1 - disc) * images, markers, disc[:, 0] > 0.5
 
 
 def _in_style(
-    options: SceneOptions,
-    background: Tensor,
-    coverage: Tensor,
-    paint: Tensor,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The digit drawn over the background in each image's group style (`STYLES`)."""
-    weights = torch.tensor(options.group_weights)
-    group = torch.multinomial(weights, len(paint), replacement=True, generator=generator)
-    style = group[:, None, None, None]
-    outlined = (group == STYLES.index("outline")).nonzero()[:, 0]
-    if len(outlined):
-        rims = drawing.outlines(coverage[outlined])
-        coverage = coverage.index_copy(0, outlined, rims)
+    group: Tensor, background: Tensor, coverage: Tensor, paint: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The digit drawn over the background in each image's group style (`STYLES`), and where."""
+    _, dark, outline, faint = (group[:, None, None, None] == n for n in range(len(STYLES)))
+    largest = torch.nn.functional.max_pool2d
+    rims = (largest(coverage, 3, 1, 1) + largest(-coverage, 3, 1, 1)).clamp(0, 1)
+    coverage = torch.where(outline, rims, coverage)
     images = coverage * paint + (1 - coverage) * background
-    strength = torch.where(style == STYLES.index("faint"), 0.35, 1.0)
-    images = background + strength * (images - background)
-    return torch.where(style == STYLES.index("dark"), 1 - images, images), coverage, group
+    images = background + torch.where(faint, 0.35, 1.0) * (images - background)
+    return torch.where(dark, 1 - images, images), coverage

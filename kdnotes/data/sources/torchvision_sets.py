@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import pickle
 import sys
 from contextlib import nullcontext, redirect_stderr
@@ -13,46 +12,36 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from kdnotes.data.image_data import ImageData, file_sources
-from kdnotes.data.registry import NoOptions, Source
-from kdnotes.data.spec import DataSpec
-from kdnotes.errors import RequestError
+from kdnotes.data import TEST_SOURCE_OFFSET, DataSpec, ImageData, NoOptions, Source
+from kdnotes.errors import RequestError, brief
 from kdnotes.lazy import torch
-from kdnotes.paths import base_folder
+from kdnotes.paths import base_folder, data_folder
 from kdnotes.store import checksum
 
 
 class _Set(NamedTuple):
-    """A set as torchvision has it: its class, and its files in the folder that holds the set.
-
-    content: made from the MD5s of the published files. classes: their names, between commas.
-    size: side of the images.
-    """
+    """A set as torchvision has it; ``content``: made from the MD5s of its published files."""
 
     kind: str
     folder: str
-    files: str
+    files: list[str]
     content: str
     classes: str
-    mirrored: bool = True
     size: int = 32
 
     @property
     def paths(self) -> list[str]:
         """The files, relative to the folder that holds the set."""
-        return [f"{self.folder}/{name}" for name in self.files.split()]
+        return [f"{self.folder}/{name}" for name in self.files]
 
     def missing(self, root: Path) -> list[str]:
         """Files that are not in root."""
         return [path for path in self.paths if not (root / path).is_file()]
 
 
-_IDX = (
-    "train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte"
-)
-_BATCHES = (
-    "data_batch_1 data_batch_2 data_batch_3 data_batch_4 data_batch_5 test_batch batches.meta"
-)
+_IDX = [f"{part}-{of}-ubyte" for part in ("train", "t10k") for of in ("images-idx3", "labels-idx1")]
+_BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
+_HUNDRED_FILES = ["train", "test", "meta"]
 _DIGITS = "0,1,2,3,4,5,6,7,8,9"
 _CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 _TEN = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
@@ -67,39 +56,25 @@ _HUNDRED = (
     "tiger,tractor,train,trout,tulip,turtle,wardrobe,whale,willow_tree,wolf,woman,worm"
 )
 _SETS = {
-    "mnist": _Set("MNIST", "MNIST/raw", _IDX, "852e0846f9523dd1", _DIGITS, False, 28),
+    "mnist": _Set("MNIST", "MNIST/raw", _IDX, "852e0846f9523dd1", _DIGITS, 28),
     "fashion-mnist": _Set(
-        "FashionMNIST", "FashionMNIST/raw", _IDX, "1979fd13f59b08e4", _CLOTHES, size=28
+        "FashionMNIST", "FashionMNIST/raw", _IDX, "1979fd13f59b08e4", _CLOTHES, 28
     ),
     "cifar10": _Set("CIFAR10", "cifar-10-batches-py", _BATCHES, "6566d4819a2ce932", _TEN),
-    "cifar100": _Set(
-        "CIFAR100", "cifar-100-python", "train test meta", "fcfd48fd293e8f83", _HUNDRED
-    ),
+    "cifar100": _Set("CIFAR100", "cifar-100-python", _HUNDRED_FILES, "fcfd48fd293e8f83", _HUNDRED),
 }
-
-
-def data_folder() -> Path:
-    """Where downloads go: KDNOTES_DATA, else the user's data folder of the system."""
-    from platformdirs import user_data_path
-
-    given = os.environ.get("KDNOTES_DATA")
-    return Path(given).expanduser() if given else user_data_path("kdnotes")
 
 
 def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData:
     """One split, uint8 (N, 3, H, W); grey images get three equal channels.
 
-    Without a data_dir it is read from, and if need be downloaded into, `data_folder`. Of CIFAR-10
-    behind a colon: only the images whose files a list names, in its order.
-    Raises RequestError when files are missing or damaged, or a list names others.
+    Without a data_dir it is read from, and if need be downloaded into, `data_folder`; with a list
+    only what it names. RequestError when files are missing or damaged, or a list names others.
     """
     from torchvision import datasets
 
     name, _, listed = spec.name.partition(":")
-    root = Path(data_dir).expanduser() if data_dir is not None else data_folder()
-    if data_dir is None and _SETS[name].missing(root):
-        _download(name, root)
-    _check_present(name, root)
+    root = _root(name, data_dir)
     try:
         stored = getattr(datasets, _SETS[name].kind)(root, train=spec.split == "train")
         images, labels = torch.as_tensor(stored.data), torch.as_tensor(stored.targets).long()
@@ -108,31 +83,28 @@ def load(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> ImageData
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make torchvision's readers raise almost anything
+        said = f"{type(error).__name__}: {error}"
         raise RequestError(
-            f"{name}: the files under {root} are damaged ({type(error).__name__}: {error}). "
-            "Delete them and get them again"
+            f"{name}: the files under {root} are damaged ({said}). Delete them and get them again"
         ) from error
     is_grey = images.ndim == 3
     images = images[:, None].repeat(1, 3, 1, 1) if is_grey else images.permute(0, 3, 1, 2)
     kept = _numbers(root, listed, spec.split) if listed else torch.arange(len(labels))
-    sources = file_sources(torch.arange(len(kept)), spec.split)
+    sources = torch.arange(len(kept)) + TEST_SOURCE_OFFSET * (spec.split == "test")
     return ImageData(images[kept].contiguous(), labels[kept], _classes(name), sources)
 
 
 def _numbers(root: Path, listed: str, split: str) -> torch.Tensor:
     """Places in a split of CIFAR-10 of the images that a list names, whose bytes were verified."""
     batches = _SETS["cifar10"].paths
-    number: dict[str, int] = {}
+    there: list[str] = []
     for path in batches[:-2] if split == "train" else batches[-2:-1]:
-        with (root / path).open("rb") as stream:
-            content = pickle.load(stream, encoding="latin1")
-        for name in content["filenames"]:
-            number[name] = len(number)
+        there += pickle.loads((root / path).read_bytes(), encoding="latin1")["filenames"]
+    number = {name: place for place, name in enumerate(there)}
     names = [name for which, name in _listed(listed) if which == split]
     if unknown := [name for name in names if name not in number]:
-        raise RequestError(
-            f"{listed} names {unknown[0]} in the {split} split, which CIFAR-10 does not have there"
-        )
+        lacking = f"names {unknown[0]} in the {split} split, which CIFAR-10 does not have there"
+        raise RequestError(f"{listed} {lacking}")
     return torch.tensor([number[name] for name in names])
 
 
@@ -141,47 +113,46 @@ def _listed(text: str) -> list[tuple[str, str]]:
     path = base_folder() / Path(text).expanduser()
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            rows = [
-                (row["split"], PurePosixPath(row["file"]).name) for row in csv.DictReader(stream)
-            ]
+            table = list(csv.DictReader(stream))
+        rows = [(row["split"], PurePosixPath(row["file"]).name) for row in table]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(
-            f"{text} (dataset) must be a CSV with the columns split and file: {error!r}"
-        ) from error
+        wanted = "must be a CSV with the columns split and file"
+        raise RequestError(f"{text} (dataset) {wanted}: {error!r}") from error
     if lost := {"train", "test"} - {split for split, _ in rows}:
         raise RequestError(f"{text} (dataset) names no image of the {min(lost)} split")
     return rows
 
 
 def fingerprint(spec: DataSpec, options: NoOptions, data_dir: Path | None) -> str:
-    """Name of the content, for cache keys, without a download: of all files in a given data_dir.
-
-    Raises RequestError when files are missing in data_dir.
-    """
+    """Name of the content, without a download; RequestError when files are missing in data_dir."""
     name, _, listed = spec.name.partition(":")
-    chosen = [checksum(json.dumps(_listed(listed)).encode())] if listed else []
-    if data_dir is None:
-        marks = [_SETS[name].content]
-        if not chosen:
-            return marks[0]
-    else:
-        root = Path(data_dir).expanduser()
-        _check_present(name, root)
+    if data_dir is None and not listed:
+        return _SETS[name].content
+    marks = [_SETS[name].content]
+    if data_dir is not None:
+        root = _root(name, data_dir)
         marks = [checksum(root / file) for file in _SETS[name].paths]
-    return checksum(" ".join(marks + chosen).encode())[:16]
+    if listed:
+        marks.append(checksum(json.dumps(_listed(listed)).encode()))
+    return checksum(" ".join(marks).encode())[:16]
 
 
 def _classes(name: str) -> tuple[str, ...]:
     return tuple(_SETS[name].classes.split(","))
 
 
-def _check_present(name: str, root: Path) -> None:
-    if missing := _SETS[name].missing(root):
-        more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
+def _root(name: str, data_dir: Path | None) -> Path:
+    """The folder that holds the set, which is downloaded where none is given."""
+    root = data_folder() if data_dir is None else Path(data_dir).expanduser()
+    missing = _SETS[name].missing(root)
+    if missing and data_dir is None:
+        _download(name, root)
+    elif missing:
         raise RequestError(
-            f"{name}: {root} has no {missing[0]}{more}. Name a data_dir that holds {name} in "
+            f"{name}: {root} has no {missing[0]}. Name a data_dir that holds {name} in "
             f"torchvision's layout, or leave data_dir empty to download it into {data_folder()}"
         )
+    return root
 
 
 def _download(name: str, root: Path) -> None:
@@ -199,11 +170,10 @@ def _download(name: str, root: Path) -> None:
             with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
                 getattr(datasets, _SETS[name].kind)(root, download=True)
     except (RuntimeError, OSError, HTTPException, EOFError) as error:
-        reason = " ".join(str(error).split())
         raise RequestError(
-            f"{name} is not in {root} and could not be downloaded ({reason}). Without a network, "
-            f"get it elsewhere and name the folder that holds {_SETS[name].paths[0]} and its like "
-            "as data_dir"
+            f"{name} is not in {root} and could not be downloaded ({brief(error, 300)}). Without "
+            f"a network, get it elsewhere and name the folder that holds {_SETS[name].paths[0]} "
+            "and its like as data_dir"
         ) from error
 
 
@@ -213,7 +183,7 @@ SOURCES = tuple(
         load,
         fingerprint,
         classes=_classes(name),
-        mirrored=each.mirrored,
+        mirrored=name != "mnist",
         takes_list=name == "cifar10",
         size=each.size,
     )
