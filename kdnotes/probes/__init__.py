@@ -9,8 +9,7 @@ import difflib
 import importlib
 import pkgutil
 from functools import lru_cache
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdnotes.errors import RequestError
 
@@ -21,7 +20,7 @@ _MODULES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 __all__ = [*_MODULES, "check_measure", "measures", "properties"]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -51,10 +50,9 @@ def check_measure(name: str, condition: str = "") -> None:
         near = difflib.get_close_matches(name, known, n=3) or known
         raise RequestError(f"no probe measures {name!r}; declared: {', '.join(near)}")
     if not any(measure.is_measured_under(condition) for measure in declared):
-        under = dict.fromkeys(
-            each for measure in declared for each in (measure.condition, *measure.others)
-        )
+        under = (each for measure in declared for each in (measure.condition, *measure.others))
         raise RequestError(
             f"{name!r} is not measured under {condition!r}; it is under "
-            f"{', '.join(map(repr, under))}, and under these after cast=NAME or pair=NAME"
+            f"{', '.join(map(repr, dict.fromkeys(under)))}, and under these after cast=NAME or "
+            "pair=NAME"
         )

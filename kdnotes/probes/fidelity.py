@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from kdnotes import stats
+from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
+from kdnotes.probes.base import Alike, BeyondChance, Cast, ImageData, Measure, Outcome, Recorder
 
 CALIBRATION_BINS = 15
 AGAINST = ("against=*",)
@@ -37,19 +32,17 @@ MEASURES = (
 
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Answers and probabilities of every network, compared with the teacher's: see `of_logits`."""
-    return of_logits(cast, data, base.all_logits(list(cast.everyone()), data))
+    return of_logits(cast, data, base.all_logits(cast.everyone(), data))
 
 
-def of_logits(cast: Cast, data: ImageData, logits: Sequence[Tensor]) -> Outcome:
+def of_logits(cast: Cast, data: ImageData, logits: Sequence[torch.Tensor]) -> Outcome:
     """The same from everyone's logits (N, classes), in the cast's order; no network is asked.
 
-    ``accuracy`` and ``calibration_error`` (expected difference over 15 bins, Guo et al.
-    2017) are of all networks; ``predictive_kl`` is KL(teacher || network), per image (Stanton et
-    al. 2021); the kappas are NaN where chance leaves nothing to agree on. Agreement and kappas of
-    every two independent students stand in the table under ``against=SEED``.
+    ``calibration_error`` is the expected difference over 15 bins (Guo et al. 2017),
+    ``predictive_kl`` KL(teacher || network), per image (Stanton et al. 2021); kappas are NaN where
+    chance leaves nothing to agree on.
     """
-    members = list(cast.everyone())
-    answers = [each.argmax(1) for each in logits]
+    members, answers = cast.everyone(), [each.argmax(1) for each in logits]
     labels, teachers = data.labels, answers[0]
     mistakes = (teachers != labels).nonzero().flatten()
     beyond_chance = {
@@ -74,17 +67,17 @@ def of_logits(cast: Cast, data: ImageData, logits: Sequence[Tensor]) -> Outcome:
     return recorder.outcome()
 
 
-def _divergence(teachers: Tensor, students: Tensor) -> Tensor:
+def _divergence(teachers: torch.Tensor, students: torch.Tensor) -> torch.Tensor:
     """KL divergence (N,) in nats of the students' probabilities from the teachers'."""
     reference, own = (logits.double().log_softmax(1) for logits in (teachers, students))
     return (reference.exp() * (reference - own)).sum(1)
 
 
-def _calibration_error(logits: Tensor, labels: Tensor) -> float:
+def _calibration_error(logits: torch.Tensor, labels: torch.Tensor) -> float:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     shown = logits.softmax(1), labels, logits.shape[1]
     return float(multiclass_calibration_error(*shown, n_bins=CALIBRATION_BINS))
 
 
-PROPERTY = Property("fidelity", "fidelity", measure, MEASURES, rank=2, audited=True)
+PROPERTY = base.Audited("fidelity", "fidelity", measure, MEASURES, rank=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,7 @@ from numpy.typing import NDArray
 from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
-
-if TYPE_CHECKING:
-    from kdnotes.data import ImageData
+from kdnotes.probes.base import Alike, BeyondChance, Cast, ImageData, Measure, Outcome, Recorder
 
 FACTOR = "group"
 UNSEEN, OTHERS = "side=unseen", "side=others"
@@ -40,16 +36,13 @@ def measure(cast: Cast, data: ImageData, *, unseen: int, names: Sequence[str]) -
 
     unseen: number of the group singled out, such as one that the teacher never saw; names: of the
     groups, by number. Images with a negative group belong to none and count for ``accuracy`` (no
-    condition) only. Conditions: ``group=NAME``; ``side=unseen`` for the group singled out;
-    ``side=others`` for the mean over all other groups, each counting alike.
+    condition) only. ``side=others`` is the mean over all groups but the one singled out, each
+    counting alike, and ``deficit`` how much lower the accuracy in that one is.
 
-    ``deficit`` is accuracy of the others less that of the group singled out. With few images a
-    group, ``worst_group`` is too low by chance and ``spread`` too high. These two and kappa stand
-    in the table only. Items of means over groups are linearised: their mean is the value itself,
-    and resampling them gives the variance that resampling the groups would (the delta method).
-
-    Raises RequestError when there are fewer than two groups with images, a group without a name, or
-    the group singled out has no images.
+    With few images a group, ``worst_group`` is too low by chance and ``spread`` too high. Items of
+    means over groups are linearised: their mean is the value itself, and resampling them gives the
+    variance that resampling the groups would (the delta method). Raises RequestError for fewer than
+    two groups with images, a group without a name, or a group singled out without images.
     """
     places, labels = _places_by_group(data), data.labels.numpy()
     if len(names) <= max(places):
@@ -66,7 +59,7 @@ def measure(cast: Cast, data: ImageData, *, unseen: int, names: Sequence[str]) -
         ("deficit", "", others | {unseen: -1.0}),
         ("mean_accuracy", "", _evenly(list(places))),
     )
-    members, recorder = list(cast.everyone()), Recorder(data)
+    members, recorder = cast.everyone(), Recorder(data)
     sure = [each.softmax(1) for each in base.all_logits(members, data)]
     answers = [each.argmax(1).numpy() for each in sure]
     wrong = answers[0] != labels
@@ -106,10 +99,9 @@ def groups_in(data: ImageData) -> list[int]:
 def neglected_group(cast: Cast, data: ImageData) -> int:
     """The group in which the teacher is furthest behind the independent students.
 
-    Without independent students, the one in which its accuracy is lowest. Where it is measured on
-    the same images, the teacher's lag there is overestimated, and the independent students' luck
-    makes every other arm look worse than them: compare with the controls. Raises RequestError when
-    there are fewer than two groups with images.
+    Without these, the one in which its accuracy is lowest. Where it is measured on the same images,
+    its lag there is overestimated, and the independent students' luck makes every other arm look
+    worse than them: compare with the controls. Raises RequestError as `measure` does.
     """
     places = _places_by_group(data)
     answers = base.all_answers([cast.teacher, *cast.arm("independent")], data)
@@ -138,8 +130,7 @@ def _linearised(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """A weighted sum of groups' means as one value per image, and the places of these images.
 
-    values (N,); groups without a weight are left out. The mean of the result is the sum of
-    weights times means; each image's distance from it is its influence on it.
+    The mean of the result is that sum; each image's distance from it is its influence on it.
     """
     total = sum(weight * values[places[group]].mean() for group, weight in weights.items())
     where = np.concatenate([places[group] for group in weights])
@@ -156,4 +147,4 @@ def _evenly(groups: Sequence[int]) -> dict[int, float]:
     return dict.fromkeys(groups, 1 / len(groups))
 
 
-PROPERTY = Property("group_accuracy", "bias", measure, MEASURES, rank=12, needs=("groups",))
+PROPERTY = base.Property("group_accuracy", "bias", measure, MEASURES, rank=12, needs=("groups",))
