@@ -242,9 +242,8 @@ def _images(run: results.Saved) -> tuple[Any, Any]:
 
 def _measure(entry: Mapping[str, str]) -> Measure:
     """The declared measure of a row, in its own words where it has any."""
-    probes.check_measure(entry["measure"], condition := entry.get("condition", ""))
-    measure = wording.declared(entry["measure"], condition)
-    assert measure is not None  # it was checked
+    condition = entry.get("condition", "")
+    measure = probes.check_measure(entry["measure"], condition)
     return measure.at(condition, entry.get("sentence", ""))
 
 

@@ -1,7 +1,6 @@
 """Do images crafted to fool the teacher fool the student too?
 
-Attacks are foolbox's, untargeted, bounded in the maximum norm, on images in [0, 1]. Images are
-crafted once for each attacked network, then shown to all others.
+Attacks are foolbox's, untargeted, bounded in the maximum norm, on images in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,15 +19,18 @@ NOT_SHOWN = -1  # in place of an answer, where an image was not kept
 
 
 def condition(attack: str = "teacher", size: int | None = None) -> str:
-    """What is measured on images crafted on a network (or "noise"), at a size in 255ths.
+    """What is measured on images crafted on a network (or "noise"), by default at the primary size.
 
-    Without a size, at the primary one; without an attack, what compares attacks.
+    size: in 255ths; without an attack, what compares attacks.
     """
     at = "eps=primary" if size is None else f"eps={size}/255"
     return base.joined(attack and f"attack={attack}", at)
 
 
 ATTACKS = ("attack=*,eps=*",)
+MORE = "is fooled by its teacher's images more than by a"
+HALF = "half the difference of shares"
+_More = partial(base.Difference, condition=condition(""), chance=0.0, of="pair")
 MEASURES = (
     # Its own images fool the teacher; how often they fool a second one is no upper end.
     Alike(
@@ -36,30 +38,10 @@ MEASURES = (
     ),
     Measure("fooling_rate", "is fooled by noise of that size", condition("noise"), reported=True),
     Alike("same_wrong_class", "is led to the teacher's own mistake", condition(), ATTACKS),
-    Alike(
-        "double_difference",
-        "is fooled by its teacher's images more than by a foreign network's",
-        condition(""),
-        unit="difference of shares",
-        low=-1.0,
-        chance=0.0,
-        twin=None,
-    ),
-    Measure(
-        "own_teacher_fooling",
-        "is fooled by its teacher's images more than by a second teacher's",
-        condition(""),
-        unit="half the difference of shares",
-        low=-0.5,
-        high=0.5,
-        chance=0.0,
-        of="pair",
-    ),
+    _More("double_difference", f"{MORE} foreign network's"),
+    _More("own_teacher_fooling", f"{MORE} second teacher's", unit=HALF, low=-0.5, high=0.5),
     Measure("attack_success", "is misled by the attack on itself", condition(), ATTACKS),
 )
-
-
-_Change = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 class _Trial(NamedTuple):
@@ -83,18 +65,16 @@ def measure(
 ) -> Outcome:
     """Fooling rates of all networks on images crafted on the teacher, and on controls.
 
-    eps: sizes of the change in 255ths, with the ``primary`` one, fixed beforehand, where images are
-    also crafted on the second teacher and on a network ``foreign`` of the students' architecture,
-    and noise is added to those kept from the teacher. An image is kept when it changes the answer
-    of the network it was crafted on, right or wrong. Raises RequestError when a size or the number
-    of steps is out of range.
+    eps: sizes of the change in 255ths. At the ``primary`` one images are also crafted on the second
+    teacher and on a network ``foreign`` of the students' architecture, and noise is added to those
+    kept from the teacher. An image is kept when it changes the answer of the network it was crafted
+    on, right or wrong. Raises RequestError when a size or the number of steps is out of range.
 
-    - ``fooling_rate``, over kept images: is the answer another than to the clean image? (The
-      paper's measure; 1 by construction for the attacked network, in the table only.)
+    - ``fooling_rate``, over kept images: is the answer another than to the clean image? (1 by
+      construction for the attacked network, in the table only.)
     - ``same_wrong_class``: over kept images that lead the attacked network to a wrong class.
     - ``double_difference``: fooled by the teacher's image less fooled by the foreign one, over
-      images kept from both that all networks get right when clean. A distilled student's less an
-      independent one's is what of the transfer is this teacher's.
+      images kept from both that all networks get right when clean.
     - ``own_teacher_fooling``: half of (fooled by the teacher's image less fooled by the second
       teacher's), over images kept from both. A student's less that of a student of the second
       teacher is half of what either's images gain by meeting its own student.
@@ -114,7 +94,7 @@ def measure(
     for member, answers in clean.items():
         recorder.add_accuracy(member, answers)
 
-    def show(attacked: Member, change: _Change, wanted: torch.Tensor | None = None) -> _Trial:
+    def show(attacked: Member, change: Callable, wanted: torch.Tensor | None = None) -> _Trial:
         """Changed images, shown to all where ``wanted``: by default where the attack succeeds."""
         before = clean[attacked]
         led_to, kept = torch.empty_like(before), torch.empty_like(before, dtype=torch.bool)
@@ -193,7 +173,7 @@ def craft(
     images in [0, 1], labels int64 (N,), eps in units of the images; a step is a quarter of it.
     ``i-fgsm`` is foolbox's LinfBasicIterativeAttack (Kurakin et al. 2017), ``pgd`` its LinfPGD from
     a random start, always the same (Madry et al. 2018). Raises ValueError when the network is in
-    training mode or has parameters that take gradients: foolbox would fill them on every step.
+    training mode or takes gradients, which foolbox would fill on every step.
     """
     import foolbox
 

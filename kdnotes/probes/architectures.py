@@ -35,16 +35,9 @@ _KEPT = (
     ("cka_logits", ""),
     ("cka_diagonal", "layers=hidden"),
 )
-MEASURES = (
-    Measure(
-        "extra_gain",
-        "gains more from its teacher in one pair than in another",
-        "of=*",
-        unit="difference of gains",
-        low=-math.inf,
-        high=math.inf,
-    ),
-)
+EXTRA = "gains more from its teacher in one pair than in another"
+GAINS = {"unit": "difference of gains", "low": -math.inf, "high": math.inf}
+MEASURES = (Measure("extra_gain", EXTRA, "of=*", **GAINS),)
 # What a chapter on pairs is about: one of the properties, across the border between two kinds.
 CROSSED = Measure(
     "follows_digit",
@@ -77,12 +70,10 @@ def measure(
 ) -> Outcome:
     """`PROPERTIES` of every network of one pair of architectures, under ``pair=PAIR,...``.
 
-    data: images like the students' own. conflicts: images whose cues name different classes,
-    without which no cue is followed. primary: size of the attack in 255ths, with so many steps.
-    attacked: how many images, the first ones, the attack and the layers are measured on: both are
-    slow, and steady at a thousand. Maps are left out where a network has none that can be read. The
-    teacher's likeness to itself is 1, the end of the scale. Raises RequestError as the other probes
-    do.
+    conflicts: images whose cues name different classes, without which no cue is followed. primary:
+    size of the attack in 255ths, with so many steps. attacked: how many images the attack and the
+    layers are measured on, both slow, and steady at a thousand. Maps are left out where a network
+    has none that can be read. The teacher's likeness to itself is 1, the end of the scale.
     """
     some = data.subset(torch.arange(min(attacked, len(data))))
     parts = [representations.measure(cast, some).without_accuracy(), fidelity.measure(cast, data)]
@@ -107,8 +98,7 @@ def measure(
 def extra_gains(outcome: Outcome, more: str, less: str) -> Outcome:
     """How much more KL students gain over independent ones in one pair than in another, by seed.
 
-    Rows are of the measure ``extra_gain`` under ``of=MEASURE``; a property that was not measured in
-    both pairs, or a seed without all four networks, has none. They have no items.
+    Under ``of=MEASURE``, for properties measured in both pairs and seeds with all four networks.
     """
 
     def gain(name: str, condition: str) -> pd.Series:

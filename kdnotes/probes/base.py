@@ -35,14 +35,11 @@ CASTS = ("", "cast=*", "pair=*")
 Row = tuple[str, int, str, str, float]  # arm, seed, condition, measure, value
 
 
-# --- who is compared ------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Member:
     """One trained network of a cast, frozen: images (N, 3, H, W) in [0, 1] to logits (N, classes).
 
-    ``taps`` are the dotted paths of its feature layers, from shallow to deep.
+    ``taps``: the dotted paths of its feature layers, from shallow to deep.
     """
 
     arm: str
@@ -97,9 +94,6 @@ def refuse_not_finite(network: torch.nn.Module, what: str, values: torch.Tensor)
         )
 
 
-# --- what is declared -----------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Measure:
     """What a probe measures under one main condition, as a reader meets it.
@@ -145,6 +139,7 @@ class Measure:
 # Kinds of measures that differ in name, words and conditions only.
 Alike = partial(Measure, of="pair", twin=1.0)
 BeyondChance = partial(Measure, of="pair", twin=1.0, unit="kappa", low=-1.0, chance=0.0)
+Difference = partial(Measure, unit="difference of shares", low=-1.0)
 
 
 def probabilities(condition: str = "", *others: str) -> tuple[Measure, Measure]:
@@ -186,8 +181,6 @@ def joined(*conditions: str) -> str:
     """Conditions as one, those that are empty left out."""
     return ",".join(each for each in conditions if each)
 
-
-# --- answers --------------------------------------------------------------------------------
 
 _at_a_time: ContextVar[int] = ContextVar("images at a time", default=sys.maxsize)
 
@@ -252,10 +245,7 @@ def all_logits(
     change: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
     batch_size: int = BATCH_SIZE,
 ) -> list[torch.Tensor]:
-    """Logits (N, classes) of every network on every image, maybe changed first, on the CPU.
-
-    Each batch is read once for all networks.
-    """
+    """Logits (N, classes) on the CPU of every network on every image, read once, maybe changed."""
     # Written where all will stand, and not kept in parts between what networks use and free.
     found: list[torch.Tensor] = []
     for places, images in batches(data, device_of(members[0].network), batch_size):
@@ -271,9 +261,6 @@ def all_logits(
 def all_answers(members: Sequence[Member], data: ImageData, *change: Any) -> list[torch.Tensor]:
     """Answers int64 (N,) of every network to every image, maybe changed first, on the CPU."""
     return [logits.argmax(1) for logits in all_logits(members, data, *change)]
-
-
-# --- what is written down -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -296,10 +283,7 @@ class Outcome:
 
     @staticmethod
     def combine(outcomes: Iterable[Outcome]) -> Outcome:
-        """All rows of several outcomes, in their order.
-
-        Raises ValueError when there is none, or when two of them hold the same value.
-        """
+        """All rows, in order. Raises ValueError for no outcome, or one value in two of them."""
         parts = list(outcomes)
         if not parts:
             raise ValueError("no outcomes to combine")
@@ -320,7 +304,7 @@ class Outcome:
         """The mean of two outcomes with the same rows: of the students of two teachers.
 
         The networks of an arm go by their place among its seeds, and keep those of the first.
-        Undefined values are left out. Raises ValueError where rows of one are not in the other.
+        Undefined values are left out. Raises ValueError where a row is not in both.
         """
         mine, theirs = (each.table.groupby("arm")["seed"].unique() for each in (first, second))
         renamed = {
@@ -365,10 +349,9 @@ class Outcome:
     def slope(
         self, measure: str, condition: str, arms: Sequence[str], of: str, name: str
     ) -> Outcome:
-        """The measure ``name`` of a made-up arm ``of``: how a measure rises along several arms.
+        """How a measure rises along several arms: the measure ``name`` of a made-up arm ``of``.
 
-        The least-squares slope per step over the arms, in their order, for each seed that all of
-        them have, and image by image.
+        The least-squares slope per step, for each seed that all of them have, and image by image.
         """
         places = np.arange(len(arms)) - (len(arms) - 1) / 2
         weights = pd.Series(places / (places**2).sum(), index=list(arms))

@@ -1,7 +1,7 @@
 """Do two networks draw their decision boundaries in the same places?
 
-Three images span a plane in the space of all images; two networks are asked for their answers all
-over it (Somepalli et al. 2022). Planes and their images are made once for all networks.
+Three images span a plane in the space of all images; networks are asked for their answers all over
+it (Somepalli et al. 2022). Planes and their images are made once for all networks.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ MARGIN = 0.1  # the grid extends this share of the triangle's extent beyond it, 
 class Plane:
     """The plane through three images, in an orthonormal basis with its origin at the first.
 
-    base: (3, H, W), the first image; basis: (2, 3, H, W); corners: (3, 2), the coordinates of the
-    three images; all float64.
+    All float64: base (3, H, W), the first image; basis (2, 3, H, W); corners (3, 2), coordinates.
     """
 
     base: torch.Tensor
@@ -80,10 +79,10 @@ def plane_through(images: torch.Tensor) -> Plane:
 
 
 def triplets(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """Places int64 (count, 3) of three images of three different classes each, drawn at random.
+    """Places int64 (count, 3) of images of three classes, drawn at random.
 
-    An image occurs again only after all of its class did. Raises RequestError for fewer than three
-    classes or a count below 1.
+    None occurs again before all of its class did. Raises RequestError for fewer than three classes
+    or a count below 1.
     """
     present = labels.unique()
     if len(present) < 3 or count < 1:
@@ -125,11 +124,11 @@ def measure(
 ) -> Outcome:
     """Share of a plane on which a network gives the teacher's answer, over many planes.
 
-    ``triplets`` planes through three test images of three classes, seen on ``grid`` x ``grid``
-    points; an arm in ``only`` is measured in the domains named there. ``boundary_agreement`` is the
-    "IoU" of the paper and of the program by Somepalli et al. 2022; of its items, one per plane,
-    ``source`` is the plane's number and ``prediction`` the answer at its first point. Raises
-    RequestError when a domain has fewer than three classes or the grid fewer than 2 x 2 points.
+    ``triplets`` planes, seen on ``grid`` x ``grid`` points; an arm in ``only`` is measured in the
+    domains named there. ``boundary_agreement`` is the "IoU" of the paper and of the program by
+    Somepalli et al. 2022; of its items, one per plane, ``source`` is the plane's number and
+    ``prediction`` the answer at its first point. Raises RequestError when a domain has fewer than
+    three classes or the grid fewer than 2 x 2 points.
     """
     if grid < 2:
         raise RequestError(f"a grid needs 2 points on each side or more, not {grid}")

@@ -42,12 +42,11 @@ def measure_changes(
 ) -> Outcome:
     """Answers of every network to two views of each image, each view made once for all of them.
 
-    ``same_answer``, right or wrong (the paper's agreement score), and ``accuracy_after``, the share
-    of answers to changed views that are right, are per image. In the table only: ``margin_after``,
-    probability of the first answer less that of the second (answers can be stable because margins
-    are wide), and ``softmax_distance``, Euclidean (the invariance measure of Odagiu et al. 2024);
-    image by image in float64 where ``in_double``. Arms in ``primary_only`` are shown primary
-    changes.
+    Per image: ``same_answer``, right or wrong (the paper's agreement score), and the share of
+    right answers, ``accuracy_after``. In the table only, from float64 where ``in_double``:
+    ``margin_after``, probability of the first answer less that of the second, and
+    ``softmax_distance``, Euclidean (Odagiu et al. 2024). Arms in ``primary_only`` are shown
+    primary changes.
     """
     members = cast.everyone()
     plain: list[list[torch.Tensor]] = [[] for _ in members]

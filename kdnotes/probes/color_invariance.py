@@ -22,26 +22,18 @@ HUE_ANGLES = (45, 90, 135, 180, 225, 270, 315)
 
 
 def condition(strength: float | None = None, hue: float | None = None) -> str:
-    """What is measured after a turn of the hue by degrees, or a change of a strength.
-
-    By default, after that of the primary strength.
-    """
+    """What is measured after a turn of the hue by degrees, or a change of a (primary) strength."""
     if hue is not None:
         return f"hue={hue:g}"
     return "strength=primary" if strength is None else f"strength={strength:g}"
 
 
+DEEPER = "gives the same answer more often, the deeper its Hint"
 WHERE = condition(), ("strength=*", "hue=*")
 MEASURES = (
     Measure("same_answer", "gives the same answer when colours change", *WHERE, True),
     Measure("accuracy_after", "is right after colours change", *WHERE, True),
-    Measure(
-        "depth_slope",
-        "gives the same answer more often, the deeper its Hint",
-        condition(),
-        unit="share per depth",
-        low=-1.0,
-    ),
+    Measure("depth_slope", DEEPER, condition(), unit="share per depth", low=-1.0),
     Margin(*WHERE),
     Distance("changes its probabilities when colours change", *WHERE),
     *PROBABILITIES,
@@ -60,9 +52,9 @@ def measure(
 ) -> Outcome:
     """Answers of every network before and after a change of colour: see `measure_changes`.
 
-    The rows of the ``primary`` strength, fixed beforehand, stand once more as
-    ``strength=primary``; arms in ``primary_only`` are shown nothing else. A stronger jitter is the
-    weaker one of the same image scaled up. Raises RequestError for a strength outside 0 to 1.
+    The ``primary`` strength, fixed beforehand, stands once more as ``strength=primary``; arms in
+    ``primary_only`` are shown nothing else. A stronger jitter is the weaker one of the same image
+    scaled up. Raises RequestError for a strength outside 0 to 1.
     """
     from kdnotes.data.colors import jitter, rotate_hue
 
@@ -92,8 +84,8 @@ def measure(
 def jitter_factors(count: int, strength: float, seed: int) -> JitterFactors:
     """The changes of colour that go with a strength, one for each of ``count`` images.
 
-    Brightness, contrast and saturation change by up to ``strength``, hue by up to half of it in
-    turns: the ratio of the paper's teacher (.4 and .2), whose tests do not name the hue's.
+    Hue changes by up to half of it in turns: the ratio of the paper's teacher (.4 and .2), whose
+    tests do not name the hue's.
     """
     from kdnotes.data.colors import draw_jitter
 

@@ -1,7 +1,4 @@
-"""Does an answer survive a change of frame: another crop, a shift, a mirror?
-
-Two views are made of each image, the same ones for all networks, and compared.
-"""
+"""Does an answer survive a change of frame: another crop, a shift, a mirror?"""
 
 from __future__ import annotations
 
@@ -32,6 +29,7 @@ def condition(kind: Kind, size: float | None = None) -> str:
 
 
 CROP, SHIFT = condition("crop"), condition("shift")
+LEARNED = "keeps its answer in the mirror more often if its teacher has learned to"
 CHANGES = ("kind=crop,scale=*", "kind=shift,max=*", "kind=flip,teacher=*")
 MEASURES = (
     Measure("same_answer", "gives two crops of an image the same answer", CROP, CHANGES, True),
@@ -41,15 +39,7 @@ MEASURES = (
     Distance("changes its probabilities with the crop", CROP, CHANGES),
     Measure("accuracy", "is right", "kind=shift", ("kind=flip,teacher=*",)),
     *base.probabilities("kind=shift", "", "kind=flip,teacher=*"),
-    Measure(
-        "learned_minus_exact",
-        "keeps its answer in the mirror more often if its teacher has learned to",
-        FLIP,
-        unit="difference of shares",
-        low=-1.0,
-        chance=0.0,
-        direction="none",
-    ),
+    base.Difference("learned_minus_exact", LEARNED, FLIP, chance=0.0, direction="none"),
 )
 
 
@@ -76,7 +66,7 @@ def measure_views(
 
     sizes: shares of the area (`crop`), or pixels (`shift`). The ``primary`` one is measured on all
     images, with items, the others on ``CURVE_COUNT`` of them and not for arms in ``primary_only``.
-    At all sizes the views of an image have the same place in their room. Raises RequestError for a
+    Views of an image have the same place in their room at all sizes. Raises RequestError for a
     share outside 0 to 1, or a shift below 1 or too large for the images.
     """
     most = 2 * data.size - 2
@@ -107,8 +97,7 @@ def measure_mirrors(learned: Cast, exact: Cast, data: ImageData) -> Outcome:
     """Answers of every network to each image and to its mirror image: see `measure_changes`.
 
     ``learned`` is taught by a teacher that saw mirror images, ``exact`` by one that cannot tell
-    them apart. ``learned_minus_exact``: same answer of a student of the one teacher less that of
-    the other, for every arm and seed that both casts have.
+    them apart. ``learned_minus_exact``: same answers of the one's students less of the other's.
     """
     outcomes = []
     for name, cast in (("learned", learned), ("exact", exact)):

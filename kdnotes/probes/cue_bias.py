@@ -40,10 +40,10 @@ def measure(
 ) -> Outcome:
     """Which cue the answers of every network name, on images whose two cues name two classes.
 
-    cues: two of the data's factors, the shape's first. Only images on which they differ count.
-    ``shape_bias`` is 1 where an answer is the shape's class, 0 where it is the texture's, NaN where
-    it is neither (its mean: Geirhos et al. 2019). The shares (table only) are of all these images.
-    Raises RequestError when a factor is missing or no image has a conflict.
+    cues: two of the data's factors, the shape's first. ``shape_bias`` is 1 where an answer is the
+    shape's class, 0 where it is the texture's, NaN where it is neither (its mean: Geirhos et al.
+    2019). The shares (table only) are of all these images. Raises RequestError when a factor is
+    missing or no image has a conflict.
     """
     recorder = Recorder(data)
     for member, answers, items, by_cue in _followed(cast, data, cues):
@@ -55,10 +55,7 @@ def measure(
 
 
 def follows(cast: Cast, data: ImageData) -> Outcome:
-    """The same in scenes, by the cues' own names: ``follows_digit`` and ``follows_marker``.
-
-    ``follows_either`` is 1 where the answer is the class of one of them.
-    """
+    """The same in scenes, by the cues' names: ``follows_digit``, ``_marker`` and ``_either``."""
     recorder = Recorder(data)
     for member, answers, items, by_cue in _followed(cast, data, SCENE_CUES):
         for cue, values in (*by_cue.items(), ("either", ~by_cue["digit"].isnan())):
@@ -91,10 +88,9 @@ def _followed(
 def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> tuple[ImageData, int]:
     """Photographs named as those of model-vs-human, and how many were left out as of other classes.
 
-    ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2; folders above do not matter. classes:
-    the networks', by name in upper or lower case. size: side of the images in pixels. ``labels``
-    are the shapes', factors ``shape`` and ``texture``; a source is the photograph that gave the
-    shape. Raises RequestError as `conflicts_in` does.
+    ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2; folders above and upper case do not
+    matter. ``labels`` are the shapes', factors ``shape`` and ``texture``; a source is the
+    photograph that gave the shape. Raises RequestError as `conflicts_in` does.
     """
     from kdnotes.data.photos import StreamingImages
 
@@ -117,8 +113,7 @@ def conflicts_in(
 ) -> tuple[dict[str, tuple[int, int, str]], int]:
     """Shape, texture and the shape's photograph by name, and how many images are left out.
 
-    Nothing is read but names. Raises RequestError when there is no such folder or no photograph of
-    two known classes.
+    Raises RequestError when there is no such folder or no photograph of two known classes.
     """
     folder = base_folder() / Path(folder).expanduser()
     if not folder.is_dir():

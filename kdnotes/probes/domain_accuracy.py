@@ -30,9 +30,9 @@ def measure(
 ) -> Outcome:
     """Accuracy of every network in every domain, and how far it answers as the teacher does.
 
-    Conditions: ``domain=NAME`` (or another ``factor``), and for the arms in ``grey_arms``
-    ``domain=NAME,colours=grey`` for the same images without their colours (`grey`), where they have
-    some. Raises RequestError when there is no domain, or one without images.
+    Under ``domain=NAME`` (or another ``factor``), and for the arms in ``grey_arms`` under
+    ``domain=NAME,colours=grey`` for the same images without their colours, where they have some.
+    Raises RequestError when there is no domain, or one without images.
     """
     if not domains:
         raise RequestError("no domain to measure in")
@@ -58,7 +58,7 @@ def measure(
 
 
 def by_folder(data: ImageData, folders: Sequence[str]) -> dict[str, ImageData]:
-    """The images of each domain folder (factor ``domain``) by its name, in the order of folders.
+    """The images of each domain folder by its name, in the order of folders.
 
     A comma and an equals sign, which would break a condition in two, become spaces.
     """

@@ -116,8 +116,8 @@ class Findings:
     def apart(self, arm: str, count: int = 2) -> pd.DataFrame:
         """Images on which an arm gains most over the reference, then those where it loses most.
 
-        By the image's place: how many networks of either arm have the measure there (its sum, where
-        it is no yes or no), and the same ``said`` as ``KL 5/5, Independent 1/5``.
+        By the image's place: how many networks of either arm have the measure there (or its
+        sum), and the same ``said`` as ``KL 5/5, Independent 1/5``.
         """
         pair = [arm, self.reference]
         rows = rows_of(self.outcome.items, *self._where(), pair)

@@ -18,10 +18,10 @@ UNSEEN, OTHERS = "side=unseen", "side=others"
 GROUPS = ("group=*", OTHERS)
 MEASURES = (
     Measure("accuracy", "is right about the group singled out", UNSEEN, GROUPS),
-    Measure("deficit", "serves the group singled out worse", unit="difference of shares", low=-1.0),
+    base.Difference("deficit", "serves the group singled out worse"),
     Measure("mean_accuracy", "is right, each group counting alike"),
     Measure("worst_group", "is right about the group it serves worst"),
-    Measure("spread", "serves its best group better than its worst", unit="difference of shares"),
+    base.Difference("spread", "serves its best group better than its worst", low=0.0),
     Alike("agreement", "gives the teacher's answer about the group", UNSEEN, GROUPS),
     BeyondChance("kappa", "answers as the teacher does, beyond chance", UNSEEN, ("group=*",)),
     Alike("agreement_on_teacher_errors", "repeats the teacher's mistakes", UNSEEN, ("group=*",)),
@@ -35,14 +35,14 @@ def measure(cast: Cast, data: ImageData, *, unseen: int, names: Sequence[str]) -
     """Accuracy of every network, and the students' agreement with the teacher, group by group.
 
     unseen: number of the group singled out, such as one that the teacher never saw; names: of the
-    groups, by number. Images with a negative group belong to none and count for ``accuracy`` (no
-    condition) only. ``side=others`` is the mean over all groups but the one singled out, each
-    counting alike, and ``deficit`` how much lower the accuracy in that one is.
+    groups, by number. Images with a negative group count for ``accuracy`` (no condition) only.
+    ``side=others`` is the mean over the other groups, each counting alike; ``deficit`` is theirs
+    less that of the group singled out. With few images, ``worst_group`` is too low by chance and
+    ``spread`` too high.
 
-    With few images a group, ``worst_group`` is too low by chance and ``spread`` too high. Items of
-    means over groups are linearised: their mean is the value itself, and resampling them gives the
-    variance that resampling the groups would (the delta method). Raises RequestError for fewer than
-    two groups with images, a group without a name, or a group singled out without images.
+    Items of means over groups are linearised: their mean is the value itself, and resampling them
+    gives the variance that resampling the groups would (the delta method). Raises RequestError for
+    fewer than two groups with images, a group without a name, or no image in the one singled out.
     """
     places, labels = _places_by_group(data), data.labels.numpy()
     if len(names) <= max(places):
@@ -97,11 +97,10 @@ def groups_in(data: ImageData) -> list[int]:
 
 
 def neglected_group(cast: Cast, data: ImageData) -> int:
-    """The group in which the teacher is furthest behind the independent students.
+    """The group in which the teacher is furthest behind the independent students, or least right.
 
-    Without these, the one in which its accuracy is lowest. Where it is measured on the same images,
-    its lag there is overestimated, and the independent students' luck makes every other arm look
-    worse than them: compare with the controls. Raises RequestError as `measure` does.
+    Measured on the same images, its lag there is overestimated, and the independent students' luck
+    makes every other arm look worse than them: compare with the controls.
     """
     places = _places_by_group(data)
     answers = base.all_answers([cast.teacher, *cast.arm("independent")], data)

@@ -1,13 +1,12 @@
 """What a student can know of a linear teacher, and what no lesson can tell it.
 
-Linear models are matrices (classes, features + 1) in float64, the last column being the bias: small
-enough to be solved exactly.
+Linear models are matrices (classes, features + 1) in float64, the last column being the bias.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from kdnotes.lazy import torch
@@ -49,8 +48,7 @@ def _draws(seed: int) -> Callable[..., torch.Tensor]:
 def distil(start: torch.Tensor, points: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Weights (classes, m + 1) that give the teacher's logits (n, classes) at points (n, m).
 
-    Of all that fit best, those nearest to the start: where gradient descent on the squared error
-    ends when it begins there.
+    Of all that fit best, those nearest to the start: where gradient descent from there ends.
     """
     inputs = with_ones(points)
     missing = logits - inputs @ start.T
@@ -89,39 +87,36 @@ def recovery(seeds: Sequence[int], dimension: int = 20, counts: Sequence[int] = 
     """How far students are from a linear teacher's weights, by the number of points they see.
 
     Of the arms in `LINEAR`; students of labels see the teacher's answers, and their scale is free.
-    Without a condition, ``distilled-few`` and ``distilled-enough`` are ``distilled`` at half of
-    dimension + 1 points (rounded up) and at dimension + 1.
+    ``distilled-few`` and ``distilled-enough`` (no condition) are ``distilled`` at half of dimension
+    + 1 points (rounded up) and at dimension + 1.
     """
-    return Outcome.of_rows(row for seed in seeds for row in _recovered(seed, dimension + 1, counts))
-
-
-def _recovered(seed: int, needed: int, counts: Sequence[int]) -> Iterator[Row]:
-    draw, dimension = _draws(seed), needed - 1
-    training, pool = draw(20 * needed, dimension), draw(max(*counts, needed), dimension)
-    rule, first, own = (draw(3, needed) / math.sqrt(needed) for _ in range(3))
-    teacher = descend(first, training, (with_ones(training) @ rule.T).argmax(1))
-    zero = torch.zeros_like(teacher)
-
-    def error(start: torch.Tensor, count: int) -> float:
-        points = pool[:count]
-        return weight_error(distil(start, points, with_ones(points) @ teacher.T), teacher)
-
-    starts = {"distilled": zero, "distilled-other-start": own, "distilled-same-start": first}
-    for count in counts:
-        points = pool[:count]
-        student = descend(own, points, (with_ones(points) @ teacher.T).argmax(1))
-        found = {arm: error(start, count) for arm, start in starts.items()}
-        found["labels-only"] = weight_error(student, teacher, free_scale=True)
-        for arm, value in found.items():
-            yield arm, seed, f"points={count}", "weight_error", value
-    for name, count in (("few", math.ceil(needed / 2)), ("enough", needed)):
-        yield f"distilled-{name}", seed, "", "weight_error", error(zero, count)
+    needed, rows = dimension + 1, list[Row]()
+    for seed in seeds:
+        draw = _draws(seed)
+        training, pool = draw(20 * needed, dimension), draw(max(*counts, needed), dimension)
+        rule, first, own = (draw(3, needed) / math.sqrt(needed) for _ in range(3))
+        teacher = descend(first, training, (with_ones(training) @ rule.T).argmax(1))
+        zero = torch.zeros_like(teacher)
+        starts = {"distilled": zero, "distilled-other-start": own, "distilled-same-start": first}
+        asked = [(f"points={count}", count, starts) for count in counts]
+        asked += [("", math.ceil(needed / 2), {"distilled-few": zero})]
+        asked += [("", needed, {"distilled-enough": zero})]
+        for where, count, begun in asked:
+            points = pool[:count]
+            logits = with_ones(points) @ teacher.T
+            students = {arm: distil(start, points, logits) for arm, start in begun.items()}
+            errors = {arm: weight_error(found, teacher) for arm, found in students.items()}
+            if where:
+                student = descend(own, points, logits.argmax(1))
+                errors["labels-only"] = weight_error(student, teacher, free_scale=True)
+            rows += [(arm, seed, where, "weight_error", value) for arm, value in errors.items()]
+    return Outcome.of_rows(rows)
 
 
 def small_images(data: ImageData) -> torch.Tensor:
     """The middle of each image, reduced: (N, 3 * SIDE * SIDE) float64, channel by channel.
 
-    The middle is what lies more than a seventh of the side from the edges: the digits' own box.
+    It is more than a seventh of the side away from the edges: the digits' own box.
     """
     images = base.pictures(data, torch.arange(len(data)))
     edge = images.shape[-1] // 7
@@ -134,8 +129,7 @@ def grey_lessons(
 ) -> Outcome:
     """What linear students of grey images know of a teacher that was trained on coloured ones too.
 
-    Under ``part=grey`` (what the weights of the three colours have in common, and the bias) and
-    ``part=chroma`` (the rest): ``part_error``, length of the difference to the teacher's part, as a
+    By part (see `linear_parts`): ``part_error``, length of the difference to the teacher's, as a
     share of its length, and ``part_moved``, the same to the student's own start.
     """
     lessons, tested = small_images(grey), with_ones(small_images(test))
@@ -176,10 +170,10 @@ def parts(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def first_layers(cast: Cast) -> Outcome:
-    """How alike the first layers of two networks are: mean cosine of their filters.
+    """How alike the first layers of two networks are: mean cosine of their filters, by `parts`.
 
-    With the teacher's, and with those of the independent student that began with the same weights;
-    grey and chroma: see `parts`. NaN where networks have no such layer, or one of another shape.
+    With the teacher's, and with those of the independent student that began with the same weights.
+    NaN where networks have no such layer, or one of another shape.
     """
     alone = ("independent", "independent-same-start")
     starts = [((each.seed, each.arm.endswith("-same-start")), each) for each in cast.members]

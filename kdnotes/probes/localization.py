@@ -47,10 +47,9 @@ def measure(cast: Cast, data: ImageData, *, layers: Mapping[str, int] = LAYERS) 
     """Grad-CAM of every network, compared with the teacher's and with what is in the image.
 
     layers: a name for the condition -> which of a network's taps. ``win_rate``: is the map's cosine
-    with the teacher's larger than an independent student's? Mean over the others of these, ties
-    count half. ``energy_MASK`` is of each of the data's masks, ``empty_map`` the share of maps
-    without any positive cell. Raises RequestError when a network lacks a layer, or gives no map of
-    4 x 4 cells.
+    with the teacher's larger than an independent student's? Mean over these, ties count half.
+    ``energy_MASK`` is of each of the data's masks, ``empty_map`` the share of maps without any
+    positive cell. Raises RequestError for a network without the layer, or without a map of 4 x 4.
     """
     members = cast.everyone()
     for member, (name, index) in itertools.product(members, layers.items()):
@@ -122,10 +121,7 @@ def grad_cam(
 
 
 def cosine(reference: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Cosine between maps (n, h, w): (n,), in [0, 1] for maps without negative cells.
-
-    0 where the map is empty, NaN where the reference is.
-    """
+    """Cosine between maps (n, h, w): (n,), 0 where the map is empty, NaN where the reference is."""
     first, second = reference.flatten(1), maps.flatten(1)
     likeness = torch.cosine_similarity(first, second, eps=torch.finfo(first.dtype).tiny)
     return likeness.where(first.amax(1) > 0, torch.nan)
@@ -150,8 +146,8 @@ def rank_correlation(reference: torch.Tensor, maps: torch.Tensor) -> torch.Tenso
 def top_iou(reference: torch.Tensor, maps: torch.Tensor, share: float = 0.2) -> torch.Tensor:
     """Intersection over union of the strongest cells of maps (n, h, w): (n,), in [0, 1].
 
-    The strongest are a share of the cells, rounded up; cells at 0 never belong to them, and cells
-    that tie with the last one do. NaN where the reference is empty.
+    A share of the cells, rounded up, with those that tie with the last, without those at 0. NaN
+    where the reference is empty.
     """
 
     def strongest(maps: torch.Tensor) -> torch.Tensor:
@@ -167,8 +163,7 @@ def top_iou(reference: torch.Tensor, maps: torch.Tensor, share: float = 0.2) -> 
 def energy_ratio(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """How much more of a map (n, h, w) lies inside a mask (n, H, W) than by chance: (n,).
 
-    Of the map at the mask's size (bilinear), the share inside over the mask's share of the image;
-    NaN where the map or the mask is empty.
+    Of the map at the mask's size (bilinear); NaN where the map or the mask is empty.
     """
     # Upsampling is linear: bringing the mask down to the cells gives the sums of the large maps.
     mask = mask.float()
@@ -221,8 +216,8 @@ def _maps_of_both_classes(
 def _check_map(network: torch.nn.Module, tap: str, tensor: torch.Tensor, layout: Any) -> None:
     """Raise RequestError unless a layer gives a map that is large enough.
 
-    A transformer's tokens are one where the answer is read from all tokens alike: where it is read
-    from a class token, the last layer's other tokens have no say.
+    Tokens are one where the answer is read from all alike: where it is read from a class token, the
+    last layer's other tokens have no say.
     """
     class_tokens = getattr(getattr(network, "body", None), "num_prefix_tokens", layout.prefix)
     output = tensor if layout.axes == "NTC" and class_tokens else layout.map(tensor)

@@ -48,8 +48,8 @@ def measure(
     plain: a cast and its test images, measured by `fidelity` and by `adversarial` at one size
     ``eps`` in 255ths. cues: a cast, its test images, and such in which two cues name different
     classes (`cue_bias.follows`). jitter: a cast whose teacher was trained with changing colours,
-    and its test images (`color_invariance`, at one strength). Conditions of the latter two begin
-    with ``cast=cues`` or ``cast=jitter``. Raises RequestError as those probes do.
+    and its test images (`color_invariance`). Conditions of these begin with ``cast=cues`` or
+    ``cast=jitter``. Raises RequestError as those probes do.
     """
     cast, images = plain
     fooling = adversarial.measure(cast, images, eps=(), primary=eps, steps=steps)

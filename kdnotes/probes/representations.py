@@ -1,8 +1,8 @@
 """Are the layers of a student like those of its teacher? Linear CKA, layer by layer.
 
-Centred kernel alignment (Kornblith et al. 2019) from the Hilbert-Schmidt independence criterion,
-estimated without bias (Song et al. 2012) in each batch and averaged over batches (Nguyen et al.
-2021). Maps are flattened: where a feature was found is part of what a layer says.
+Centred kernel alignment (Kornblith et al. 2019), estimated without bias (Song et al. 2012) in each
+batch and averaged over batches (Nguyen et al. 2021). Maps are flattened: where a feature was found
+is part of what a layer says.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MEASURES = (
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Linear CKA of every network's layers with the teacher's, on the same images.
 
-    Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
+    Layers are the taps, numbered from 1, the penultimate ``features`` and the ``logits``.
     ``cka_diagonal`` is a mean over a student's layers, each with the teacher's of the same relative
     depth. NaN where a layer says the same of all images. Raises RequestError for fewer than four
     images, or when a network's last linear layer cannot be found.
@@ -86,9 +86,9 @@ def by_count(
 ) -> Outcome:
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
-    counts: numbers of images, the first of the data each time; larger ones than there are become
-    all there are. Members of ``arms`` are compared with the teacher; for ``_shuffled`` it is shown
-    the images in another order. Raises RequestError when a count is below four.
+    counts: numbers of images, the first of the data each time, at most all. Members of ``arms`` are
+    compared with the teacher; for ``_shuffled`` it is shown the images in another order. Raises
+    RequestError when a count is below four.
     """
     sizes = sorted({min(count, len(data)) for count in counts})
     _check_count(sizes[0])
@@ -117,9 +117,9 @@ def relation(
 ) -> Outcome:
     """Do networks that have more of one measure have more of another? Spearman's correlation.
 
-    x and y: a measure and its condition each; networks of ``arms`` with a value of both count.
-    Rows, at each seed and (as seed 0) over means of arms and within arms, have the arm ``all-arms``
-    and the condition ``of=X,with=Y``. NaN for fewer than three networks or where all are alike.
+    x and y: a measure and its condition each. Rows, at each seed and (as seed 0) over means of arms
+    and within arms, have the arm ``all-arms`` and the condition ``of=X,with=Y``. NaN for fewer than
+    three networks or where all are alike.
     """
     rows = {name: base.rows_of(outcome.table, *of, arms) for name, of in (("x", x), ("y", y))}
     columns = {name: its.set_index(["arm", "seed"])["value"] for name, its in rows.items()}
@@ -178,10 +178,7 @@ def layers_of(member: Member, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def gram(layer: torch.Tensor) -> torch.Tensor:
-    """Inner products (n, n) of a layer's outputs (n, ...) for all pairs of images, as float64.
-
-    Computed as precisely as the layer is, which is two times faster.
-    """
+    """Inner products (n, n) of a layer's outputs (n, ...), as precise as these, as float64."""
     layer = layer.to(torch.promote_types(layer.dtype, torch.float32))
     # Products do not depend on the order of a map's cells: in this one nothing has to be copied.
     flat = (layer.permute(0, 2, 3, 1) if layer.ndim == 4 else layer).flatten(1)
@@ -213,10 +210,7 @@ def doubly_centred(inner: torch.Tensor) -> torch.Tensor:
 
 
 def alignment(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Linear CKA of two layers from their centred inner products (n, n), as float64.
-
-    NaN where a layer says the same of all images.
-    """
+    """Linear CKA of two layers from their centred inner products (n, n) in float64, maybe NaN."""
     shared = (first * second).sum()
     return float(_ratio(shared, first.square().sum() * second.square().sum()))
 

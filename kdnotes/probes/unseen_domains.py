@@ -17,17 +17,12 @@ if TYPE_CHECKING:
 
 UNSEEN, ALL = "domain=unseen", ("domain=*",)
 DRAWN = "sketches, silhouettes and the like"
+MORE = "agrees with its teacher more on unseen domains"
 PAIRS = (*ALL, "domain=*,against=*")
 MEASURES = (
     Alike("consensus", f"gives the teacher's answer to {DRAWN}", UNSEEN, PAIRS, True),
     Measure("accuracy", f"is right about {DRAWN}", UNSEEN, ALL, True),
-    Alike(
-        "extra_consensus",
-        "agrees with its teacher more on unseen domains than on the seen one",
-        unit="difference of shares",
-        low=-1.0,
-        twin=0.0,
-    ),
+    base.Difference("extra_consensus", f"{MORE} than on the seen one", of="pair", twin=0.0),
     BeyondChance("kappa", f"answers as the teacher does to {DRAWN}, beyond chance", UNSEEN, PAIRS),
     BeyondChance("error_consistency", f"errs on the same of {DRAWN}, beyond chance", UNSEEN, ALL),
     Alike("consensus_on_teacher_errors", "repeats the teacher's mistakes", UNSEEN, ALL),

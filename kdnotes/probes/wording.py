@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import figures, probes, stats
+from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
 from kdnotes.probes.base import Measure
 from kdnotes.stats.words import CANNOT_TELL, NO_GAP, UNCERTAIN_GAP, format_number, how_much
@@ -138,10 +139,7 @@ def how_to_read(shares: Shares, end: str, elsewhere: bool, silent: bool) -> str:
 
 
 def contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two answers about a method cannot both be: intervals on two sides, or none and some.
-
-    Intervals of shares, or of differences in the direction of the measure.
-    """
+    """Whether two answers cannot both be: intervals on two sides of zero, or none and some."""
     if None in (one["low"], one["high"], other["low"], other["high"]):
         return False
     sides = [int(each["low"] > 0) - int(each["high"] < 0) for each in (one, other)]
@@ -151,10 +149,7 @@ def contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def lessons(shares: Shares, end: str) -> str:
-    """What the words come to for a student, one sentence for all methods of a word.
-
-    ``end``: the arm at 1 of a share; a second teacher is one of the first teacher's kind.
-    """
+    """What the words come to for a student of the arm ``end``, one sentence for each word."""
     there = {"teacher": "its teacher", "second-teacher": "a teacher of the same kind"}
     far = there.get(end, short(end))
     methods = _by({arm: word(share) for arm, share in shares.items()})
@@ -180,7 +175,7 @@ def how_sure(
     """What the intervals are made of, what makes them as wide as they are, what they leave out.
 
     seeds: of the students of each method; teachers: how many there are of each kind; items: the
-    outcomes of single images that count, or of what else they are ``called``.
+    outcomes of single images, or of what else they are ``called``.
     """
     students = ", ".join(f"{len(mine)} {short(arm)}" for arm, mine in seeds.items()) or "none"
     known = sorted({seed for mine in seeds.values() for seed in mine})
@@ -232,7 +227,10 @@ def asked(claim: Mapping[str, Any]) -> str:
     ``Is fooled by the same images (share): KL minus alone lies above 0.``
     """
     name, condition = claim["measure"], claim["condition"]
-    measure = declared(name, condition) or Measure(name, name.replace("_", " "), unit="")
+    try:
+        measure = probes.check_measure(name, condition)
+    except RequestError:  # a saved claim may be about what is measured no more
+        measure = Measure(name, name.replace("_", " "), unit="")
     arm, reference = short(claim["arm"]), claim["reference"]
     other = _called(reference) if isinstance(reference, str) else format_number(reference)
     what = f"{arm} minus {other}"
@@ -246,17 +244,6 @@ def asked(claim: Mapping[str, Any]) -> str:
     about = f"{measure.sentence[0].upper()}{measure.sentence[1:]}"
     about += _where(condition, measure.condition) + (f" ({measure.unit})" if measure.unit else "")
     return f"{about}: {what} lies {lies}."
-
-
-def declared(name: str, condition: str) -> Measure | None:
-    """The measure of a name that is declared for a condition, the one that is mainly so first."""
-    fitting = [m for m in probes.measures() if m.name == name and m.is_measured_under(condition)]
-
-    def far(measure: Measure) -> tuple[bool, bool]:
-        mainly = replace(measure, others=()).is_measured_under(condition)
-        return not mainly, measure.condition != condition
-
-    return min(fitting, key=far, default=None)
 
 
 def _called(arm: str) -> str:
