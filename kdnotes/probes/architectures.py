@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
@@ -36,8 +37,8 @@ _KEPT = (
     ("cka_diagonal", "layers=hidden"),
 )
 EXTRA = "gains more from its teacher in one pair than in another"
-GAINS = {"unit": "difference of gains", "low": -math.inf, "high": math.inf}
-MEASURES = (Measure("extra_gain", EXTRA, "of=*", **GAINS),)
+_Gain = partial(Measure, unit="difference of gains", low=-math.inf, high=math.inf)
+MEASURES = (_Gain("extra_gain", EXTRA, "of=*"),)
 # What a chapter on pairs is about: one of the properties, across the border between two kinds.
 CROSSED = Measure(
     "follows_digit",

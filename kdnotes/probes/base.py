@@ -306,28 +306,22 @@ class Outcome:
         The networks of an arm go by their place among its seeds, and keep those of the first.
         Undefined values are left out. Raises ValueError where a row is not in both.
         """
-        mine, theirs = (each.table.groupby("arm")["seed"].unique() for each in (first, second))
-        renamed = {
-            (arm, there): here
-            for arm in mine.index.intersection(theirs.index)
-            for there, here in zip(sorted(theirs[arm]), sorted(mine[arm]), strict=False)
-        }
 
-        def together(one: pd.DataFrame, two: pd.DataFrame, by: Iterable[str]) -> Any:
-            named = zip(two["arm"], two["seed"], strict=True)
-            two = two.assign(seed=[renamed.get(each, each[1]) for each in named])
-            return pd.concat([one, two]).groupby(list(by), sort=False)
+        def together(frames: Iterable[pd.DataFrame], of: Sequence[str]) -> Any:
+            placed = (it.assign(place=it.groupby("arm")["seed"].rank("dense")) for it in frames)
+            return pd.concat(placed).groupby(["arm", "place", *of], sort=False)
 
-        tables = together(first.table, second.table, TABLE_COLUMNS[:-1])
+        tables = together((first.table, second.table), ["condition", "measure"])
         if len(lacking := tables.size()[lambda count: count != 2]):
             raise ValueError(f"measured with one of the two teachers only: {lacking.index[0]}")
-        table = tables["value"].mean().reset_index()
+        kept: dict[str, Any] = {"seed": "first", "value": "mean"}
+        table = tables.agg(kept).reset_index()[list(TABLE_COLUMNS)]
         if not len(first.items):
             return Outcome(table, first.items)
-        one, two = (each.items.astype(NAMES_AS_TEXT) for each in (first, second))
-        by = [name for name in ITEM_COLUMNS if name not in ("prediction", "value")]
-        items = together(one, two, by).agg({"value": "mean", "prediction": "first"}).reset_index()
-        return Outcome(table, items[list(ITEM_COLUMNS)].astype(_ITEM_KINDS))
+        named = (each.items.astype(NAMES_AS_TEXT) for each in (first, second))
+        images = together(named, ["item", "source", "condition", "measure"])
+        items = images.agg(kept | {"prediction": "first"}).reset_index()[list(ITEM_COLUMNS)]
+        return Outcome(table, items.astype(_ITEM_KINDS))
 
     def under(self, condition: str) -> Outcome:
         """The same rows, with ``condition`` put before each row's own."""
