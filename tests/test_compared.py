@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from kdnotes import probes
 from kdnotes.book import report
 from kdnotes.cli import app
 from kdnotes.probes import wording
@@ -108,6 +109,4 @@ def test_no_claim_is_told_in_the_names_of_tables() -> None:
 
 @pytest.mark.parametrize("condition", ["domain=color", "domain=m"])
 def test_a_measure_is_told_by_the_probe_whose_condition_it_is(condition: str) -> None:
-    measure = wording.declared("accuracy", condition)
-    assert measure is not None
-    assert measure.condition == "domain=*"
+    assert probes.check_measure("accuracy", condition).condition == "domain=*"

@@ -18,7 +18,6 @@ import yaml
 from kdnotes import methods, paths, probes, stats
 from kdnotes.book import results
 from kdnotes.figures import looks
-from kdnotes.probes import wording
 from kdnotes.probes.findings import Findings
 from kdnotes.stats.words import CANNOT_TELL
 from kdnotes.study import arms
@@ -195,9 +194,8 @@ def _row(
     beside = {path: other for path, other in others.items() if _images(other) != images}
     if not own:
         run = next((each for path, each in others.items() if path not in beside), run)
-    probes.check_measure(entry["measure"], condition := entry.get("condition", ""))
-    measure = wording.declared(entry["measure"], condition)
-    assert measure is not None  # it was checked
+    condition = entry.get("condition", "")
+    measure = probes.check_measure(entry["measure"], condition)
     measure = measure.at(condition, entry.get("sentence", ""))
     found = of_run(run, measure)
     if not (answers := _answers(run, found)):

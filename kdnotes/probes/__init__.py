@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from dataclasses import replace
 from functools import lru_cache
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdnotes.errors import RequestError
 
@@ -21,7 +21,7 @@ _MODULES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 __all__ = [*_MODULES, "check_measure", "measures", "properties"]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -40,21 +40,24 @@ def measures() -> tuple[Measure, ...]:
     return tuple(measure for each in properties() for measure in each.measures)
 
 
-def check_measure(name: str, condition: str = "") -> None:
-    """Raise RequestError unless a probe declares the measure, and can take it under the condition.
+def check_measure(name: str, condition: str = "") -> Measure:
+    """The measure of a name that is declared for a condition, the one that is mainly so first.
 
-    The message names the measures, or the conditions, that come near.
+    Raises RequestError, naming the measures or conditions that come near, where there is none.
     """
     declared = [measure for measure in measures() if measure.name == name]
     if not declared:
         known = sorted({measure.name for measure in measures()})
         near = difflib.get_close_matches(name, known, n=3) or known
         raise RequestError(f"no probe measures {name!r}; declared: {', '.join(near)}")
-    if not any(measure.is_measured_under(condition) for measure in declared):
-        under = dict.fromkeys(
-            each for measure in declared for each in (measure.condition, *measure.others)
-        )
+    fitting = [measure for measure in declared if measure.is_measured_under(condition)]
+    if not fitting:
+        under = (each for measure in declared for each in (measure.condition, *measure.others))
         raise RequestError(
             f"{name!r} is not measured under {condition!r}; it is under "
-            f"{', '.join(map(repr, under))}, and under these after cast=NAME or pair=NAME"
+            f"{', '.join(map(repr, dict.fromkeys(under)))}, and under these after cast=NAME or "
+            "pair=NAME"
         )
+    mainly = [each for each in fitting if replace(each, others=()).is_measured_under(condition)]
+    exactly = [each for each in mainly if each.condition == condition]
+    return (*exactly, *mainly, *fitting)[0]

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from kdnotes.probes.base import (
-    Cast,
-    Measure,
-    Outcome,
-    Property,
-    Recorder,
-    all_logits,
-    probabilities,
-)
-
-if TYPE_CHECKING:
-    from kdnotes.data import ImageData
+from kdnotes.probes import base
+from kdnotes.probes.base import Cast, ImageData, Measure, Outcome, Property, Recorder
 
 MEASURES = (
     Measure("accuracy", "is right", "", ("ordinary", "teacher=*", "conflict,teacher=*"), True),
-    *probabilities("", "ordinary", "teacher=*"),
+    *base.probabilities("", "ordinary", "teacher=*"),
 )
 
 
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Accuracy of every network, and nothing else."""
-    members = list(cast.everyone())
-    recorder = Recorder(data)
-    sure = [each.softmax(1) for each in all_logits(members, data)]
+    members, recorder = cast.everyone(), Recorder(data)
+    sure = [each.softmax(1) for each in base.all_logits(members, data)]
     for member, its in zip(members, sure, strict=True):
         recorder.add_accuracy(member, its.argmax(1))
         recorder.add_probabilities(member, its, sure[0])

@@ -1,7 +1,6 @@
 """Do images crafted to fool the teacher fool the student too?
 
-Attacks are foolbox's, untargeted, bounded in the maximum norm, on images in [0, 1]. Images are
-crafted once for each attacked network, then shown to all others.
+Attacks are foolbox's, untargeted, bounded in the maximum norm, on images in [0, 1].
 """
 
 from __future__ import annotations
@@ -9,34 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Recorder
+from kdnotes.probes.base import Alike, Cast, ImageData, Measure, Member, Outcome, Recorder
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from kdnotes.data import ImageData
-
-    _Change = Callable[[Tensor, Tensor], Tensor]
-
-Method = Literal["i-fgsm", "pgd"]
 NOT_SHOWN = -1  # in place of an answer, where an image was not kept
 
 
 def condition(attack: str = "teacher", size: int | None = None) -> str:
-    """What is measured on images crafted on a network (or "noise"), at a size in 255ths.
+    """What is measured on images crafted on a network (or "noise"), by default at the primary size.
 
-    Without a size, at the primary one; without an attack, what compares attacks.
+    size: in 255ths; without an attack, what compares attacks.
     """
     at = "eps=primary" if size is None else f"eps={size}/255"
-    return f"attack={attack},{at}" if attack else at
+    return base.joined(attack and f"attack={attack}", at)
 
 
 ATTACKS = ("attack=*,eps=*",)
+MORE = "is fooled by its teacher's images more than by a"
+HALF = "half the difference of shares"
+_More = partial(base.Difference, condition=condition(""), chance=0.0, of="pair")
 MEASURES = (
     # Its own images fool the teacher; how often they fool a second one is no upper end.
     Alike(
@@ -44,27 +38,20 @@ MEASURES = (
     ),
     Measure("fooling_rate", "is fooled by noise of that size", condition("noise"), reported=True),
     Alike("same_wrong_class", "is led to the teacher's own mistake", condition(), ATTACKS),
-    Alike(
-        "double_difference",
-        "is fooled by its teacher's images more than by a foreign network's",
-        condition(""),
-        unit="difference of shares",
-        low=-1.0,
-        chance=0.0,
-        twin=None,
-    ),
-    Measure(
-        "own_teacher_fooling",
-        "is fooled by its teacher's images more than by a second teacher's",
-        condition(""),
-        unit="half the difference of shares",
-        low=-0.5,
-        high=0.5,
-        chance=0.0,
-        of="pair",
-    ),
+    _More("double_difference", f"{MORE} foreign network's"),
+    _More("own_teacher_fooling", f"{MORE} second teacher's", unit=HALF, low=-0.5, high=0.5),
     Measure("attack_success", "is misled by the attack on itself", condition(), ATTACKS),
 )
+
+
+class _Trial(NamedTuple):
+    """Images (N,) crafted on a network: which were shown, what it took them for, and by network the
+    answers to them (NOT_SHOWN where not ``kept``) and to the images as they are (``clean``)."""
+
+    kept: torch.Tensor
+    led_to: torch.Tensor
+    clean: Mapping[Member, torch.Tensor]
+    answers: Mapping[Member, torch.Tensor]
 
 
 def measure(
@@ -78,23 +65,19 @@ def measure(
 ) -> Outcome:
     """Fooling rates of all networks on images crafted on the teacher, and on controls.
 
-    eps: sizes of the change in 255ths; ``primary`` is the one fixed beforehand, added if it is not
-    among them. An image is kept when it changes the answer of the network it was crafted on, right
-    or wrong. At the primary size images are also crafted on the second teacher and on a network
-    ``foreign`` of the students' architecture, and noise is added to those kept from the teacher.
+    eps: sizes of the change in 255ths. At the ``primary`` one images are also crafted on the second
+    teacher and on a network ``foreign`` of the students' architecture, and noise is added to those
+    kept from the teacher. An image is kept when it changes the answer of the network it was crafted
+    on, right or wrong. Raises RequestError when a size or the number of steps is out of range.
 
-    - ``fooling_rate``, over kept images: is the answer another than to the clean image? (The
-      paper's measure; 1 by construction for the attacked network, in the table only.)
+    - ``fooling_rate``, over kept images: is the answer another than to the clean image? (1 by
+      construction for the attacked network, in the table only.)
     - ``same_wrong_class``: over kept images that lead the attacked network to a wrong class.
     - ``double_difference``: fooled by the teacher's image less fooled by the foreign one, over
-      images that all networks get right when clean and that are kept from both attacks. A distilled
-      student's less an independent one's is what of the transfer is this teacher's.
+      images kept from both that all networks get right when clean.
     - ``own_teacher_fooling``: half of (fooled by the teacher's image less fooled by the second
-      teacher's), over images kept from both attacks. A student's less that of a student of the
-      second teacher is the cross-over of two teachers and their students: half of what either's
-      images gain by meeting its own student.
-
-    Raises RequestError when a size or the number of steps is out of range.
+      teacher's), over images kept from both. A student's less that of a student of the second
+      teacher is half of what either's images gain by meeting its own student.
     """
     sizes = sorted({*eps, primary})
     for size in sizes:
@@ -102,21 +85,20 @@ def measure(
             raise RequestError(f"eps is in 255ths, between 1 and 255: {size} is not")
     if steps < 1:
         raise RequestError(f"an attack takes at least one step, not {steps}")
-    others = {"second-teacher": cast.second_teacher, "foreign": foreign}
     sources = [("teacher", cast.teacher, size) for size in sizes]
-    sources += [(name, member, primary) for name, member in others.items() if member is not None]
-    members = list(cast.everyone())
-    shown_to = members if foreign is None else [*members, foreign]
-    clean = dict(zip(map(id, shown_to), base.all_answers(shown_to, data), strict=True))
-    recorder = Recorder(data)
-    for member in shown_to:
-        recorder.add_accuracy(member, clean[id(member)])
+    others = {"second-teacher": cast.second_teacher, "foreign": foreign}
+    sources += [(name, member, primary) for name, member in others.items() if member]
+    members, recorder = cast.everyone(), Recorder(data)
+    watching = [*members, foreign] if foreign else members
+    clean = dict(zip(watching, base.all_answers(watching, data), strict=True))
+    for member, answers in clean.items():
+        recorder.add_accuracy(member, answers)
 
-    def show(attacked: Member, change: _Change, wanted: Tensor | None = None) -> _Trial:
+    def show(attacked: Member, change: Callable, wanted: torch.Tensor | None = None) -> _Trial:
         """Changed images, shown to all where ``wanted``: by default where the attack succeeds."""
-        before = clean[id(attacked)]
+        before = clean[attacked]
         led_to, kept = torch.empty_like(before), torch.empty_like(before, dtype=torch.bool)
-        answers = {id(member): torch.full_like(before, NOT_SHOWN) for member in members}
+        answers = {member: torch.full_like(before, NOT_SHOWN) for member in members}
         for indices, images in base.batches(data, base.device_of(attacked.network)):
             changed = change(images, data.labels[indices].to(images.device))
             led_to[indices] = base.answers_of(attacked.network, changed)
@@ -125,8 +107,8 @@ def measure(
             # indexing gives up channels_last, and with it most of the speed
             shown = changed[keep.to(changed.device)].contiguous(memory_format=torch.channels_last)
             for member in members if len(shown) else ():
-                answers[id(member)][indices[keep]] = base.answers_of(member.network, shown)
-        return _Trial(members, kept, led_to, clean, answers)
+                answers[member][indices[keep]] = base.answers_of(member.network, shown)
+        return _Trial(kept, led_to, clean, answers)
 
     trials = {}
     for name, attacked, size in sources:
@@ -140,28 +122,58 @@ def measure(
     own = trials["teacher", primary]
     noisy = show(cast.teacher, lambda images, _: noise(images), own.kept)
     _record(recorder, noisy, condition("noise"))
-    if cast.second_teacher is not None:
-        _record_own_teacher(recorder, own, trials["second-teacher", primary])
-    if foreign is not None:
-        _record_double_difference(recorder, own, trials["foreign", primary])
+    if cast.second_teacher:
+        _compare(recorder, "own_teacher_fooling", own, trials["second-teacher", primary])
+    if foreign:
+        _compare(recorder, "double_difference", own, trials["foreign", primary])
     return recorder.outcome()
 
 
+def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | None = None) -> None:
+    """Who was fooled and, where it was an attack, into what."""
+    shown = trial.kept.nonzero().flatten()
+    others = {member: its for member, its in trial.answers.items() if member is not attacked}
+    if attacked:
+        recorder.add(attacked, "attack_success", trial.kept, trial.led_to, where)
+        by_construction = 1.0 if len(shown) else math.nan
+        recorder.add_value(attacked, "fooling_rate", by_construction, where)
+    for member, its in others.items():
+        fooled = its[shown] != trial.clean[member][shown]
+        recorder.add(member, "fooling_rate", fooled, its[shown], where, shown)
+    misled = shown[trial.led_to[shown] != recorder.data.labels[shown]]
+    for member, its in others.items() if attacked else ():
+        same = its[misled] == trial.led_to[misled]
+        recorder.add(member, "same_wrong_class", same, its[misled], where, misled)
+
+
+def _compare(recorder: Recorder, measure: str, own: _Trial, other: _Trial) -> None:
+    """How much more students are fooled in one trial than in another, on images kept in both."""
+    halved, among = measure == "own_teacher_fooling", own.kept & other.kept
+    for answers in () if halved else own.clean.values():
+        among = among & (answers == recorder.data.labels)
+    items = among.nonzero().flatten()
+    for member in list(own.answers)[2 if halved else 1 :]:
+        after = [trial.answers[member][items] for trial in (own, other)]
+        by_own, by_other = ((each != own.clean[member][items]).float() for each in after)
+        more = (by_own - by_other) / (2 if halved else 1)
+        recorder.add(member, measure, more, after[0], condition(""), items)
+
+
 def craft(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    network: torch.nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
     *,
     eps: float,
     steps: int = 5,
-    method: Method = "i-fgsm",
-) -> Tensor:
+    method: Literal["i-fgsm", "pgd"] = "i-fgsm",
+) -> torch.Tensor:
     """Images (N, 3, H, W) changed by at most eps so that the network's loss on the labels rises.
 
     images in [0, 1], labels int64 (N,), eps in units of the images; a step is a quarter of it.
     ``i-fgsm`` is foolbox's LinfBasicIterativeAttack (Kurakin et al. 2017), ``pgd`` its LinfPGD from
     a random start, always the same (Madry et al. 2018). Raises ValueError when the network is in
-    training mode or has parameters that take gradients: foolbox would fill them on every step.
+    training mode or takes gradients, which foolbox would fill on every step.
     """
     import foolbox
 
@@ -171,83 +183,26 @@ def craft(
     attack = attacks[method](rel_stepsize=0.25, steps=steps)
     device = base.device_of(network)
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
-    criterion = foolbox.criteria.Misclassification(labels)
     # foolbox draws starting points from the global generator: lend it, seeded, and restore it.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         # run, not the call: the call spends one more forward pass on success, which we ask anyway
-        return attack.run(model, images, criterion, epsilon=eps)
+        return attack.run(model, images, foolbox.criteria.Misclassification(labels), epsilon=eps)
 
 
-def sign_noise(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+def sign_noise(images: torch.Tensor, eps: float, generator: torch.Generator) -> torch.Tensor:
     """Images (N, 3, H, W) in [0, 1], each value moved up or down by eps at random, clipped."""
     up = torch.randint(2, images.shape, generator=generator, dtype=torch.int8).to(images.device)
     return (images + eps * (2 * up - 1)).clamp_(0, 1)
 
 
-class _Trial(NamedTuple):
-    """Images crafted on a network: which were shown, and what was answered.
-
-    Tensors (N,), by the networks' identity: ``answers`` is NOT_SHOWN where not ``kept``.
-    """
-
-    members: Sequence[Member]
-    kept: Tensor
-    led_to: Tensor
-    clean: Mapping[int, Tensor]
-    answers: Mapping[int, Tensor]
-
-
-def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | None = None) -> None:
-    """Who was fooled and, where it was an attack, into what."""
-    shown = trial.kept.nonzero().flatten()
-    misled = shown[trial.led_to[shown] != recorder.data.labels[shown]]
-    others = [member for member in trial.members if member is not attacked]
-    if attacked is not None:
-        recorder.add(attacked, "attack_success", trial.kept, trial.led_to, where)
-        by_construction = 1.0 if len(shown) else math.nan
-        recorder.add_value(attacked, "fooling_rate", by_construction, where)
-    for member in others:
-        answers = trial.answers[id(member)][shown]
-        fooled = answers != trial.clean[id(member)][shown]
-        recorder.add(member, "fooling_rate", fooled, answers, where, shown)
-    for member in others if attacked is not None else ():
-        answers = trial.answers[id(member)][misled]
-        same = answers == trial.led_to[misled]
-        recorder.add(member, "same_wrong_class", same, answers, where, misled)
-
-
-def _record_double_difference(recorder: Recorder, own: _Trial, foreign: _Trial) -> None:
-    """Fooled by the teacher's image less fooled by the foreign one, where all are right before."""
-    labels = recorder.data.labels
-    right = [answers == labels for answers in own.clean.values()]
-    items = torch.stack([*right, own.kept, foreign.kept]).all(0).nonzero().flatten()
-    for member in own.members[1:]:
-        answers = [trial.answers[id(member)][items] for trial in (own, foreign)]
-        by_teacher, by_foreign = ((each != labels[items]).float() for each in answers)
-        more = by_teacher - by_foreign
-        recorder.add(member, "double_difference", more, answers[0], condition(""), items)
-
-
-def _record_own_teacher(recorder: Recorder, first: _Trial, second: _Trial) -> None:
-    """Half of how much more students are fooled by the first teacher's images than the second's."""
-    items = (first.kept & second.kept).nonzero().flatten()
-    for member in first.members[2:]:
-        before = first.clean[id(member)][items]
-        answers = [trial.answers[id(member)][items] for trial in (first, second)]
-        fooled = [(each != before).float() for each in answers]
-        half = (fooled[0] - fooled[1]) / 2
-        recorder.add(member, "own_teacher_fooling", half, answers[0], condition(""), items)
-
-
-PROPERTY = Property(
+PROPERTY = base.Audited(
     "adversarial",
     "adversarial",
     measure,
     MEASURES,
-    rank=4,
-    needs=("gradients",),
-    audited=True,
+    4,
+    ("gradients",),
     brief={"eps": ()},
     passes=20.0,
 )

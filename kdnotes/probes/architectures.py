@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
 from kdnotes.probes import adversarial, base, cue_bias, fidelity, localization, representations
-from kdnotes.probes.base import Cast, Measure, Outcome, Property
-
-if TYPE_CHECKING:
-    from kdnotes.data import ImageData
+from kdnotes.probes.base import Cast, ImageData, Measure, Outcome
 
 ATTACK, MAP = adversarial.condition(), localization.condition()
 # What is compared between pairs: a measure and its condition. The teacher has a value of each.
@@ -40,16 +36,9 @@ _KEPT = (
     ("cka_logits", ""),
     ("cka_diagonal", "layers=hidden"),
 )
-MEASURES = (
-    Measure(
-        "extra_gain",
-        "gains more from its teacher in one pair than in another",
-        "of=*",
-        unit="difference of gains",
-        low=-math.inf,
-        high=math.inf,
-    ),
-)
+EXTRA = "gains more from its teacher in one pair than in another"
+_Gain = partial(Measure, unit="difference of gains", low=-math.inf, high=math.inf)
+MEASURES = (_Gain("extra_gain", EXTRA, "of=*"),)
 # What a chapter on pairs is about: one of the properties, across the border between two kinds.
 CROSSED = Measure(
     "follows_digit",
@@ -82,30 +71,27 @@ def measure(
 ) -> Outcome:
     """`PROPERTIES` of every network of one pair of architectures, under ``pair=PAIR,...``.
 
-    data: images like the students' own. conflicts: images whose cues name different classes,
-    without which no cue is followed. primary: size of the attack in 255ths, with so many steps.
-    attacked: how many images, the first ones, the attack and the layers are measured on: both are
-    slow, and steady at a thousand. Maps are left out where one of the networks has none that can be
-    read. So that every property has the teacher at the end of its scale, its likeness to itself is
-    1. Raises RequestError as the other probes do.
+    conflicts: images whose cues name different classes, without which no cue is followed. primary:
+    size of the attack in 255ths, with so many steps. attacked: how many images the attack and the
+    layers are measured on, both slow, and steady at a thousand. Maps are left out where a network
+    has none that can be read. The teacher's likeness to itself is 1, the end of the scale.
     """
     some = data.subset(torch.arange(min(attacked, len(data))))
     parts = [representations.measure(cast, some).without_accuracy(), fidelity.measure(cast, data)]
     # A second teacher is shown the teacher's images as a student would be; its own are not needed.
-    others = cast.members if cast.second_teacher is None else (cast.second_teacher, *cast.members)
-    opened = replace(cast, second_teacher=None, members=others)
+    opened = replace(cast, second_teacher=None, members=tuple(cast.everyone()[1:]))
     attack = adversarial.measure(opened, some, eps=(primary,), primary=primary, steps=steps)
     parts.append(attack.without_accuracy())
     with suppress(RequestError):  # one of the networks has no maps that can be read
         parts.append(localization.measure(cast, data, layers={"last": -1}).without_accuracy())
     if conflicts is not None:
         parts.append(cue_bias.follows(cast, conflicts))
-    found = Outcome.combine(parts).keep(lambda rows: _named(rows, _KEPT))
+    found = Outcome.combine(parts).keep(_is_kept)
     teacher = cast.teacher
     itself = Outcome.of_rows(
         (teacher.arm, teacher.seed, condition, name, 1.0)
         for name, condition in PROPERTIES.values()
-        if name in _OWN_LIKENESS and _named(found.table, [(name, condition)]).any()
+        if name in _OWN_LIKENESS and len(base.rows_of(found.table, name, condition))
     )
     return Outcome.combine([found, itself]).under(under(pair))
 
@@ -113,28 +99,31 @@ def measure(
 def extra_gains(outcome: Outcome, more: str, less: str) -> Outcome:
     """How much more KL students gain over independent ones in one pair than in another, by seed.
 
-    Rows are of the measure ``extra_gain`` under ``of=MEASURE``; a property that was not measured in
-    both pairs, or a seed without all four networks, has none. They have no items.
+    Under ``of=MEASURE``, for properties measured in both pairs and seeds with all four networks.
     """
-    rows = []
-    for name, condition in PROPERTIES.values():
-        gains = []
-        for pair in (more, less):
-            mine = outcome.table[_named(outcome.table, [(name, under(pair, condition))])]
-            by_arm = mine.pivot(index="seed", columns="arm", values="value")
-            by_arm = by_arm.reindex(columns=["kl", "independent"]).astype(float)
-            gains.append(by_arm["kl"] - by_arm["independent"])
-        for seed, value in (gains[0] - gains[1]).dropna().items():
-            rows.append(("kl", seed, f"of={name}", "extra_gain", float(value)))
-    return Outcome.of_rows(rows)
+
+    def gain(name: str, condition: str) -> pd.Series:
+        rows = base.rows_of(outcome.table, name, condition)
+        by_arm = rows.pivot(index="seed", columns="arm", values="value")
+        by_arm = by_arm.reindex(columns=["kl", "independent"]).astype(float)
+        return by_arm["kl"] - by_arm["independent"]
+
+    found = {
+        name: gain(name, under(more, condition)) - gain(name, under(less, condition))
+        for name, condition in PROPERTIES.values()
+    }
+    return Outcome.of_rows(
+        ("kl", seed, f"of={name}", "extra_gain", float(value))
+        for name, gains in found.items()
+        for seed, value in gains.dropna().items()
+    )
 
 
-def _named(rows: pd.DataFrame, which: Iterable[tuple[str, str]]) -> pd.Series:
-    """Is a row of one of the named measures, under the condition that goes with it?"""
+def _is_kept(rows: pd.DataFrame) -> pd.Series:
     wanted = pd.Series(False, index=rows.index)
-    for measure, condition in which:  # comparing categories is fast, joining names is not
+    for measure, condition in _KEPT:  # comparing categories is fast, joining names is not
         wanted |= (rows["measure"] == measure) & (rows["condition"] == condition)
     return wanted
 
 
-PROPERTY = Property("architectures", "architectures", measure, MEASURES, rank=14)
+PROPERTY = base.Property("architectures", "architectures", measure, MEASURES, rank=14)

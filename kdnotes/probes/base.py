@@ -7,50 +7,44 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kdnotes.data import ImageData
 from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from kdnotes.data import ImageData
 
 BATCH_SIZE = 250  # small nets on a CPU are as fast at 100 to 500 images; smaller needs less memory
 TABLE_COLUMNS = ("arm", "seed", "condition", "measure", "value")
 ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "measure", "value")
 NAME_COLUMNS = ("arm", "condition", "measure")
+NAMES_AS_TEXT = dict.fromkeys(NAME_COLUMNS, str)
 _ITEM_KINDS = dict.fromkeys(NAME_COLUMNS, "category") | {"value": np.float32}
 # A chapter that joins several casts in one table puts one of these before all its conditions.
 CASTS = ("", "cast=*", "pair=*")
 
 Row = tuple[str, int, str, str, float]  # arm, seed, condition, measure, value
-_Answers = TypeVar("_Answers")
-
-
-# --- who is compared ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Member:
     """One trained network of a cast, frozen: images (N, 3, H, W) in [0, 1] to logits (N, classes).
 
-    ``taps`` are the dotted paths of its feature layers, from shallow to deep.
+    ``taps``: the dotted paths of its feature layers, from shallow to deep.
     """
 
     arm: str
     seed: int
-    network: nn.Module
+    network: torch.nn.Module
     taps: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -78,19 +72,16 @@ class Cast:
         """All members of one arm, in order of their seeds."""
         return tuple(sorted((m for m in self.members if m.arm == name), key=lambda m: m.seed))
 
-    def everyone(self) -> Iterator[Member]:
+    def everyone(self) -> list[Member]:
         """The teacher, the second teacher if there is one, then all members."""
-        yield self.teacher
-        if self.second_teacher is not None:
-            yield self.second_teacher
-        yield from self.members
+        return [each for each in (self.teacher, self.second_teacher, *self.members) if each]
 
 
-def check_finite(network: nn.Module, images: object, logits: Tensor) -> None:
+def check_finite(network: torch.nn.Module, images: object, logits: torch.Tensor) -> None:
     refuse_not_finite(network, "logits", logits)
 
 
-def refuse_not_finite(network: nn.Module, what: str, values: Tensor) -> None:
+def refuse_not_finite(network: torch.nn.Module, what: str, values: torch.Tensor) -> None:
     """Raise FloatingPointError, naming a member's network, unless all values are finite.
 
     NaN is below everything and equal to nothing: a network of them would be given a verdict.
@@ -103,20 +94,15 @@ def refuse_not_finite(network: nn.Module, what: str, values: Tensor) -> None:
         )
 
 
-# --- what is declared -----------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Measure:
     """What a probe measures under one main condition, as a reader meets it.
 
-    name: as in the tables; sentence: completes "A student ..."; others: conditions under which it
-    is measured too, with ``*`` for the value of a factor; unit, low, high: what it is measured in,
-    and its range; chance: its value without teaching or looking, None where that depends on the
-    networks; twin: its value for a copy of the teacher, None where that depends on the teacher;
-    direction: where more of the teacher's property is; of: one network, or the pair of it and the
-    teacher; items: what it is a mean over; reported: whether an audit shows it; end: the arm at 1
-    of a share, where it is not the usual one.
+    sentence: completes "A student ..."; others: further conditions, with ``*`` for the value of a
+    factor; reported: whether an audit shows it; chance: its value without teaching or looking, and
+    twin: that of a copy of the teacher, None where they depend on the networks; direction: where
+    more of the teacher's property is; of: one network, or the pair of it and the teacher; items:
+    what it is a mean over; end: the arm at 1 of a share, where it is not the usual one.
     """
 
     name: str
@@ -153,6 +139,7 @@ class Measure:
 # Kinds of measures that differ in name, words and conditions only.
 Alike = partial(Measure, of="pair", twin=1.0)
 BeyondChance = partial(Measure, of="pair", twin=1.0, unit="kappa", low=-1.0, chance=0.0)
+Difference = partial(Measure, unit="difference of shares", low=-1.0)
 
 
 def probabilities(condition: str = "", *others: str) -> tuple[Measure, Measure]:
@@ -170,10 +157,9 @@ PROBABILITIES = probabilities()
 class Property:
     """What one probe asks of networks: declared in its file, found there by whoever reports it.
 
-    title, rank: what reports call it, and its place in them; measure: from a cast and images (for
-    some, more) to an outcome; needs: of layers or images; audited: whether an audit measures it,
-    then with the arguments ``brief`` on a ``share`` of the images, and how many forward passes of
-    each image and network that takes (``passes``).
+    title, rank: what reports call it, and its place in them; needs: of layers or images; audited:
+    whether an audit measures it, then with the arguments ``brief`` on a ``share`` of the images, in
+    so many forward ``passes`` of each image and network.
     """
 
     name: str
@@ -188,14 +174,15 @@ class Property:
     passes: float = 1.0
 
 
+Audited = partial(Property, audited=True)
+
+
 def joined(*conditions: str) -> str:
     """Conditions as one, those that are empty left out."""
     return ",".join(each for each in conditions if each)
 
 
-# --- answers --------------------------------------------------------------------------------
-
-_at_a_time: ContextVar[int | None] = ContextVar("images at a time", default=None)
+_at_a_time: ContextVar[int] = ContextVar("images at a time", default=sys.maxsize)
 
 
 @contextmanager
@@ -208,29 +195,29 @@ def at_most(images: int) -> Iterator[None]:
         _at_a_time.reset(before)
 
 
-def at_a_time(wanted: int | None = None) -> int:
+def at_a_time(wanted: int = BATCH_SIZE) -> int:
     """How many images to show at a time, where ``wanted`` would be quickest for small ones."""
-    wanted = wanted or BATCH_SIZE
-    return min(wanted, _at_a_time.get() or wanted)
+    return min(wanted, _at_a_time.get())
 
 
-def device_of(network: nn.Module) -> torch.device:
+def device_of(network: torch.nn.Module) -> torch.device:
     """Where a network's weights are; the CPU for a network that has none."""
     first = next(iter((*network.parameters(), *network.buffers())), None)
     return torch.device("cpu") if first is None else first.device
 
 
-def pictures(data: ImageData, places: Tensor, device: torch.device | None = None) -> Tensor:
+def pictures(
+    data: ImageData, places: torch.Tensor, device: torch.device | None = None
+) -> torch.Tensor:
     """Images at some places, float (n, 3, H, W) in [0, 1]."""
     from kdnotes.data.views import to_float
 
-    images = data.batch(places)
-    return to_float(images if device is None else images.to(device))
+    return to_float(data.batch(places).to(device=device))
 
 
 def batches(
-    data: ImageData, device: torch.device, batch_size: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+    data: ImageData, device: torch.device, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Indices int64 (n,) on the CPU with their images, float (n, 3, H, W) in [0, 1] on the device.
 
     Raises RequestError when there are no images.
@@ -241,13 +228,13 @@ def batches(
         yield indices, pictures(data, indices, device)
 
 
-def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+def logits_of(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits (n, classes) on the CPU in float32, without a graph."""
     with torch.inference_mode():
         return network(images).float().cpu()
 
 
-def answers_of(network: nn.Module, images: Tensor) -> Tensor:
+def answers_of(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Answers int64 (n,) on the CPU."""
     return logits_of(network, images).argmax(1)
 
@@ -255,15 +242,12 @@ def answers_of(network: nn.Module, images: Tensor) -> Tensor:
 def all_logits(
     members: Sequence[Member],
     data: ImageData,
-    change: Callable[[Tensor], Tensor] = lambda images: images,
-    batch_size: int | None = None,
-) -> list[Tensor]:
-    """Logits (N, classes) of every network on every image, maybe changed first, on the CPU.
-
-    Each batch is read once for all networks.
-    """
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
+    batch_size: int = BATCH_SIZE,
+) -> list[torch.Tensor]:
+    """Logits (N, classes) on the CPU of every network on every image, read once, maybe changed."""
     # Written where all will stand, and not kept in parts between what networks use and free.
-    found: list[Tensor] = []
+    found: list[torch.Tensor] = []
     for places, images in batches(data, device_of(members[0].network), batch_size):
         shown = change(images)
         for number, member in enumerate(members):
@@ -274,22 +258,17 @@ def all_logits(
     return found
 
 
-def all_answers(members: Sequence[Member], data: ImageData, *change: Any) -> list[Tensor]:
+def all_answers(members: Sequence[Member], data: ImageData, *change: Any) -> list[torch.Tensor]:
     """Answers int64 (N,) of every network to every image, maybe changed first, on the CPU."""
     return [logits.argmax(1) for logits in all_logits(members, data, *change)]
 
 
-# --- what is written down -------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """Tidy results of one or more probes.
+    """Tidy results of one or more probes, with TABLE_COLUMNS and ITEM_COLUMNS.
 
-    table: arm, seed, condition, measure, value (the mean over the images for which the measure is
-    defined). items: item, source, arm, seed, condition, prediction (int16), measure, value
-    (float32, NaN where the measure is undefined). Names are categorical in items: group with
-    observed=True.
+    A ``value`` of the table is the mean over the images for which the measure is defined; in the
+    items (float32) it is NaN where it is not. Names are categories there: group with observed=True.
     """
 
     table: pd.DataFrame
@@ -304,10 +283,7 @@ class Outcome:
 
     @staticmethod
     def combine(outcomes: Iterable[Outcome]) -> Outcome:
-        """All rows of several outcomes, in their order.
-
-        Raises ValueError when there is none, or when two of them hold the same value.
-        """
+        """All rows, in order. Raises ValueError for no outcome, or one value in two of them."""
         parts = list(outcomes)
         if not parts:
             raise ValueError("no outcomes to combine")
@@ -328,40 +304,30 @@ class Outcome:
         """The mean of two outcomes with the same rows: of the students of two teachers.
 
         The networks of an arm go by their place among its seeds, and keep those of the first.
-        Undefined values are left out. Raises ValueError where rows of one are not in the other.
+        Undefined values are left out. Raises ValueError where a row is not in both.
         """
-        seeds = [each.table.groupby("arm")["seed"].unique() for each in (first, second)]
-        renamed = {
-            (arm, there): here
-            for arm in seeds[0].index.intersection(seeds[1].index)
-            for there, here in zip(sorted(seeds[1][arm]), sorted(seeds[0][arm]), strict=False)
-        }
 
-        def mean(frames: Sequence[pd.DataFrame], by: list[str], keep: dict[str, str]) -> Any:
-            one, two = frames
-            named = zip(two["arm"], two["seed"], strict=True)
-            two = two.assign(seed=[renamed.get(each, each[1]) for each in named])
-            together = pd.concat([one, two]).groupby(by, sort=False, observed=True)
-            return together.agg({"value": "mean"} | keep).reset_index(), together.size()
+        def together(frames: Iterable[pd.DataFrame], of: Sequence[str]) -> Any:
+            placed = (it.assign(place=it.groupby("arm")["seed"].rank("dense")) for it in frames)
+            return pd.concat(placed).groupby(["arm", "place", *of], sort=False)
 
-        table, counts = mean((first.table, second.table), list(TABLE_COLUMNS[:-1]), {})
-        if (counts != 2).any():
-            lacking = counts.index[counts != 2][0]
-            raise ValueError(f"measured with one of the two teachers only: {lacking}")
+        tables = together((first.table, second.table), ["condition", "measure"])
+        if len(lacking := tables.size()[lambda count: count != 2]):
+            raise ValueError(f"measured with one of the two teachers only: {lacking.index[0]}")
+        kept: dict[str, Any] = {"seed": "first", "value": "mean"}
+        table = tables.agg(kept).reset_index()[list(TABLE_COLUMNS)]
         if not len(first.items):
             return Outcome(table, first.items)
-        both = [each.items.astype(dict.fromkeys(NAME_COLUMNS, str)) for each in (first, second)]
-        by = ["item", "source", "arm", "seed", "condition", "measure"]
-        items, _ = mean(both, by, {"prediction": "first"})
-        return Outcome(table, items[list(ITEM_COLUMNS)].astype(_ITEM_KINDS))
+        named = (each.items.astype(NAMES_AS_TEXT) for each in (first, second))
+        images = together(named, ["item", "source", "condition", "measure"])
+        items = images.agg(kept | {"prediction": "first"}).reset_index()[list(ITEM_COLUMNS)]
+        return Outcome(table, items.astype(_ITEM_KINDS))
 
     def under(self, condition: str) -> Outcome:
         """The same rows, with ``condition`` put before each row's own."""
-        table = self.table.assign(
-            condition=[joined(condition, own) for own in self.table["condition"]]
-        )
+        whole = [joined(condition, own) for own in self.table["condition"]]
         names = self.items["condition"].cat.rename_categories(lambda own: joined(condition, own))
-        return Outcome(table, self.items.assign(condition=names))
+        return Outcome(self.table.assign(condition=whole), self.items.assign(condition=names))
 
     def keep(self, wanted: Callable[[pd.DataFrame], pd.Series]) -> Outcome:
         """The rows and items for which a function of such a frame is true."""
@@ -377,24 +343,21 @@ class Outcome:
     def slope(
         self, measure: str, condition: str, arms: Sequence[str], of: str, name: str
     ) -> Outcome:
-        """The measure ``name`` of a made-up arm ``of``: how a measure rises along several arms.
+        """How a measure rises along several arms: the measure ``name`` of a made-up arm ``of``.
 
-        The least-squares slope per step over the arms, in their order, for each seed that all of
-        them have, and image by image.
+        The least-squares slope per step, for each seed that all of them have, and image by image.
         """
         places = np.arange(len(arms)) - (len(arms) - 1) / 2
         weights = pd.Series(places / (places**2).sum(), index=list(arms))
 
-        def along(rows: pd.DataFrame, by: list[str]) -> pd.Series:
-            kept = rows[(rows["measure"] == measure) & (rows["condition"] == condition)]
-            kept = kept[kept["arm"].isin(list(arms))].astype({"arm": str})
+        def along(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+            kept = rows_of(rows, measure, condition, arms).astype({"arm": str})
             values = kept.pivot(index=by, columns="arm", values="value").dropna()
-            return values.reindex(columns=list(arms)).astype(np.float64) @ weights
+            slopes = values.reindex(columns=list(arms)).astype(np.float64) @ weights
+            fixed = {"arm": of, "condition": condition, "measure": name}
+            return slopes.rename("value").reset_index().assign(**fixed, prediction=np.int16(-1))
 
-        fixed = {"arm": of, "condition": condition, "measure": name}
-        table = along(self.table, ["seed"]).rename("value").reset_index().assign(**fixed)
-        items = along(self.items, ["item", "source", "seed"]).rename("value").reset_index()
-        items = items.assign(**fixed, prediction=np.int16(-1))
+        table, items = along(self.table, ["seed"]), along(self.items, ["item", "source", "seed"])
         return Outcome(table[list(TABLE_COLUMNS)], items[list(ITEM_COLUMNS)].astype(_ITEM_KINDS))
 
     def without_accuracy(self) -> Outcome:
@@ -425,8 +388,7 @@ class Recorder:
 
         Without ``keep_items`` only the mean stays. Raises ValueError when the lengths differ.
         """
-        numbers = np.asarray(values, np.float32)
-        answers = np.asarray(predictions, np.int16)
+        numbers, answers = np.asarray(values, np.float32), np.asarray(predictions, np.int16)
         which = np.arange(len(self.data)) if items is None else np.asarray(items)
         if not len(numbers) == len(answers) == len(which):
             raise ValueError(
@@ -441,33 +403,33 @@ class Recorder:
         """One value of a network that is no mean over images."""
         self.rows.append((member.arm, member.seed, condition, measure, float(value)))
 
-    def add_accuracy(self, member: Member, answers: Tensor, condition: str = "") -> None:
+    def add_accuracy(self, member: Member, answers: torch.Tensor, condition: str = "") -> None:
         """The measure that stands beside every other: are the answers (N,) right?"""
         self.add(member, "accuracy", answers == self.data.labels, answers, condition)
 
     def add_probabilities(
-        self, member: Member, probabilities: Tensor, teachers: Tensor, condition: str = ""
+        self,
+        member: Member,
+        probabilities: torch.Tensor,
+        teachers: torch.Tensor,
+        condition: str = "",
     ) -> None:
-        """Probabilities (N, classes) of the true class, and of the class that the teacher says.
-
-        ``teachers``: the teacher's own, (N, classes).
-        """
-        answers = probabilities.argmax(1)
+        """Probabilities (N, classes) of the true class, and of the answer of the ``teachers``."""
         for measure, of in zip(PROBABILITIES, (self.data.labels, teachers.argmax(1)), strict=True):
             chosen = probabilities.gather(1, of[:, None])[:, 0]
-            self.add(member, measure.name, chosen, answers, condition)
+            self.add(member, measure.name, chosen, probabilities.argmax(1), condition)
 
     def add_pairs(
         self,
         members: Sequence[Member],
-        answers: Sequence[_Answers],
-        likeness: Mapping[str, Callable[[_Answers, _Answers], float]],
+        answers: Sequence[Any],
+        likeness: Mapping[str, Callable[[Any, Any], float]],
         condition: str = "",
     ) -> None:
         """How alike every two independent students are: the lower seed, ``against=`` the other."""
-        students = [pair for pair in zip(members, answers, strict=True) if is_independent(pair[0])]
-        students.sort(key=lambda pair: pair[0].seed)
-        for (first, its), (second, others) in itertools.combinations(students, 2):
+        pairs = zip(members, answers, strict=True)
+        alone = sorted((p for p in pairs if p[0].arm == "independent"), key=lambda p: p[0].seed)
+        for (first, its), (second, others) in itertools.combinations(alone, 2):
             for measure, alike in likeness.items():
                 where = joined(condition, f"against={second.seed}")
                 self.add_value(first, measure, alike(its, others), where)
@@ -478,12 +440,7 @@ class Recorder:
         return Outcome(values.table, _items(self.blocks, np.asarray(self.data.sources)))
 
 
-def is_independent(member: Member) -> bool:
-    """Whether a network is a student that had no teacher: what chance alone would bring."""
-    return member.arm == "independent"
-
-
-def share_alike(first: Tensor, second: Tensor) -> float:
+def share_alike(first: torch.Tensor, second: torch.Tensor) -> float:
     """Share of equal answers, in double precision."""
     return float((first == second).double().mean())
 
@@ -492,6 +449,14 @@ def mean_of_defined(values: NDArray) -> float:
     """Mean of the values that are not NaN, in double precision; NaN when there is none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean(dtype=np.float64)) if len(defined) else float("nan")
+
+
+def rows_of(
+    frame: pd.DataFrame, measure: str, condition: str, arms: Collection[str] | None = None
+) -> pd.DataFrame:
+    """The rows of a measure under a condition, of some arms or of all."""
+    wanted = (frame["measure"] == measure) & (frame["condition"] == condition)
+    return frame[wanted if arms is None else wanted & frame["arm"].isin(list(arms))]
 
 
 def _check_unique(table: pd.DataFrame) -> None:
@@ -509,8 +474,7 @@ def _items(blocks: Sequence[tuple], sources: NDArray) -> pd.DataFrame:
     def repeated(place: int) -> pd.Categorical:
         # Without a row pandas cannot tell that names are text, and would not join them with others.
         names = np.array([block[place] for block in blocks], dtype=object if blocks else "str")
-        codes, known = pd.factorize(names)
-        return pd.Categorical.from_codes(np.repeat(codes, lengths), categories=pd.Index(known))
+        return pd.Categorical(names, pd.unique(names)).repeat(lengths)
 
     def stacked(place: int, dtype: type) -> NDArray:
         return np.concatenate([np.empty(0, dtype), *(block[place] for block in blocks)])

@@ -6,18 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Cast, Measure, Outcome, Recorder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
-
-    Views = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+from kdnotes.probes.base import Cast, ImageData, Measure, Outcome, Recorder
 
 Margin = partial(Measure, "margin_after", "prefers its first answer to its second")
 Distance = partial(Measure, "softmax_distance", unit="distance", high=2**0.5, direction="down")
@@ -34,8 +26,8 @@ class Change:
     """
 
     names: tuple[str, ...]
-    views: Views
-    shown: Tensor
+    views: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+    shown: torch.Tensor
     items_of: tuple[str, ...] = ()
     is_primary: bool = True
 
@@ -50,16 +42,15 @@ def measure_changes(
 ) -> Outcome:
     """Answers of every network to two views of each image, each view made once for all of them.
 
-    ``same_answer``, right or wrong (the paper's agreement score), and ``accuracy_after``, the share
-    of answers to changed views that are right, are per image. In the table only: ``margin_after``,
-    probability of the first answer less that of the second (answers can be stable because margins
-    are wide), and ``softmax_distance``, Euclidean (the invariance measure of Odagiu et al. 2024);
-    image by image in float64 where ``in_double``. ``accuracy`` is on the images as they are. Arms
-    in ``primary_only`` are shown primary changes.
+    Per image: ``same_answer``, right or wrong (the paper's agreement score), and the share of
+    right answers, ``accuracy_after``. In the table only, from float64 where ``in_double``:
+    ``margin_after``, probability of the first answer less that of the second, and
+    ``softmax_distance``, Euclidean (Odagiu et al. 2024). Arms in ``primary_only`` are shown
+    primary changes.
     """
-    members = list(cast.everyone())
-    plain: list[list[Tensor]] = [[] for _ in members]
-    changed: dict[tuple[int, int], list[list[Tensor]]] = defaultdict(list)
+    members = cast.everyone()
+    plain: list[list[torch.Tensor]] = [[] for _ in members]
+    changed: dict[tuple[int, int], list[list[torch.Tensor]]] = defaultdict(list)
     for indices, images in base.batches(data, base.device_of(cast.teacher.network)):
         for member, part in zip(members, plain, strict=True):
             part.append(base.logits_of(member.network, images).softmax(1))
@@ -85,13 +76,15 @@ def measure_changes(
         answers = second.argmax(1)
         right = torch.stack([each.argmax(1) == data.labels[change.shown] for each in after])
         best = torch.cat(after).to(precision).topk(2, dim=1).values
-        distances = (first - second).to(precision).norm(dim=1)
+        means = {
+            "margin_after": (best[:, 0] - best[:, 1]).double().mean(),
+            "softmax_distance": (first - second).to(precision).norm(dim=1).double().mean(),
+        }
         same, mean_right = first.argmax(1) == answers, right.float().mean(0)
         for name in change.names:
             more = answers, name, change.shown, name in change.items_of
             recorder.add(member, "same_answer", same, *more)
             recorder.add(member, "accuracy_after", mean_right, *more)
-            margin = (best[:, 0] - best[:, 1]).double().mean()
-            recorder.add_value(member, "margin_after", float(margin), name)
-            recorder.add_value(member, "softmax_distance", float(distances.double().mean()), name)
+            for measure, value in means.items():
+                recorder.add_value(member, measure, value.item(), name)
     return recorder.outcome()

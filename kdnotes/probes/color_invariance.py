@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
-from kdnotes.probes.base import PROBABILITIES, Cast, Measure, Outcome, Property
+from kdnotes.probes.base import PROBABILITIES, Audited, Cast, ImageData, Measure, Outcome
 from kdnotes.probes.changes import Change, Distance, Margin, measure_changes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
     from kdnotes.data.colors import JitterFactors
 
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6)
@@ -25,26 +22,18 @@ HUE_ANGLES = (45, 90, 135, 180, 225, 270, 315)
 
 
 def condition(strength: float | None = None, hue: float | None = None) -> str:
-    """What is measured after a change of a strength, or a turn of the hue by degrees.
-
-    Without either, after the change of the primary strength.
-    """
+    """What is measured after a turn of the hue by degrees, or a change of a (primary) strength."""
     if hue is not None:
         return f"hue={hue:g}"
     return "strength=primary" if strength is None else f"strength={strength:g}"
 
 
+DEEPER = "gives the same answer more often, the deeper its Hint"
 WHERE = condition(), ("strength=*", "hue=*")
 MEASURES = (
     Measure("same_answer", "gives the same answer when colours change", *WHERE, True),
     Measure("accuracy_after", "is right after colours change", *WHERE, True),
-    Measure(
-        "depth_slope",
-        "gives the same answer more often, the deeper its Hint",
-        condition(),
-        unit="share per depth",
-        low=-1.0,
-    ),
+    Measure("depth_slope", DEEPER, condition(), unit="share per depth", low=-1.0),
     Margin(*WHERE),
     Distance("changes its probabilities when colours change", *WHERE),
     *PROBABILITIES,
@@ -63,42 +52,40 @@ def measure(
 ) -> Outcome:
     """Answers of every network before and after a change of colour: see `measure_changes`.
 
-    Conditions: see `condition`; the rows of the ``primary`` strength, fixed beforehand, stand there
-    once more as ``strength=primary``. Arms in ``primary_only`` are shown that strength and nothing
-    else. A stronger jitter is the weaker one of the same image scaled up.
-
-    Raises RequestError when a strength is not between 0 and 1.
+    The ``primary`` strength, fixed beforehand, stands once more as ``strength=primary``; arms in
+    ``primary_only`` are shown nothing else. A stronger jitter is the weaker one of the same image
+    scaled up. Raises RequestError for a strength outside 0 to 1.
     """
     from kdnotes.data.colors import jitter, rotate_hue
 
     for strength in (*strengths, primary):
         if not 0 < strength <= 1:
             raise RequestError(f"a jitter's strength lies between 0 and 1, not {strength:g}")
+    amounts = sorted({*strengths, primary})
+    factors = {condition(each): jitter_factors(len(data), each, seed) for each in amounts}
+    turns = {condition(hue=degrees): degrees / 360 for degrees in hue_angles}
 
-    def jittered(factors: JitterFactors, images: Tensor, places: Tensor) -> tuple[Tensor]:
-        return (jitter(images, factors[places]).contiguous(memory_format=torch.channels_last),)
+    def views(name: str, images: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor]:
+        if name in turns:
+            changed = rotate_hue(images, turns[name])
+        else:
+            changed = jitter(images, factors[name][places])
+        return (changed.contiguous(memory_format=torch.channels_last),)
 
-    def turned(degrees: float, images: Tensor, places: Tensor) -> tuple[Tensor]:
-        return (rotate_hue(images, degrees / 360).contiguous(memory_format=torch.channels_last),)
-
-    views = {
-        condition(strength): partial(jittered, jitter_factors(len(data), strength, seed))
-        for strength in sorted({*strengths, primary})
-    }
-    views |= {condition(hue=degrees): partial(turned, degrees) for degrees in hue_angles}
     changes = []
-    for name, view in views.items():
+    for name in (*factors, *turns):
         is_primary = name == condition(primary)
         names = (name, condition()) if is_primary else (name,)
-        changes.append(Change(names, view, torch.arange(len(data)), names, is_primary))
+        every = torch.arange(len(data))
+        changes.append(Change(names, partial(views, name), every, names, is_primary))
     return measure_changes(cast, data, changes, primary_only, in_double=False)
 
 
 def jitter_factors(count: int, strength: float, seed: int) -> JitterFactors:
     """The changes of colour that go with a strength, one for each of ``count`` images.
 
-    Brightness, contrast and saturation change by up to ``strength``, hue by up to half of it in
-    turns: the ratio of the paper's teacher (.4 and .2), whose tests do not name the hue's.
+    Hue changes by up to half of it in turns: the ratio of the paper's teacher (.4 and .2), whose
+    tests do not name the hue's.
     """
     from kdnotes.data.colors import draw_jitter
 
@@ -106,12 +93,5 @@ def jitter_factors(count: int, strength: float, seed: int) -> JitterFactors:
     return draw_jitter(count, strength, strength, strength, min(0.5, strength / 2), generator)
 
 
-PROPERTY = Property(
-    "color_invariance",
-    "colour invariance",
-    measure,
-    MEASURES,
-    rank=5,
-    audited=True,
-    brief={"strengths": (), "hue_angles": ()},
-)
+BRIEF = {"strengths": (), "hue_angles": ()}
+PROPERTY = Audited("color_invariance", "colour invariance", measure, MEASURES, 5, brief=BRIEF)

@@ -1,24 +1,17 @@
-"""Does an answer survive a change of frame: another crop, a shift, a mirror?
-
-Two views are made of each image, the same ones for all networks, and compared.
-"""
+"""Does an answer survive a change of frame: another crop, a shift, a mirror?"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
-from kdnotes.probes.base import Cast, Measure, Outcome, Property, Recorder, probabilities
+from kdnotes.probes import base
+from kdnotes.probes.base import Cast, ImageData, Measure, Outcome, Recorder
 from kdnotes.probes.changes import Change, Distance, Margin, measure_changes
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
 
 SCALES = (0.3, 0.4, 0.5, 0.6)
 SHIFTS = (1, 2, 4, 8)
@@ -31,11 +24,12 @@ Kind = Literal["crop", "shift"]
 
 def condition(kind: Kind, size: float | None = None) -> str:
     """What is measured between two crops of a share of the area, or two shifts by up to so many
-    pixels; without a size, at the primary one."""
+    pixels; by default at the primary size."""
     return f"{_NAMES[kind]}={'primary' if size is None else f'{size:g}'}"
 
 
 CROP, SHIFT = condition("crop"), condition("shift")
+LEARNED = "keeps its answer in the mirror more often if its teacher has learned to"
 CHANGES = ("kind=crop,scale=*", "kind=shift,max=*", "kind=flip,teacher=*")
 MEASURES = (
     Measure("same_answer", "gives two crops of an image the same answer", CROP, CHANGES, True),
@@ -44,24 +38,14 @@ MEASURES = (
     Margin(CROP, CHANGES),
     Distance("changes its probabilities with the crop", CROP, CHANGES),
     Measure("accuracy", "is right", "kind=shift", ("kind=flip,teacher=*",)),
-    *probabilities("kind=shift", "", "kind=flip,teacher=*"),
-    Measure(
-        "learned_minus_exact",
-        "keeps its answer in the mirror more often if its teacher has learned to",
-        FLIP,
-        unit="difference of shares",
-        low=-1.0,
-        chance=0.0,
-        direction="none",
-    ),
+    *base.probabilities("kind=shift", "", "kind=flip,teacher=*"),
+    base.Difference("learned_minus_exact", LEARNED, FLIP, chance=0.0, direction="none"),
 )
 
 
 def measure(cast: Cast, data: ImageData, *, curves: bool = True) -> Outcome:
-    """Crops and shifts at the book's settings, shifts in proportion to the images.
-
-    Without ``curves`` at the primary sizes only.
-    """
+    """Crops and shifts at the book's settings, in proportion to the images; without ``curves`` at
+    the primary sizes only."""
     unit = max(1, data.size // BOOK_SIDE)
     scales, shifts = (SCALES, [unit * each for each in SHIFTS]) if curves else ((), [])
     cropped = measure_views(cast, data, "crop", scales, 0.5)
@@ -82,10 +66,8 @@ def measure_views(
 
     sizes: shares of the area (`crop`), or pixels (`shift`). The ``primary`` one is measured on all
     images, with items, the others on ``CURVE_COUNT`` of them and not for arms in ``primary_only``.
-    At all sizes the views of an image have the same place in their room.
-
-    Raises RequestError when a share is not above 0 and at most 1, when a shift is below 1 or too
-    large for the images.
+    Views of an image have the same place in their room at all sizes. Raises RequestError for a
+    share outside 0 to 1, or a shift below 1 or too large for the images.
     """
     most = 2 * data.size - 2
     for size in (*sizes, primary):
@@ -94,14 +76,11 @@ def measure_views(
         if kind == "shift" and not 1 <= size <= most:
             images = f"images of {data.size}, not {size}"
             raise RequestError(f"a largest shift lies between 1 and {most} pixels for {images}")
-    drawn = draw_places(len(data), seed)
+    drawn, made = draw_places(len(data), seed), {"crop": crop, "shift": shift}[kind]
     some = torch.arange(fewer := min(CURVE_COUNT, len(data))) * len(data) // fewer
 
-    def views(size: float, images: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-        corners = drawn[places].unbind(1)
-        if kind == "crop":
-            return tuple(crop(images, each, size) for each in corners)
-        return tuple(shift(images, each, int(size)) for each in corners)
+    def views(size: float, images: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(made(images, corners, size) for corners in drawn[places].unbind(1))
 
     changes = []
     for size in sorted({*sizes, primary}):
@@ -118,8 +97,7 @@ def measure_mirrors(learned: Cast, exact: Cast, data: ImageData) -> Outcome:
     """Answers of every network to each image and to its mirror image: see `measure_changes`.
 
     ``learned`` is taught by a teacher that saw mirror images, ``exact`` by one that cannot tell
-    them apart. ``learned_minus_exact``: same answer of a student of the one teacher less that of
-    the other, for every arm and seed that both casts have.
+    them apart. ``learned_minus_exact``: same answers of the one's students less of the other's.
     """
     outcomes = []
     for name, cast in (("learned", learned), ("exact", exact)):
@@ -138,16 +116,15 @@ def measure_mirrors(learned: Cast, exact: Cast, data: ImageData) -> Outcome:
     return Outcome.combine([*outcomes, recorder.outcome()])
 
 
-def draw_places(count: int, seed: int) -> Tensor:
+def draw_places(count: int, seed: int) -> torch.Tensor:
     """Where two views of each image lie: down and right, float (count, 2 views, 2) in [0, 1)."""
     return torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(seed))
 
 
-def crop(images: Tensor, corners: Tensor, scale: float) -> Tensor:
-    """Square crops of a share of the area, resized to the image's size (bilinear).
+def crop(images: torch.Tensor, corners: torch.Tensor, scale: float) -> torch.Tensor:
+    """Square crops of a share of the area, ``scale``, at the image's size again (bilinear).
 
-    images: float (N, 3, H, W); corners (N, 2): down and right, as shares of the room that the crop
-    leaves; scale: its share of the area, 1 being the whole image.
+    images: float (N, 3, H, W); corners (N, 2): down and right, as shares of the room that is left.
     """
     from kdnotes.data import views
 
@@ -155,12 +132,13 @@ def crop(images: Tensor, corners: Tensor, scale: float) -> Tensor:
     return views.crop(images, torch.cat([share, corners], 1).to(images))
 
 
-def shift(images: Tensor, corners: Tensor, largest: int) -> Tensor:
+def shift(images: torch.Tensor, corners: torch.Tensor, largest: float) -> torch.Tensor:
     """Windows of the image's size in the image enlarged by ``largest`` pixels along either axis.
 
     images: float (N, 3, H, W), continued by its mirror image beyond its borders; corners (N, 2):
     down and right, in [0, 1), as shares of the ``largest`` + 1 whole pixels where one can begin.
     """
+    largest = int(largest)
     offsets = (corners * (largest + 1)).long().to(images.device)
     before = largest // 2
     pad = (before, largest - before) * 2
@@ -173,19 +151,12 @@ def shift(images: Tensor, corners: Tensor, largest: int) -> Tensor:
     return window.permute(0, 3, 1, 2)  # channels last in memory
 
 
-def mirror(images: Tensor) -> Tensor:
+def mirror(images: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, H, W) with left and right exchanged."""
     return images.flip(3).contiguous(memory_format=torch.channels_last)
 
 
-PROPERTY = Property(
-    "crop_shift",
-    "crops and shifts",
-    measure,
-    MEASURES,
-    rank=6,
-    audited=True,
-    brief={"curves": False},
-    share=0.3,
-    passes=4.0,
+BRIEF = {"curves": False}
+PROPERTY = base.Audited(
+    "crop_shift", "crops and shifts", measure, MEASURES, 6, brief=BRIEF, share=0.3, passes=4.0
 )

@@ -5,18 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from kdnotes.data.folders import EXTENSIONS
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.paths import base_folder
 from kdnotes.probes import base
-from kdnotes.probes.base import Cast, Measure, Member, Outcome, Property, Recorder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
+from kdnotes.probes.base import Cast, ImageData, Measure, Member, Outcome, Recorder
 
 CONFLICT = "conflict"  # the condition of what is measured where two cues name different classes
 MARKED = ("conflict,teacher=*",)
@@ -33,7 +28,7 @@ MEASURES = (
 )
 
 
-def disagreeing(data: ImageData) -> tuple[Tensor, list[str]]:
+def disagreeing(data: ImageData) -> tuple[torch.Tensor, list[str]]:
     """Places of the scenes whose cues differ, and each as a title: ``digit 3, marker 5``."""
     first, second = (data.factors[cue] for cue in SCENE_CUES)
     places = (first != second).nonzero().flatten()
@@ -45,11 +40,10 @@ def measure(
 ) -> Outcome:
     """Which cue the answers of every network name, on images whose two cues name two classes.
 
-    cues: two of the data's factors, the shape's first. Only images on which they differ count.
-    ``shape_bias`` is 1 where an answer is the shape's class, 0 where it is the texture's, NaN where
-    it is neither; its mean is the shape bias of Geirhos et al. (2019). The shares (table only) are
-    of all these images and sum to 1. Raises RequestError when a factor is missing or no image has a
-    conflict.
+    cues: two of the data's factors, the shape's first. ``shape_bias`` is 1 where an answer is the
+    shape's class, 0 where it is the texture's, NaN where it is neither (its mean: Geirhos et al.
+    2019). The shares (table only) are of all these images. Raises RequestError when a factor is
+    missing or no image has a conflict.
     """
     recorder = Recorder(data)
     for member, answers, items, by_cue in _followed(cast, data, cues):
@@ -61,34 +55,28 @@ def measure(
 
 
 def follows(cast: Cast, data: ImageData) -> Outcome:
-    """The same in scenes, by the cues' own names: ``follows_digit`` and ``follows_marker``.
-
-    ``follows_either`` is 1 where the answer is the class of one of them. Raises RequestError as
-    `measure` does.
-    """
+    """The same in scenes, by the cues' names: ``follows_digit``, ``_marker`` and ``_either``."""
     recorder = Recorder(data)
     for member, answers, items, by_cue in _followed(cast, data, SCENE_CUES):
-        for cue, values in by_cue.items():
+        for cue, values in (*by_cue.items(), ("either", ~by_cue["digit"].isnan())):
             recorder.add(member, f"follows_{cue}", values, answers, CONFLICT, items)
-        either = ~by_cue["digit"].isnan()
-        recorder.add(member, "follows_either", either, answers, CONFLICT, items)
     return recorder.outcome()
 
 
 def _followed(
     cast: Cast, data: ImageData, cues: tuple[str, str]
-) -> Iterator[tuple[Member, Tensor, Tensor, dict[str, Tensor]]]:
+) -> Iterator[tuple[Member, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]:
     """Each network, its answers (n,) to the images (n,) with a conflict, and by cue (n,): 1 where
     the answer is its class, 0 where it is the other's, NaN where it is neither."""
-    missing = [cue for cue in cues if cue not in data.factors]
-    if missing:
-        known = ", ".join(data.factors) or "none"
-        raise RequestError(f"the data has no factor {missing[0]!r}; it has {known}")
+    for cue in cues:
+        if cue not in data.factors:
+            known = ", ".join(data.factors) or "none"
+            raise RequestError(f"the data has no factor {cue!r}; it has {known}")
     named = [data.factors[cue] for cue in cues]
     conflicts = (named[0] != named[1]).nonzero().flatten()
     if len(conflicts) == 0:
         raise RequestError(f"{cues[0]} and {cues[1]} never name different classes in this data")
-    members = list(cast.everyone())
+    members = cast.everyone()
     given = base.all_answers(members, data.subset(conflicts))
     for member, answers in zip(members, given, strict=True):
         by_cue = [answers == classes[conflicts] for classes in named]
@@ -100,12 +88,10 @@ def _followed(
 def conflict_photos(folder: str | Path, classes: Sequence[str], size: int) -> tuple[ImageData, int]:
     """Photographs named as those of model-vs-human, and how many were left out as of other classes.
 
-    ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2; folders above do not matter. classes:
-    the networks', by name in upper or lower case. size: side of the images in pixels. ``labels``
-    are the shapes', factors ``shape`` and ``texture``; a source is the photograph that gave the
-    shape. Raises RequestError as `conflicts_in` does.
+    ``cat/cat1-dog2.png`` is cat 1 with the texture of dog 2; folders above and upper case do not
+    matter. ``labels`` are the shapes', factors ``shape`` and ``texture``; a source is the
+    photograph that gave the shape. Raises RequestError as `conflicts_in` does.
     """
-    from kdnotes.data import ImageData
     from kdnotes.data.photos import StreamingImages
 
     known, left_out = conflicts_in(folder, classes)
@@ -127,11 +113,8 @@ def conflicts_in(
 ) -> tuple[dict[str, tuple[int, int, str]], int]:
     """Shape, texture and the shape's photograph by name, and how many images are left out.
 
-    Nothing is read but names. Raises RequestError when there is no such folder or no photograph of
-    two known classes.
+    Raises RequestError when there is no such folder or no photograph of two known classes.
     """
-    from kdnotes.data.folders import EXTENSIONS
-
     folder = base_folder() / Path(folder).expanduser()
     if not folder.is_dir():
         raise RequestError(f"there is no folder {folder} of photographs with conflicting cues")
@@ -140,8 +123,7 @@ def conflicts_in(
         for path in folder.rglob("*")
         if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
     )
-    named = {name: _cues_of(name, classes) for name in names}
-    known = {name: cues for name, cues in named.items() if cues is not None}
+    known = {name: cues for name in names if (cues := _cues_of(Path(name), classes))}
     if not any(shape != texture for shape, texture, _ in known.values()):
         example = f"; the first is {names[0]}" if names else ""
         raise RequestError(
@@ -151,18 +133,18 @@ def conflicts_in(
     return known, len(names) - len(known)
 
 
-def _cues_of(name: str, classes: Sequence[str]) -> tuple[int, int, str] | None:
+def _cues_of(path: Path, classes: Sequence[str]) -> tuple[int, int, str] | None:
     """Shape and texture class and the shape's photograph, from a file's relative name."""
-    path = Path(name)
     lower = [each.casefold() for each in classes]
     folder, stem = path.parent.name.casefold(), path.stem.casefold()
     # Class names may hold digits and hyphens themselves: the longest that fits is meant.
-    fits = [each for each in lower if re.search(rf"-{re.escape(each)}\d*$", stem)]
-    if folder not in lower or not fits:
+    fits = filter(None, (re.search(rf"-({re.escape(each)})\d*$", stem) for each in lower))
+    ending = max(fits, key=lambda fit: len(fit[1]), default=None)
+    if folder not in lower or ending is None:
         return None
-    texture = max(fits, key=len)
-    origin = re.sub(rf"-{re.escape(texture)}\d*$", "", stem)
-    return lower.index(folder), lower.index(texture), f"{folder}/{origin}"
+    return lower.index(folder), lower.index(ending[1]), f"{folder}/{stem[: ending.start()]}"
 
 
-PROPERTY = Property("cue_bias", "shape and cue bias", measure, MEASURES, rank=8, needs=("cues",))
+PROPERTY = base.Property(
+    "cue_bias", "shape and cue bias", measure, MEASURES, rank=8, needs=("cues",)
+)

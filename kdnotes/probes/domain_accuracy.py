@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
+from kdnotes.probes.base import Alike, BeyondChance, Cast, ImageData, Measure, Outcome, Recorder
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
-
+ELSEWHERE = ("domain=*,colours=grey", "folder=*")
 PAIRS = ("domain=*,against=*", "folder=*", "folder=*,against=*")
 MEASURES = (
-    Measure(
-        "accuracy", "is right in the domain", "domain=*", ("domain=*,colours=grey", "folder=*")
-    ),
+    Measure("accuracy", "is right in the domain", "domain=*", ELSEWHERE),
     Alike("agreement", "gives the teacher's answer in the domain", "domain=*", PAIRS),
     BeyondChance("kappa", "answers as the teacher does, beyond chance", "domain=*", PAIRS),
     *base.probabilities("domain=*", "folder=*"),
@@ -37,15 +30,13 @@ def measure(
 ) -> Outcome:
     """Accuracy of every network in every domain, and how far it answers as the teacher does.
 
-    Conditions: ``domain=NAME`` (another ``factor`` takes the place of the word), and for the arms
-    in ``grey_arms`` ``domain=NAME,colours=grey`` for the same images with their colours taken out
-    (`grey`), where they have some. Agreement and (table only) kappa are with the teacher's answers
-    in the domains as they are, and under ``against=SEED`` those of every two independent students.
+    Under ``domain=NAME`` (or another ``factor``), and for the arms in ``grey_arms`` under
+    ``domain=NAME,colours=grey`` for the same images without their colours, where they have some.
     Raises RequestError when there is no domain, or one without images.
     """
     if not domains:
         raise RequestError("no domain to measure in")
-    members, parts = list(cast.everyone()), []
+    members, parts = cast.everyone(), []
     likeness = {"agreement": base.share_alike, "kappa": stats.cohen_kappa}
     for name, data in domains.items():
         recorder, condition = Recorder(data), f"{factor}={name}"
@@ -59,8 +50,7 @@ def measure(
                 recorder.add_value(member, "kappa", stats.cohen_kappa(its, answers[0]), condition)
         greyed = [member for member in members if member.arm in grey_arms]
         if greyed and _has_colour(data, base.device_of(cast.teacher.network)):
-            answers_in_grey = base.all_answers(greyed, data, grey)
-            for member, its in zip(greyed, answers_in_grey, strict=True):
+            for member, its in zip(greyed, base.all_answers(greyed, data, grey), strict=True):
                 recorder.add_accuracy(member, its, f"{condition},colours=grey")
         recorder.add_pairs(members, answers, likeness, condition)
         parts.append(recorder.outcome())
@@ -68,20 +58,18 @@ def measure(
 
 
 def by_folder(data: ImageData, folders: Sequence[str]) -> dict[str, ImageData]:
-    """The images of each domain folder (factor ``domain``) by its name, in the order of folders.
+    """The images of each domain folder by its name, in the order of folders.
 
     A comma and an equals sign, which would break a condition in two, become spaces.
     """
-    known = data.names["domain"]
+    numbers = {name: data.names["domain"].index(name) for name in folders}
     return {
-        re.sub("[,=]", " ", name): data.subset(
-            (data.factors["domain"] == known.index(name)).nonzero().flatten()
-        )
-        for name in folders
+        re.sub("[,=]", " ", name): data.subset((data.factors["domain"] == number).argwhere()[:, 0])
+        for name, number in numbers.items()
     }
 
 
-def grey(images: Tensor) -> Tensor:
+def grey(images: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, H, W) with the mean of the three channels in each: their part in R = G = B."""
     without = images.mean(1, keepdim=True).expand_as(images)
     return without.contiguous(memory_format=torch.channels_last)
@@ -92,6 +80,6 @@ def _has_colour(data: ImageData, device: torch.device) -> bool:
     return any(not torch.allclose(grey(images), images, atol=1e-6) for _, images in shown)
 
 
-PROPERTY = Property(
+PROPERTY = base.Property(
     "domain_accuracy", "domain adaptation", measure, MEASURES, rank=9, needs=("domains",)
 )

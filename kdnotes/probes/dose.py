@@ -39,18 +39,17 @@ def ladders(
     doses: the arms by their dose, by factor. planned: all networks, which tell who taught whom.
     alone: by name of an arm, whom it is compared with, where not with the independent students.
     """
+    others = alone or {}
     names = {item.spec.key: item.arm for item in planned if item.spec.role == "teacher"}
-    taught_by = {
-        item.arm: names[item.spec.teacher.key] for item in planned if item.spec.teacher is not None
-    }
-    ladders = {
+    taught_by = {item.arm: names[item.spec.teacher.key] for item in planned if item.spec.teacher}
+    found = {
         factor: [
-            Dose(at, arm.name, (alone or {}).get(arm.name, INDEPENDENT).name, taught_by[arm.name])
+            Dose(at, arm.name, others.get(arm.name, INDEPENDENT).name, taught_by[arm.name])
             for at, arm in arms.items()
         ]
         for factor, arms in doses.items()
         if len(arms) > 1
     }
-    for steps in ladders.values():
+    for steps in found.values():
         steps.sort(key=lambda step: 0.0 if isinstance(step.at, str) else step.at)
-    return ladders
+    return found

@@ -10,20 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kdnotes import figures, stats
+from kdnotes.lazy import pandas as pd
 from kdnotes.probes import wording
-from kdnotes.probes.base import joined
+from kdnotes.probes.base import NAMES_AS_TEXT, Measure, Outcome, joined, rows_of
 from kdnotes.probes.wording import DASH, NOT_MEASURED, FirstScreen, Text
 from kdnotes.stats import claims as of_the_paper
 from kdnotes.stats.words import VERDICTS, brief, format_number
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
-
-    from kdnotes.probes.base import Measure, Outcome
 
 Name = str | None  # of a measure, a condition or an arm; None: the main one
 
@@ -33,9 +32,8 @@ class Findings:
     """The tables of a run with the measure that it is about, under its main condition.
 
     methods: the arms whose inheritance is asked for; reference: the arm at 0 of a share; claims:
-    entries of `kdnotes.claims.evaluate`; elsewhere: what published runs
-    answered (see `answers`), by the name of their images; changed: what differs from the preset,
-    and what that changed.
+    entries of `kdnotes.claims.evaluate`; elsewhere: what published runs answered (see `answers`),
+    by the name of their images; changed: what differs from the preset, and what that changed.
     """
 
     outcome: Outcome
@@ -49,15 +47,12 @@ class Findings:
     @property
     def end(self) -> str:
         """The arm at 1 of a share: a teacher agrees with itself, so pairs have the second one."""
-        usual = "second-teacher" if self.measure.of == "pair" else "teacher"
-        return self.measure.end or usual
+        return self.measure.end or ("second-teacher" if self.measure.of == "pair" else "teacher")
 
     @property
     def pupil(self) -> str:
         """The arm whose students stand for the taught ones: KL, or else the first method."""
         return "kl" if "kl" in self.methods else self.methods[0]
-
-    # --- the same run, seen otherwise -------------------------------------------------------
 
     def about(self, measure: Measure) -> Findings:
         """The same run, told by another measure."""
@@ -72,14 +67,12 @@ class Findings:
         kept = self.outcome.items[self.outcome.items["item"].isin(list(images))]
         by = ["arm", "seed", "condition", "measure"]
         means = kept.groupby(by, observed=True, sort=False)["value"].mean().reset_index()
-        names = dict.fromkeys(("arm", "condition", "measure"), str)
-        return replace(self, outcome=replace(self.outcome, table=means.astype(names), items=kept))
-
-    # --- numbers ----------------------------------------------------------------------------
+        table = means.astype(NAMES_AS_TEXT)
+        return replace(self, outcome=Outcome(table, kept))
 
     def values(self, arm: str, measure: Name = None, condition: Name = None) -> pd.Series:
         """Finite values of an arm by seed; empty where there are none."""
-        rows = self._rows(self.outcome.table, [arm], measure, condition)
+        rows = rows_of(self.outcome.table, *self._where(measure, condition), [arm])
         return rows.set_index("seed")["value"].dropna().sort_index()
 
     def difference(
@@ -90,10 +83,10 @@ class Findings:
         condition: Name = None,
     ) -> stats.Interval:
         """An arm minus another, paired by seed, or a constant; n is 0 where none was measured."""
-        where = self._where(measure, condition)
-        tables = (self.outcome.table, self.outcome.items, *where)
+        asked = (*self._where(measure, condition), arm)
+        other = self.reference if reference is None else reference
         try:
-            return stats.contrast(*tables, arm, self.reference if reference is None else reference)
+            return stats.contrast(self.outcome.table, self.outcome.items, *asked, other)
         except stats.NotMeasuredError:
             return stats.Interval(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
 
@@ -113,22 +106,22 @@ class Findings:
         self, arm: str, end: Name = None, measure: Name = None, condition: Name = None
     ) -> stats.GapClosed:
         """How far an arm is on the way from the reference to an end."""
-        where, to = self._where(measure, condition), end or self.end
-        tables = (self.outcome.table, self.outcome.items, *where)
+        where, ends = self._where(measure, condition), (self.reference, end or self.end)
         try:
-            return stats.gap_closed(*tables, arm, self.reference, to)
+            return stats.gap_closed(self.outcome.table, self.outcome.items, *where, arm, *ends)
         except stats.NotMeasuredError:
-            difference, gap = (self.difference(each, None, *where) for each in (arm, to))
+            difference, gap = (self.difference(each, None, *where) for each in (arm, ends[1]))
             return stats.GapClosed(None, difference, gap, NOT_MEASURED, *(math.nan,) * 3)
 
     def apart(self, arm: str, count: int = 2) -> pd.DataFrame:
         """Images on which an arm gains most over the reference, then those where it loses most.
 
-        By the image's place: how many networks of either arm have the measure there (its sum, where
-        it is no yes or no), and the same ``said`` as ``KL 5/5, Independent 1/5``.
+        By the image's place: how many networks of either arm have the measure there (or its
+        sum), and the same ``said`` as ``KL 5/5, Independent 1/5``.
         """
         pair = [arm, self.reference]
-        rows = self._rows(self.outcome.items, pair).fillna({"value": 0}).astype({"arm": str})
+        rows = rows_of(self.outcome.items, *self._where(), pair)
+        rows = rows.fillna({"value": 0}).astype({"arm": str})
         counts = rows.groupby(["item", "arm"])["value"].sum().unstack()
         counts = counts.reindex(columns=pair).dropna()
         order = (counts[arm] - counts[self.reference]).sort_values(kind="stable").index
@@ -140,8 +133,6 @@ class Findings:
             for _, row in counts.iterrows()
         ]
         return counts.assign(said=said)
-
-    # --- text -------------------------------------------------------------------------------
 
     def mean(self, arm: str, measure: Name = None, condition: Name = None) -> str:
         """Mean over the seeds of an arm, as the book prints numbers."""
@@ -180,32 +171,29 @@ class Findings:
 
         measures: names, or by heading a name, with a condition where it is not the main one.
         """
-        import pandas as pd
-
         if not isinstance(measures, Mapping):
             names = list(measures) or [self.measure.name]
             measures = {name.replace("_", " "): name for name in names}
 
-        def cell(arm: str, where: str | tuple[str, str]) -> Any:
+        def cell(arm: str, other: Name, where: str | tuple[str, str]) -> Any:
             of = (where,) if isinstance(where, str) else where
             if reference is None:
                 values = self.values(arm, *of)
                 return values.mean() if len(values) else NOT_MEASURED
-            found = self.difference(arm, against[arm], *of)
+            found = self.difference(arm, other, *of)
             return found if found.n else NOT_MEASURED
 
-        against = _paired(arms, reference)
-        frame = pd.DataFrame({"arm": list(against)})
+        pairs = _paired(arms, reference)
+        frame = pd.DataFrame({"arm": list(pairs)})
         for head, where in measures.items():
-            frame[head] = [cell(arm, where) for arm in frame["arm"]]
+            frame[head] = [cell(arm, other, where) for arm, other in pairs.items()]
         return Text(figures.markdown_table(frame))
 
     def trained(self, networks: pd.DataFrame, condition: str = "") -> Text:
         """Who was trained how (the plan's table), and how accurate each is (under a condition)."""
         shown = networks.drop(columns=["images", "epochs"], errors="ignore")
-        right = (self.values(arm, "accuracy", condition) for arm in shown["arm"])
-        shown["test accuracy"] = [values.mean() for values in right]
-        return Text(figures.markdown_table(shown, digits=3))
+        right = [self.values(arm, "accuracy", condition).mean() for arm in shown["arm"]]
+        return Text(figures.markdown_table(shown.assign(**{"test accuracy": right}), digits=3))
 
     def verdicts(self) -> Text:
         """All claims: what decides each, what the paper has, what was found."""
@@ -228,63 +216,46 @@ class Findings:
         shares = {arm: self.share(arm) for arm in arms or self.methods}
         return figures.closed(shares, f"Share of the {what} closed")
 
-    # --- the first screen -------------------------------------------------------------------
-
     def sentence(self) -> Text:
         """The answer in one sentence: how much each method hands on."""
-        return self._sentence({arm: self.share(arm) for arm in self.methods})
+        return Text(wording.sentence(self.measure, self._taught, self._gap))
 
     def first_screen(self) -> FirstScreen:
         """The answer with a row per method, a picture of every network, how sure."""
-        shares = {arm: self.share(arm) for arm in self.methods}
         others = ["published runs"] if self.elsewhere else []
         heads = "method", "how much", "amount", *others, "as in the paper?"
         rows = [heads, (":--",) * len(heads)]
-        for arm, share in shares.items():
+        for arm, share in self._taught.items():
             found = brief(wording.word(share)), wording.amount(share, self.measure.unit)
             there = [self._word_elsewhere(arm)] if others else []
             rows.append((wording.short(arm), *found, *there, self._verdict(arm)))
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        gap = f"*The gap ({self.measure.unit}):* {self._gap()}."
-        reading = wording.how_to_read(
-            shares, self.end, bool(others), any(DASH in row for row in rows)
-        )
-        parts = [self._sentence(shares), self.changed, table, reading]
-        answer = Text("\n\n".join(filter(None, parts)))
-        return FirstScreen(answer, self.points(), Text(f"{gap}\n\n{self._how_sure(shares)}"))
+        silent = any(DASH in row for row in rows)
+        reading = wording.how_to_read(self._taught, self.end, bool(others), silent)
+        answer = "\n\n".join(filter(None, [self.sentence(), self.changed, table, reading]))
+        sure = f"*The gap ({self.measure.unit}):* {self._gap}.\n\n{self._how_sure()}"
+        return FirstScreen(Text(answer), self.points(), Text(sure))
 
     def take_away(self) -> Text:
         """What the answer comes to, whether it is the paper's, and what other images say to it."""
-        shares, here = {arm: self.share(arm) for arm in self.methods}, self.answers()["methods"]
-        verdicts = {arm: self._verdict(arm) for arm in shares}
-        parts = [f"**Here.** {wording.lessons(shares, self.end)}"]
-        if said := wording.listed({arm: each for arm, each in verdicts.items() if each != DASH}):
-            parts.append(f"**As in the paper?** {said}.")
-        for name, there in self._elsewhere().items():
+        here, said = self.answers()["methods"], {arm: self._verdict(arm) for arm in self.methods}
+        parts = [f"**Here.** {wording.lessons(self._taught, self.end)}"]
+        if verdicts := wording.listed({arm: each for arm, each in said.items() if each != DASH}):
+            parts.append(f"**As in the paper?** {verdicts}.")
+        for name, there in self._elsewhere.items():
             told = {arm: f"{each['word']}, {each['amount']}" for arm, each in there.items()}
             unlike = [arm for arm, each in there.items() if wording.contradict(here[arm], each)]
             other = f" Not so here: {', '.join(map(wording.short, unlike))}." if unlike else ""
             parts.append(f"**On {name}.** {wording.listed(told)}.{other}")
         return Text("\n\n".join(parts))
 
-    def _sentence(self, shares: Mapping[str, stats.GapClosed]) -> Text:
-        return Text(wording.sentence(self.measure, shares, self._gap()))
-
-    def _gap(self) -> str:
-        gap, ends = self.difference(self.end), (self.end, self.reference)
-        said = " minus ".join(self.means([arm]) for arm in ends)
-        return f"{said}: {gap.format()}" if gap.n else said
-
     def answers(self) -> dict[str, Any]:
         """The first screen as data: the sentence, and for each method a word and an interval.
 
         ``share`` says whether that is of a share of the gap, or else of the plain difference.
         """
-        shares = {arm: self.share(arm) for arm in self.methods}
-        about = {"measure": self.measure.name, "condition": self.measure.condition}
-        about |= {"unit": self.measure.unit, "sentence": self._sentence(shares)}
         methods = {}
-        for arm, share in shares.items():
+        for arm, share in self._taught.items():
             interval = share.ratio or share.difference
             methods[arm] = {
                 "word": wording.word(share),
@@ -293,8 +264,22 @@ class Findings:
                 "seeds": interval.n,
                 **{name: getattr(interval, name) for name in ("estimate", "low", "high")},
             }
+        about = {"measure": self.measure.name, "condition": self.measure.condition}
+        about |= {"unit": self.measure.unit, "sentence": self.sentence()}
         return about | {"methods": methods}
 
+    @cached_property
+    def _taught(self) -> dict[str, stats.GapClosed]:
+        """How far every method's students are on the way."""
+        return {arm: self.share(arm) for arm in self.methods}
+
+    @cached_property
+    def _gap(self) -> str:
+        gap, ends = self.difference(self.end), (self.end, self.reference)
+        said = " minus ".join(self.means([arm]) for arm in ends)
+        return f"{said}: {gap.format()}" if gap.n else said
+
+    @property
     def _elsewhere(self) -> dict[str, dict[str, Mapping[str, Any]]]:
         """What other images answered about each method, by their name; where the same was asked."""
         return {
@@ -304,7 +289,7 @@ class Findings:
         }
 
     def _word_elsewhere(self, arm: str) -> str:
-        words = {name: its[arm]["word"] for name, its in self._elsewhere().items() if arm in its}
+        words = {name: its[arm]["word"] for name, its in self._elsewhere.items() if arm in its}
         said = [f"{name}: {brief(word)}" for name, word in words.items() if word != NOT_MEASURED]
         return "; ".join(said) or NOT_MEASURED
 
@@ -316,25 +301,16 @@ class Findings:
                 return f"{VERDICTS[claim['verdict']]} {claim['verdict']}"
         return DASH
 
-    def _how_sure(self, shares: Mapping[str, stats.GapClosed]) -> Text:
-        seeds = {arm: list(self.values(arm).index) for arm in shares}
+    def _how_sure(self) -> str:
+        seeds = {arm: list(self.values(arm).index) for arm in self.methods}
         everyone = self.outcome.table.groupby("arm")["seed"].nunique()
         teachers = {arm: int(everyone.get(arm, 0)) for arm in ("teacher", self.end)}
-        items = self._rows(self.outcome.items, [self.reference, *shares])
-        return Text(wording.how_sure(shares, seeds, teachers, items, self.measure.items))
-
-    # --- rows -------------------------------------------------------------------------------
+        items = rows_of(self.outcome.items, *self._where(), [self.reference, *self.methods])
+        return wording.how_sure(self._taught, seeds, teachers, items, self.measure.items)
 
     def _where(self, measure: Name = None, condition: Name = None) -> tuple[str, str]:
         under = self.measure.condition if condition is None else condition
         return measure or self.measure.name, under
-
-    def _rows(
-        self, frame: pd.DataFrame, arms: Sequence[str], measure: Name = None, condition: Name = None
-    ) -> pd.DataFrame:
-        name, under = self._where(measure, condition)
-        wanted = (frame["measure"] == name) & (frame["condition"] == under)
-        return frame[wanted & frame["arm"].isin(list(arms))]
 
 
 def _paired(arms: Iterable[str], other: Name | Mapping[str, str]) -> dict[str, Name]:

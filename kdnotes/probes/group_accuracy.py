@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +11,17 @@ from numpy.typing import NDArray
 from kdnotes import stats
 from kdnotes.errors import RequestError
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, BeyondChance, Cast, Measure, Outcome, Property, Recorder
-
-if TYPE_CHECKING:
-    from kdnotes.data import ImageData
+from kdnotes.probes.base import Alike, BeyondChance, Cast, ImageData, Measure, Outcome, Recorder
 
 FACTOR = "group"
 UNSEEN, OTHERS = "side=unseen", "side=others"
 GROUPS = ("group=*", OTHERS)
 MEASURES = (
     Measure("accuracy", "is right about the group singled out", UNSEEN, GROUPS),
-    Measure("deficit", "serves the group singled out worse", unit="difference of shares", low=-1.0),
+    base.Difference("deficit", "serves the group singled out worse"),
     Measure("mean_accuracy", "is right, each group counting alike"),
     Measure("worst_group", "is right about the group it serves worst"),
-    Measure("spread", "serves its best group better than its worst", unit="difference of shares"),
+    base.Difference("spread", "serves its best group better than its worst", low=0.0),
     Alike("agreement", "gives the teacher's answer about the group", UNSEEN, GROUPS),
     BeyondChance("kappa", "answers as the teacher does, beyond chance", UNSEEN, ("group=*",)),
     Alike("agreement_on_teacher_errors", "repeats the teacher's mistakes", UNSEEN, ("group=*",)),
@@ -39,17 +35,14 @@ def measure(cast: Cast, data: ImageData, *, unseen: int, names: Sequence[str]) -
     """Accuracy of every network, and the students' agreement with the teacher, group by group.
 
     unseen: number of the group singled out, such as one that the teacher never saw; names: of the
-    groups, by number. Images with a negative group belong to none and count for ``accuracy`` (no
-    condition) only. Conditions: ``group=NAME``; ``side=unseen`` for the group singled out;
-    ``side=others`` for the mean over all other groups, each counting alike.
+    groups, by number. Images with a negative group count for ``accuracy`` (no condition) only.
+    ``side=others`` is the mean over the other groups, each counting alike; ``deficit`` is theirs
+    less that of the group singled out. With few images, ``worst_group`` is too low by chance and
+    ``spread`` too high.
 
-    ``deficit`` is accuracy of the others less that of the group singled out. With few images a
-    group, ``worst_group`` is too low by chance and ``spread`` too high. These two and kappa stand
-    in the table only. Items of means over groups are linearised: their mean is the value itself,
-    and resampling them gives the variance that resampling the groups would (the delta method).
-
-    Raises RequestError when there are fewer than two groups with images, a group without a name, or
-    the group singled out has no images.
+    Items of means over groups are linearised: their mean is the value itself, and resampling them
+    gives the variance that resampling the groups would (the delta method). Raises RequestError for
+    fewer than two groups with images, a group without a name, or no image in the one singled out.
     """
     places, labels = _places_by_group(data), data.labels.numpy()
     if len(names) <= max(places):
@@ -66,7 +59,7 @@ def measure(cast: Cast, data: ImageData, *, unseen: int, names: Sequence[str]) -
         ("deficit", "", others | {unseen: -1.0}),
         ("mean_accuracy", "", _evenly(list(places))),
     )
-    members, recorder = list(cast.everyone()), Recorder(data)
+    members, recorder = cast.everyone(), Recorder(data)
     sure = [each.softmax(1) for each in base.all_logits(members, data)]
     answers = [each.argmax(1).numpy() for each in sure]
     wrong = answers[0] != labels
@@ -104,12 +97,10 @@ def groups_in(data: ImageData) -> list[int]:
 
 
 def neglected_group(cast: Cast, data: ImageData) -> int:
-    """The group in which the teacher is furthest behind the independent students.
+    """The group in which the teacher is furthest behind the independent students, or least right.
 
-    Without independent students, the one in which its accuracy is lowest. Where it is measured on
-    the same images, the teacher's lag there is overestimated, and the independent students' luck
-    makes every other arm look worse than them: compare with the controls. Raises RequestError when
-    there are fewer than two groups with images.
+    Measured on the same images, its lag there is overestimated, and the independent students' luck
+    makes every other arm look worse than them: compare with the controls.
     """
     places = _places_by_group(data)
     answers = base.all_answers([cast.teacher, *cast.arm("independent")], data)
@@ -138,8 +129,7 @@ def _linearised(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """A weighted sum of groups' means as one value per image, and the places of these images.
 
-    values (N,); groups without a weight are left out. The mean of the result is the sum of
-    weights times means; each image's distance from it is its influence on it.
+    The mean of the result is that sum; each image's distance from it is its influence on it.
     """
     total = sum(weight * values[places[group]].mean() for group, weight in weights.items())
     where = np.concatenate([places[group] for group in weights])
@@ -156,4 +146,4 @@ def _evenly(groups: Sequence[int]) -> dict[int, float]:
     return dict.fromkeys(groups, 1 / len(groups))
 
 
-PROPERTY = Property("group_accuracy", "bias", measure, MEASURES, rank=12, needs=("groups",))
+PROPERTY = base.Property("group_accuracy", "bias", measure, MEASURES, rank=12, needs=("groups",))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdnotes import stats
 from kdnotes.lazy import pandas as pd
-from kdnotes.probes import accuracy, adversarial, color_invariance, cue_bias, fidelity
-from kdnotes.probes.base import Cast, Outcome
-
-if TYPE_CHECKING:
-    from kdnotes.data import ImageData
+from kdnotes.probes import accuracy, adversarial, base, color_invariance, cue_bias, fidelity
+from kdnotes.probes.base import Cast, ImageData, Outcome
 
 ON_CUES, ON_JITTER = "cast=cues", "cast=jitter"
 TEACHER, SECOND = "teacher", "second-teacher"
@@ -52,23 +48,20 @@ def measure(
     plain: a cast and its test images, measured by `fidelity` and by `adversarial` at one size
     ``eps`` in 255ths. cues: a cast, its test images, and such in which two cues name different
     classes (`cue_bias.follows`). jitter: a cast whose teacher was trained with changing colours,
-    and its test images (`color_invariance`, at one strength). Conditions of ``plain`` are those of
-    the probes, the others' have ``cast=cues`` or ``cast=jitter`` before them. Items are kept for
-    the measures in `ITEMS_OF`. Raises RequestError as those probes do.
+    and its test images (`color_invariance`). Conditions of these begin with ``cast=cues`` or
+    ``cast=jitter``. Raises RequestError as those probes do.
     """
     cast, images = plain
-    likeness = fidelity.measure(cast, images)
     fooling = adversarial.measure(cast, images, eps=(), primary=eps, steps=steps)
     parts = [
-        likeness.keep(lambda rows: rows["condition"] == ""),
+        fidelity.measure(cast, images).keep(lambda rows: rows["condition"] == ""),
         fooling.keep(lambda rows: rows["condition"].str.endswith("eps=primary")),
     ]
     if cues is not None:
         cast, images, conflicts = cues
         followed = cue_bias.follows(cast, conflicts)
         followed = followed.keep(lambda rows: rows["measure"] != "follows_marker")
-        right = accuracy.measure(cast, images)
-        parts += [right.under(ON_CUES), followed.under(ON_CUES)]
+        parts += [accuracy.measure(cast, images).under(ON_CUES), followed.under(ON_CUES)]
     if jitter is not None:
         steady = color_invariance.measure(*jitter, strengths=(), hue_angles=(), primary=strength)
         wanted = "", color_invariance.condition()
@@ -77,29 +70,22 @@ def measure(
 
 
 def gains(
-    table: pd.DataFrame,
-    measure: str,
-    condition: str,
-    accuracy_condition: str,
-    arms: Sequence[str],
+    table: pd.DataFrame, measure: str, condition: str, beside: str, arms: Sequence[str]
 ) -> pd.DataFrame:
-    """How much more accurate than the independent student of its seed each student is, and how much
-    more of a measure it has: columns arm, seed, accuracy_gain and inheritance.
+    """How much more accurate (under ``beside``) than the independent student of its seed each
+    student is, and how much more of a measure it has: arm, seed, accuracy_gain and inheritance.
 
     An independent student is compared with the next seed's (the last with the first): what both
     look like by chance. Arms that were not measured are left out, as are seeds without a finite
     value of both. Raises NotMeasuredError where the table has no row of independent students.
     """
-    columns = {
-        "accuracy_gain": ("accuracy", accuracy_condition),
-        "inheritance": (measure, condition),
-    }
     reference, differences = "independent", {}
-    for name, (which, under) in columns.items():
-        rows = table[(table["measure"] == which) & (table["condition"] == under)]
+    columns = {"accuracy_gain": ("accuracy", beside), "inheritance": (measure, condition)}
+    for name, where in columns.items():
+        rows = base.rows_of(table, *where)
         values = rows.pivot(index="seed", columns="arm", values="value").astype(np.float64)
         if reference not in values:
-            raise stats.NotMeasuredError(f"no '{which}' for arm '{reference}'")
+            raise stats.NotMeasuredError(f"no '{where[0]}' for arm '{reference}'")
         own = values[reference].dropna()
         over = values.sub(own, axis=0)
         over[reference] = pd.Series(np.roll(own, -1), own.index) - own if len(own) > 1 else np.nan

@@ -1,8 +1,8 @@
 """Are the layers of a student like those of its teacher? Linear CKA, layer by layer.
 
-Centred kernel alignment (Kornblith et al. 2019) from the Hilbert-Schmidt independence criterion,
-estimated without bias (Song et al. 2012) in each batch and averaged over batches (Nguyen et al.
-2021). Maps are flattened: where a feature was found is part of what a layer says.
+Centred kernel alignment (Kornblith et al. 2019), estimated without bias (Song et al. 2012) in each
+batch and averaged over batches (Nguyen et al. 2021). Maps are flattened: where a feature was found
+is part of what a layer says.
 """
 
 from __future__ import annotations
@@ -10,18 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from kdnotes.errors import RequestError
 from kdnotes.lazy import pandas as pd
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import Alike, Cast, Measure, Member, Outcome, Property, Recorder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
+from kdnotes.probes.base import Alike, Cast, ImageData, Measure, Member, Outcome, Recorder, Row
 
 BATCH_SIZE = 125  # products of pairs cost as much as the networks; they grow with the batch
 SMALLEST_BATCH = 4  # the unbiased estimate divides by images - 3
@@ -47,20 +41,19 @@ MEASURES = (
 def measure(cast: Cast, data: ImageData) -> Outcome:
     """Linear CKA of every network's layers with the teacher's, on the same images.
 
-    Layers are the network's taps, numbered from 1, its penultimate ``features`` and its ``logits``.
+    Layers are the taps, numbered from 1, the penultimate ``features`` and the ``logits``.
     ``cka_diagonal`` is a mean over a student's layers, each with the teacher's of the same relative
-    depth. NaN where a layer says the same of all images. Raises RequestError when there are fewer
-    than four images, or when a network's last linear layer cannot be found.
+    depth. NaN where a layer says the same of all images. Raises RequestError for fewer than four
+    images, or when a network's last linear layer cannot be found.
     """
     _check_count(len(data))
-    members = list(cast.everyone())
+    members = cast.everyone()
     names = [layer_names(member) for member in members]
-    depths = [len(each) for each in names]
-    shared = [torch.zeros(depths[0], depth, dtype=torch.float64) for depth in depths]
-    own = [torch.zeros(depth, dtype=torch.float64) for depth in depths]
-    answers: list[list[Tensor]] = [[] for _ in members]
+    shared = [torch.zeros(len(names[0]), len(each), dtype=torch.float64) for each in names]
+    own = [torch.zeros(len(each), dtype=torch.float64) for each in names]
+    answers: list[list[torch.Tensor]] = [[] for _ in members]
     for _, images in base.batches(data, base.device_of(cast.teacher.network), BATCH_SIZE):
-        teachers: Tensor | None = None
+        teachers: torch.Tensor | None = None
         for number, member in enumerate(members):
             layers = layers_of(member, images)
             answers[number].append(layers[-1].argmax(1).cpu())
@@ -81,7 +74,7 @@ def measure(cast: Cast, data: ImageData) -> Outcome:
         recorder.add_value(member, "cka_last", float(values[-3, -3]))
         recorder.add_value(member, "cka_logits", float(values[-1, -1]))
         if member is not cast.teacher:
-            taps = corresponding(depths[number] - 2, depths[0] - 2)
+            taps = corresponding(len(member.taps), len(cast.teacher.taps))
             matched = torch.cat([values[taps, range(len(taps))], values[[-2, -1], [-2, -1]]])
             for which, its in (("all", matched), ("hidden", matched[:-1])):
                 recorder.add_value(member, "cka_diagonal", float(its.mean()), f"layers={which}")
@@ -93,31 +86,30 @@ def by_count(
 ) -> Outcome:
     """CKA of the last taps on few and on more images, by the usual estimate and without its bias.
 
-    counts: numbers of images, the first of the data each time; larger ones than there are become
-    all there are. Members of ``arms`` are compared with the teacher; for ``_shuffled`` it is shown
-    the images in another order. Raises RequestError when a count is below four.
+    counts: numbers of images, the first of the data each time, at most all. Members of ``arms`` are
+    compared with the teacher; for ``_shuffled`` it is shown the images in another order. Raises
+    RequestError when a count is below four.
     """
     sizes = sorted({min(count, len(data)) for count in counts})
     _check_count(sizes[0])
     first = data.subset(torch.arange(sizes[-1]))
     members = [cast.teacher, *(member for member in cast.members if member.arm in arms)]
-    parts: list[list[Tensor]] = [[] for _ in members]
+    parts: list[list[torch.Tensor]] = [[] for _ in members]
     for _, images in base.batches(first, base.device_of(cast.teacher.network), BATCH_SIZE):
         for member, part in zip(members, parts, strict=True):
             part.append(layers_of(member, images)[len(member.taps) - 1])
     grams = [gram(torch.cat(part)) for part in parts]
-    generator = torch.Generator().manual_seed(0)
-    recorder = Recorder(data)
+    generator, rows = torch.Generator().manual_seed(0), list[Row]()
     for size in sizes:
         order = torch.randperm(size, generator=generator).to(grams[0].device)
         for name, estimate in (("biased", doubly_centred), ("debiased", u_centred)):
             teachers, *rest = (estimate(each[:size, :size]) for each in grams)
-            shuffled = teachers[order][:, order]
+            references = {"": teachers, "_shuffled": teachers[order][:, order]}
             for member, students in zip(members[1:], rest, strict=True):
-                for ending, reference in (("", teachers), ("_shuffled", shuffled)):
-                    value = alignment(reference, students)
-                    recorder.add_value(member, f"cka_{name}{ending}", value, f"images={size}")
-    return recorder.outcome()
+                for ending, reference in references.items():
+                    what = f"images={size}", f"cka_{name}{ending}"
+                    rows.append((member.arm, member.seed, *what, alignment(reference, students)))
+    return Outcome.of_rows(rows)
 
 
 def relation(
@@ -125,28 +117,25 @@ def relation(
 ) -> Outcome:
     """Do networks that have more of one measure have more of another? Spearman's correlation.
 
-    x and y: a measure and its condition each; networks of ``arms`` with a value of both count.
-    Rows, at each seed and (as seed 0) over means of arms and within arms, have the arm ``all-arms``
-    and the condition ``of=X,with=Y``. NaN for fewer than three networks or where all are alike.
+    x and y: a measure and its condition each. Rows, at each seed and (as seed 0) over means of arms
+    and within arms, have the arm ``all-arms`` and the condition ``of=X,with=Y``. NaN for fewer than
+    three networks or where all are alike.
     """
-    columns = {}
-    for name, (measure, condition) in (("x", x), ("y", y)):
-        rows = outcome.table
-        rows = rows[(rows["measure"] == measure) & (rows["condition"] == condition)]
-        columns[name] = rows[rows["arm"].isin(list(arms))].set_index(["arm", "seed"])["value"]
+    rows = {name: base.rows_of(outcome.table, *of, arms) for name, of in (("x", x), ("y", y))}
+    columns = {name: its.set_index(["arm", "seed"])["value"] for name, its in rows.items()}
     pairs = pd.DataFrame(columns).dropna()
     means = pairs.groupby(level="arm")
     found = [(int(seed), "rank_correlation", at) for seed, at in pairs.groupby(level="seed")]
     found.append((0, "rank_correlation_of_means", means.mean()))
     found.append((0, "rank_correlation_within", pairs - means.transform("mean")))
-    where = f"of={x[0]},with={y[0]}"
-    correlations = []
-    for seed, name, values in found:
+
+    def rho(values: pd.DataFrame) -> float:
         # Differences from a mean that are nothing but rounding would get ranks as well.
         ranks = values.round(12).rank()
-        rho = float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else math.nan
-        correlations.append(("all-arms", seed, where, name, rho))
-    return Outcome.of_rows(correlations)
+        return float(ranks["x"].corr(ranks["y"])) if len(ranks) > 2 else math.nan
+
+    where = f"of={x[0]},with={y[0]}"
+    return Outcome.of_rows(("all-arms", seed, where, name, rho(at)) for seed, name, at in found)
 
 
 def by_layer(outcome: Outcome, cast: Cast, arm: str, under: str = "") -> pd.DataFrame:
@@ -172,7 +161,7 @@ def corresponding(students: int, teachers: int) -> list[int]:
     return [math.floor((tap + 1) * teachers / students + 0.5) - 1 for tap in range(students)]
 
 
-def layers_of(member: Member, images: Tensor) -> list[Tensor]:
+def layers_of(member: Member, images: torch.Tensor) -> list[torch.Tensor]:
     """Outputs (n, ...) of a network's taps, its penultimate features (n, D), its logits (n, C).
 
     Raises RequestError when the last layer cannot be found.
@@ -188,11 +177,8 @@ def layers_of(member: Member, images: Tensor) -> list[Tensor]:
     return [*layers, logits.float()]
 
 
-def gram(layer: Tensor) -> Tensor:
-    """Inner products (n, n) of a layer's outputs (n, ...) for all pairs of images, as float64.
-
-    As precise as the layer, which is two times faster; what is made of them is in float64.
-    """
+def gram(layer: torch.Tensor) -> torch.Tensor:
+    """Inner products (n, n) of a layer's outputs (n, ...), as precise as these, as float64."""
     layer = layer.to(torch.promote_types(layer.dtype, torch.float32))
     # Products do not depend on the order of a map's cells: in this one nothing has to be copied.
     flat = (layer.permute(0, 2, 3, 1) if layer.ndim == 4 else layer).flatten(1)
@@ -205,7 +191,7 @@ def gram(layer: Tensor) -> Tensor:
     return (upper + upper.triu(1).T).double()
 
 
-def u_centred(inner: Tensor) -> Tensor:
+def u_centred(inner: torch.Tensor) -> torch.Tensor:
     """A matrix (n, n) of inner products, centred so that products of two such are unbiased.
 
     Over n (n - 3), their sum is the estimate of Song et al. (2012), in Székely and Rizzo's form.
@@ -217,22 +203,19 @@ def u_centred(inner: Tensor) -> Tensor:
     return (inner - rows[:, None] - rows + everything).fill_diagonal_(0)
 
 
-def doubly_centred(inner: Tensor) -> Tensor:
+def doubly_centred(inner: torch.Tensor) -> torch.Tensor:
     """A matrix (n, n) of inner products with the means of its rows and columns taken out."""
     rows = inner.mean(1)
     return inner - rows[:, None] - rows + rows.mean()
 
 
-def alignment(first: Tensor, second: Tensor) -> float:
-    """Linear CKA of two layers from their centred inner products (n, n), as float64.
-
-    NaN where a layer says the same of all images.
-    """
+def alignment(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Linear CKA of two layers from their centred inner products (n, n) in float64, maybe NaN."""
     shared = (first * second).sum()
     return float(_ratio(shared, first.square().sum() * second.square().sum()))
 
 
-def _ratio(shared: Tensor, product: Tensor) -> Tensor:
+def _ratio(shared: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
     """Shared over the root of the product; NaN where that is nothing but rounding."""
     return (shared / product.sqrt()).where(product > torch.finfo(product.dtype).tiny, torch.nan)
 
@@ -246,13 +229,6 @@ def _check_count(count: int) -> None:
         raise RequestError(f"CKA needs at least {SMALLEST_BATCH} images, not {count}")
 
 
-PROPERTY = Property(
-    "representations",
-    "representations",
-    measure,
-    MEASURES,
-    rank=11,
-    needs=("maps",),
-    audited=True,
-    share=0.5,
+PROPERTY = base.Audited(
+    "representations", "representations", measure, MEASURES, 11, ("maps",), share=0.5
 )

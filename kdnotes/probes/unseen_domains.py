@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,36 +10,19 @@ import numpy as np
 from kdnotes import stats
 from kdnotes.lazy import torch
 from kdnotes.probes import base
-from kdnotes.probes.base import (
-    Alike,
-    BeyondChance,
-    Cast,
-    Measure,
-    Member,
-    Outcome,
-    Property,
-    Recorder,
-)
+from kdnotes.probes.base import Alike, BeyondChance, Cast, ImageData, Measure, Outcome, Recorder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from kdnotes.data import ImageData
     from kdnotes.data.renderings import Draws
 
 UNSEEN, ALL = "domain=unseen", ("domain=*",)
 DRAWN = "sketches, silhouettes and the like"
+MORE = "agrees with its teacher more on unseen domains"
 PAIRS = (*ALL, "domain=*,against=*")
 MEASURES = (
     Alike("consensus", f"gives the teacher's answer to {DRAWN}", UNSEEN, PAIRS, True),
     Measure("accuracy", f"is right about {DRAWN}", UNSEEN, ALL, True),
-    Alike(
-        "extra_consensus",
-        "agrees with its teacher more on unseen domains than on the seen one",
-        unit="difference of shares",
-        low=-1.0,
-        twin=0.0,
-    ),
+    base.Difference("extra_consensus", f"{MORE} than on the seen one", of="pair", twin=0.0),
     BeyondChance("kappa", f"answers as the teacher does to {DRAWN}, beyond chance", UNSEEN, PAIRS),
     BeyondChance("error_consistency", f"errs on the same of {DRAWN}, beyond chance", UNSEEN, ALL),
     Alike("consensus_on_teacher_errors", "repeats the teacher's mistakes", UNSEEN, ALL),
@@ -49,17 +32,14 @@ MEASURES = (
 def measure(cast: Cast, data: ImageData, *, ground: str = "own", seed: int = 0) -> Outcome:
     """Answers of every network in the seen domain and in five renderings of the same images.
 
-    Conditions: ``domain=seen``, ``domain=sketch``, ``stylised``, ``silhouette``, ``edge`` and
-    ``cue-conflict``, and ``domain=unseen``, the mean over the five. Silhouettes are of the mask
-    ``digit`` where the data have one; ``ground`` is that of `renderings.render`. ``consensus`` and
-    ``extra_consensus`` (no condition) are per image, ``accuracy`` is where it has no condition (the
-    seen domain's); all else stands in the table only, NaN where undefined, which a mean over
-    domains leaves out. Consensus and kappa of every two independent students stand there under
-    ``domain=D,against=SEED``.
+    Under ``domain=unseen`` stands the mean over the five. Silhouettes are of the mask ``digit``
+    where the data have one; ``ground`` is that of `renderings.render`. ``consensus``,
+    ``extra_consensus`` and ``accuracy`` without a condition (the seen domain's) are per image; all
+    else stands in the table only, NaN where undefined, which a mean over domains leaves out.
     """
     from kdnotes.data.renderings import DOMAINS
 
-    members = list(cast.everyone())
+    members, recorder = cast.everyone(), Recorder(data)
     answers = _answers(members, data, ground, seed)
     labels, teachers = data.labels, answers[0]
     likeness = {
@@ -68,7 +48,6 @@ def measure(cast: Cast, data: ImageData, *, ground: str = "own", seed: int = 0) 
         "consensus_on_teacher_errors": lambda a, b: stats.agreement_on_wrong_items(b, a, labels),
     }
     parts = {name: (name,) for name in teachers} | {"unseen": DOMAINS}
-    recorder = Recorder(data)
     for member, its in zip(members, answers, strict=True):
         recorder.add_accuracy(member, its["seen"])
         same = {name: (teachers[name] == its[name]).float() for name in its}
@@ -94,8 +73,8 @@ def measure(cast: Cast, data: ImageData, *, ground: str = "own", seed: int = 0) 
 
 
 def renderings_of(
-    data: ImageData, places: Tensor, draws: Draws, ground: str = "own"
-) -> dict[str, Tensor]:
+    data: ImageData, places: torch.Tensor, draws: Draws, ground: str = "own"
+) -> dict[str, torch.Tensor]:
     """Images at some places, float (n, 3, H, W), as they are and in the five domains."""
     from kdnotes.data.renderings import render
 
@@ -106,14 +85,13 @@ def renderings_of(
 
 
 def _answers(
-    members: Sequence[Member], data: ImageData, ground: str, seed: int
-) -> list[dict[str, Tensor]]:
+    members: Sequence[base.Member], data: ImageData, ground: str, seed: int
+) -> list[dict[str, torch.Tensor]]:
     """Answers (N,) of every network by domain, each batch drawn once for all of them."""
     from kdnotes.data.renderings import draw
 
-    device = base.device_of(members[0].network)
-    draws = draw(data.labels, seed)
-    parts: list[dict[str, list[Tensor]]] = [{} for _ in members]
+    device, draws = base.device_of(members[0].network), draw(data.labels, seed)
+    parts: list[dict[str, list[torch.Tensor]]] = [{} for _ in members]
     for places in torch.arange(len(data)).split(base.at_a_time()):
         for domain, images in renderings_of(data, places, draws, ground).items():
             shown = images.to(device)
@@ -122,22 +100,13 @@ def _answers(
     return [{name: torch.cat(each) for name, each in part.items()} for part in parts]
 
 
-def _over(
-    domains: Sequence[str], alike: Callable[[Tensor, Tensor], float]
-) -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float]:
+def _over(domains: Sequence[str], alike: Callable[..., float]) -> Callable[..., float]:
     """The mean over domains of a likeness of two networks' answers by domain."""
     return lambda first, second: base.mean_of_defined(
         np.array([alike(first[name], second[name]) for name in domains])
     )
 
 
-PROPERTY = Property(
-    "unseen_domains",
-    "unseen domains",
-    measure,
-    MEASURES,
-    rank=7,
-    audited=True,
-    share=0.3,
-    passes=5.0,
+PROPERTY = base.Audited(
+    "unseen_domains", "unseen domains", measure, MEASURES, rank=7, share=0.3, passes=5.0
 )

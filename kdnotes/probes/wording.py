@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdnotes import figures, stats
+from kdnotes import figures, probes, stats
+from kdnotes.errors import RequestError
+from kdnotes.lazy import pandas as pd
 from kdnotes.probes.base import Measure
 from kdnotes.stats.words import CANNOT_TELL, NO_GAP, UNCERTAIN_GAP, format_number, how_much
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    Shares = Mapping[str, stats.GapClosed]
+Shares = Mapping[str, "stats.GapClosed"]
 
 NOT_MEASURED = "not measured"
 DASH = "\N{EN DASH}"
@@ -99,52 +100,46 @@ def sentence(measure: Measure, shares: Shares, gap: str) -> str:
     alike = f", as its teacher {verb}" if measure.of == "network" else ""
     found = {word(share) for share in shares.values()}
     if found in ({NO_GAP}, {UNCERTAIN_GAP}):
-        plain = (
-            f"{short(arm)} minus alone {share.difference.format()}" for arm, share in shares.items()
-        )
-        says = f"{'; '.join(plain)}. For a share of the way there is {found.pop()} ({gap})"
+        differences = {arm: share.difference.format() for arm, share in shares.items()}
+        plain = "; ".join(f"{short(arm)} minus alone {each}" for arm, each in differences.items())
+        says = f"{plain}. For a share of the way there is {found.pop()} ({gap})"
     else:
-        says = "; ".join(_clauses(shares)) or "no way of teaching was compared"
+        says = _clauses(shares) or "no way of teaching was compared"
     return f"A student {measure.sentence}{alike}: {says}."
+
+
+def _clauses(shares: Shares) -> str:
+    """One for each method; the verb stands with the first that hands on anything."""
+    said, verb, of = [], " hands on", " of it"
+    for arm, share in shares.items():
+        much = word(share)
+        if share.ratio is None or much == CANNOT_TELL:
+            plain = "" if share.ratio else number(share)
+            said.append(f"{short(arm)}: {much}{plain and ', '}{plain}")
+        else:
+            part = of if much in ("most", "part") else ""
+            said.append(f"{short(arm)}{verb} {much}{part}, {number(share)}")
+            verb = of = ""
+    return "; ".join(said)
 
 
 def how_to_read(shares: Shares, end: str, elsewhere: bool, silent: bool) -> str:
     """How to read the table of an answer, with what of it is there."""
-    divided = any(share.ratio is not None for share in shares.values())
-    whole = all(share.ratio is not None for share in shares.values())
-    parts = ["In brackets: 95% intervals"]
-    parts += [f"of the gap: the way from one trained alone (0) to {_the(end)} (1)"] * divided
-    parts += ["difference: minus one trained alone"] * (not whole)
-    parts += ["a word holds for all of its interval"] * divided
-    parts += ["no other run of this is published"] * (not elsewhere)
-    parts += [f"{DASH}: the paper says nothing of it"] * silent
-    return f"<small>{'; '.join(parts)}.</small>"
-
-
-def _the(end: str) -> str:
-    return "its teacher" if end == "teacher" else f"the {short(end).lower()}"
-
-
-def _clauses(shares: Shares) -> Iterator[str]:
-    """One for each method; the verb stands with the first that hands on anything."""
-    verb, of = " hands on", " of it"
-    for arm, share in shares.items():
-        much = word(share)
-        if share.ratio is None:
-            yield f"{short(arm)}: {much}{number(share) and ', '}{number(share)}"
-        elif much == CANNOT_TELL:
-            yield f"{short(arm)}: {much}"
-        else:
-            part = of if much in ("most", "part") else ""
-            yield f"{short(arm)}{verb} {much}{part}, {number(share)}"
-            verb = of = ""
+    divided = [share.ratio is not None for share in shares.values()]
+    far = "its teacher" if end == "teacher" else f"the {short(end).lower()}"
+    parts = {
+        "In brackets: 95% intervals": True,
+        f"of the gap: the way from one trained alone (0) to {far} (1)": any(divided),
+        "difference: minus one trained alone": not all(divided),
+        "a word holds for all of its interval": any(divided),
+        "no other run of this is published": not elsewhere,
+        f"{DASH}: the paper says nothing of it": silent,
+    }
+    return f"<small>{'; '.join(part for part, applies in parts.items() if applies)}.</small>"
 
 
 def contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two answers about a method cannot both be: intervals on two sides, or none and some.
-
-    Intervals of shares, or of differences in the direction of the measure.
-    """
+    """Whether two answers cannot both be: intervals on two sides of zero, or none and some."""
     if None in (one["low"], one["high"], other["low"], other["high"]):
         return False
     sides = [int(each["low"] > 0) - int(each["high"] < 0) for each in (one, other)]
@@ -154,16 +149,20 @@ def contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def lessons(shares: Shares, end: str) -> str:
-    """What the words come to for a student, one sentence for all methods of a word.
-
-    ``end``: the arm at 1 of a share; a second teacher is one of the first teacher's kind.
-    """
+    """What the words come to for a student of the arm ``end``, one sentence for each word."""
     there = {"teacher": "its teacher", "second-teacher": "a teacher of the same kind"}
-    methods: dict[str, list[str]] = {}
-    for arm, share in shares.items():
-        methods.setdefault(word(share), []).append(short(arm))
-    said = {word: lesson.format(end=there.get(end, short(end))) for word, lesson in LESSONS.items()}
+    far = there.get(end, short(end))
+    methods = _by({arm: word(share) for arm, share in shares.items()})
+    said = {word: LESSONS[word].format(end=far) for word in methods}
     return " ".join(f"{' and '.join(who)}: {said[word]}." for word, who in methods.items())
+
+
+def _by(of_arms: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of the arms by what is said of them."""
+    found: dict[str, list[str]] = {}
+    for arm, said in of_arms.items():
+        found.setdefault(said, []).append(short(arm))
+    return found
 
 
 def how_sure(
@@ -176,25 +175,22 @@ def how_sure(
     """What the intervals are made of, what makes them as wide as they are, what they leave out.
 
     seeds: of the students of each method; teachers: how many there are of each kind; items: the
-    outcomes of single images that count, or of what else they are ``called``.
+    outcomes of single images, or of what else they are ``called``.
     """
     students = ", ".join(f"{len(mine)} {short(arm)}" for arm, mine in seeds.items()) or "none"
-    all_seeds = sorted({seed for mine in seeds.values() for seed in mine})
-    span = " to ".join(str(end) for end in dict.fromkeys(all_seeds[:1] + all_seeds[-1:]))
-    made = [
-        f"students: {students}"
-        + (f" ({'seeds' if len(all_seeds) > 1 else 'seed'} {span})" if span else "")
-    ]
+    known = sorted({seed for mine in seeds.values() for seed in mine})
+    if known:
+        span = f"seeds {known[0]} to {known[-1]}" if len(known) > 1 else f"seed {known[0]}"
+        students += f" ({span})"
+    made = [f"students: {students}"]
     made += [f"{short(arm).lower()}s: {count}" for arm, count in teachers.items()]
     images = items["item"].nunique() if len(items) else 0
     made.append(f"test {called}: {images:,}" if images else f"no single {called}, so seeds alone")
     if images and (originals := items["source"].nunique()) < images:
         made[-1] += f", made from {originals:,} originals"
-    causes: dict[str, list[str]] = {}
-    for arm, share in shares.items():
-        causes.setdefault(_limit(share.ratio or share.difference, called), []).append(short(arm))
-    causes.pop("", None)
-    limits = "; ".join(f"{cause} ({', '.join(arms)})" for cause, arms in causes.items())
+    widest = {arm: share.ratio or share.difference for arm, share in shares.items()}
+    causes = _by({arm: _limit(found, called) for arm, found in widest.items()})
+    limits = "; ".join(f"{cause} ({', '.join(arms)})" for cause, arms in causes.items() if cause)
     return (
         f"**How sure?** Behind the intervals: {'; '.join(made)}. "
         + (f"What limits them most: {limits}. " if limits else "")
@@ -204,40 +200,14 @@ def how_sure(
 
 def _limit(found: stats.Interval, called: str) -> str:
     """What makes an interval as wide as it is; nothing where there is none."""
-    if not found.n:
-        return ""
-    if found.n == 1:
-        return "there being one student only"
+    if found.n < 2:
+        return "there being one student only" if found.n else ""
     of_images = found.item_standard_error**2
     differ = found.standard_error**2 - of_images > of_images
     return "how students of different seeds differ" if differ else f"which {called} were tested"
 
 
 # --- claims -----------------------------------------------------------------------------------
-
-
-def asked(claim: Mapping[str, Any]) -> str:
-    """What decides a claim, in the words of the measure that it is about.
-
-    ``Is fooled by the same images (share): KL minus alone lies above 0.``
-    """
-    name, condition = claim["measure"], claim["condition"]
-    measure = declared(name, condition) or Measure(name, name.replace("_", " "), unit="")
-    sentence, where = measure.sentence, _where(condition, measure.condition)
-    reference = claim["reference"]
-    other = _called(reference) if isinstance(reference, str) else format_number(reference)
-    what = f"{short(claim['arm'])} minus {other}"
-    if claim["kind"] == "gap closed":
-        way = f"from {other} to {_called(claim['ceiling'])}"
-        what = f"the share of the way {way} that {short(claim['arm'])} goes"
-    if (same := claim["equivalence_margin"]) is not None:
-        lies = f"between -{format_number(same)} and {format_number(same)}"
-    else:
-        margin = format_number(claim["margin"]) if claim["margin"] else "0"
-        lies = f"{'above' if claim['direction'] == 'greater' else 'below'} {margin}"
-    counted_in = f" ({measure.unit})" if measure.unit else ""
-    return f"{sentence[0].upper()}{sentence[1:]}{where}{counted_in}: {what} lies {lies}."
-
 
 _CONDITIONS = {
     "domain=orig": "plain digits",
@@ -251,15 +221,29 @@ _CONDITIONS = {
 }
 
 
-def declared(name: str, condition: str) -> Measure | None:
-    """The measure of a name that is declared for a condition, the one that is mainly so first."""
-    from kdnotes import probes
+def asked(claim: Mapping[str, Any]) -> str:
+    """What decides a claim, in the words of the measure that it is about.
 
-    known = [each for each in probes.measures() if each.name == name]
-    fitting = [each for each in known if each.is_measured_under(condition)]
-    mainly = [each for each in fitting if replace(each, others=()).is_measured_under(condition)]
-    exactly = [each for each in mainly if each.condition == condition]
-    return next(iter((*exactly, *mainly, *fitting)), None)
+    ``Is fooled by the same images (share): KL minus alone lies above 0.``
+    """
+    name, condition = claim["measure"], claim["condition"]
+    try:
+        measure = probes.check_measure(name, condition)
+    except RequestError:  # a saved claim may be about what is measured no more
+        measure = Measure(name, name.replace("_", " "), unit="")
+    arm, reference = short(claim["arm"]), claim["reference"]
+    other = _called(reference) if isinstance(reference, str) else format_number(reference)
+    what = f"{arm} minus {other}"
+    if claim["kind"] == "gap closed":
+        what = f"the share of the way from {other} to {_called(claim['ceiling'])} that {arm} goes"
+    if (same := claim["equivalence_margin"]) is not None:
+        lies = f"between -{format_number(same)} and {format_number(same)}"
+    else:
+        margin = format_number(claim["margin"]) if claim["margin"] else "0"
+        lies = f"{'above' if claim['direction'] == 'greater' else 'below'} {margin}"
+    about = f"{measure.sentence[0].upper()}{measure.sentence[1:]}"
+    about += _where(condition, measure.condition) + (f" ({measure.unit})" if measure.unit else "")
+    return f"{about}: {what} lies {lies}."
 
 
 def _called(arm: str) -> str:
