@@ -18,7 +18,7 @@ from kdnotes import networks
 from kdnotes.audit.remembering import Answers
 from kdnotes.errors import RequestError
 from kdnotes.probes.base import BATCH_SIZE, Member, check_finite, device_of
-from kdnotes.study.resolving import resolve_device
+from kdnotes.study.study import resolve_device
 
 if TYPE_CHECKING:
     from kdnotes.probes.base import Cast
