@@ -16,7 +16,7 @@ from benchmarks.trained_out import accuracy
 from kdnotes import paths
 from kdnotes.book import running
 from kdnotes.study import arms
-from kdnotes.study.seeds import DEVELOPMENT
+from kdnotes.study.presets import DEVELOPMENT
 from kdnotes.training import cache
 from kdnotes.training.specification import NetworkSpec, Planned
 

@@ -95,9 +95,9 @@ def trained_resnet(device: str, quick: bool) -> Any:
 def scenes_spec(split: str, count: int) -> Any:
     """The plain scenes of the book: a digit whose hue tells the class half of the time."""
     from kdnotes.data import DataSpec, with_fingerprint
-    from kdnotes.study.worlds import SCENES
+    from kdnotes.study.study import SCENES
 
-    _, one_cue = SCENES["one-cue"]
+    *_, one_cue = SCENES["one-cue"]
     spec = DataSpec.model_validate(
         {"name": "scenes", "split": split, "count": count, "options": one_cue}
     )

@@ -24,7 +24,7 @@ from kdnotes.book import parameters, running
 from kdnotes.data import load, with_fingerprint
 from kdnotes.probes.base import Member, all_answers
 from kdnotes.study import Plan
-from kdnotes.study.seeds import DEVELOPMENT
+from kdnotes.study.presets import DEVELOPMENT
 from kdnotes.training import cache
 from kdnotes.training.specification import NetworkSpec, Planned
 

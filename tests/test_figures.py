@@ -207,19 +207,15 @@ def test_unknown_arm_has_a_fixed_look_and_a_readable_name() -> None:
 
 def test_the_last_word_on_an_arm_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "_declared", {})
-    mine = looks.Look("My method", "Mine", "#123456", "o", "-")
-    looks.declare("mine", mine)
-    looks.declare("another", replace(mine, label="Another"))
-    looks.declare("mine", mine)  # a module that is read again says nothing new
+    mine = looks.Look("mine", "My method", "Mine", "#123456", "o")
+    looks.declare(mine)
+    looks.declare(replace(mine, name="another", label="Another"))
+    looks.declare(mine)  # a module that is read again says nothing new
     assert looks.order() == ("mine", "another")
     assert (draw.label("mine"), draw.colour("mine")) == ("My method", "#123456")
-    looks.declare("mine", replace(mine, colour="#654321"))  # a cell that was edited, run again
+    looks.declare(replace(mine, colour="#654321"))  # a cell that was edited, run again
     assert draw.colour("mine") == "#654321"
     assert looks.order() == ("mine", "another")
-
-
-def test_every_verdict_has_a_colour() -> None:
-    assert list(looks.VERDICTS) == list(stats.VERDICTS)
 
 
 def test_looks_are_declared_without_anything_that_draws() -> None:

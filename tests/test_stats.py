@@ -15,7 +15,7 @@ import scipy.stats
 from sklearn.metrics import cohen_kappa_score
 
 from kdnotes import networks, stats
-from kdnotes.stats import intervals, shares
+from kdnotes.stats import intervals
 
 # Standard deviations of paired seed differences, as a share of images: the smallest, the median and
 # the largest of the claims of the published laptop run. The error rate must hold over all of it.
@@ -384,10 +384,10 @@ def test_fieller_by_hand() -> None:
     # Independent means 2 and 4 with variances 1/t^2: (r - .5)^2 * 16 = 1 + r^2, that is
     # 15 r^2 - 16 r + 3 = 0, with roots (16 -+ sqrt(76)) / 30.
     t = scipy.stats.t.ppf(0.975, 9)
-    bounds = shares.fieller(2, 4, 1 / t**2, 0.0, 1 / t**2, 9)
+    bounds = stats.fieller(2, 4, 1 / t**2, 0.0, 1 / t**2, 9)
     assert bounds == pytest.approx(((16 - 76**0.5) / 30, (16 + 76**0.5) / 30))
     with pytest.raises(ValueError, match="unbounded"):
-        shares.fieller(2, 1, 0.1, 0.0, 1.0, 9)
+        stats.fieller(2, 1, 0.1, 0.0, 1.0, 9)
 
 
 def ratio_bound_by_search(a: np.ndarray, b: np.ndarray, side: int) -> float:

@@ -17,7 +17,7 @@ from kdnotes import methods
 from kdnotes.book import parameters, running
 from kdnotes.errors import RequestError
 from kdnotes.study import Plan, Study, arms
-from kdnotes.study.resolving import resolve
+from kdnotes.study.study import resolve
 from kdnotes.training import cache
 
 CHAPTERS = ("distillation", "fidelity", "localization", "adversarial", "color-invariance")

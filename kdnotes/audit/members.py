@@ -21,7 +21,7 @@ from kdnotes import networks
 from kdnotes.errors import RequestError
 from kdnotes.networks import Normalized
 from kdnotes.probes.base import BATCH_SIZE, Member, check_finite, device_of
-from kdnotes.study.resolving import resolve_device
+from kdnotes.study.study import resolve_device
 
 CHUNK = 6 * 224**2  # pixels of a pass on one core: their maps stay near the processor
 ROOM = 1e9  # bytes for what a batch needs at once

@@ -21,8 +21,7 @@ Answer = Mapping[str, Any]  # word, amount, share, estimate, low, high: see `Fin
 class Row:
     """A property: what ends "A student ...", in which world, and each method's answer.
 
-    ``elsewhere``: what ``word`` is on other images, by their name; ``note``: a mark behind the
-    word, of a footnote.
+    ``elsewhere``: the word on other images, by their name; ``note``: the mark of a footnote.
     """
 
     sentence: str
@@ -34,10 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Page:
-    """Where things are, in pixels; on a narrow page names stand above the bars.
-
-    ``low`` and ``high``: the shares at the ends of the scale.
-    """
+    """Where things are, in pixels; on a narrow page names stand above the bars."""
 
     width: int
     left: int  # of the bars
@@ -50,13 +46,18 @@ class _Page:
     names: int  # depth of the name within its row
     size: int  # of text
     narrow: bool = False
-    low: float = -0.2
+    low: float = -0.2  # the shares at the ends of the scale
     high: float = 1.1
 
     def at(self, share: float) -> float:
         """The place of a share, that of the nearer end where it lies beyond."""
         inside = min(max(share, self.low), self.high)
         return self.left + (inside - self.low) / (self.high - self.low) * (self.right - self.left)
+
+    @property
+    def names_at(self) -> tuple[str, int]:
+        """How the names of the rows are aligned, and at which place."""
+        return ("left", self.left) if self.narrow else ("right", self.left - 18)
 
 
 _WIDE = _Page(1400, 490, 920, 945, 1180, 84, 50, (12, 13), 18, 22)
@@ -73,36 +74,29 @@ def inherited(
     """A row per property, in the given order, with the share of the gap of each of the arms.
 
     The first arm's word stands beside it: bold, or grey where nobody can tell. A mark is hollow
-    where its interval leaves the answer open. ``notes`` are written below; ``narrow``: for a phone.
+    where the answer is open. ``notes`` are written below; ``narrow``: for a phone.
     """
     page = _NARROW if narrow else _WIDE if any(row.elsewhere for row in rows) else _ALONE
     letters = int((page.width - 60) / (page.size - 5) * 1.75)
     wrapped = [line for note in notes for line in textwrap.wrap(note, letters)]
     bottom = page.top + page.each * len(rows)
     legend, first_note = bottom + (120 if narrow else 88), bottom + (212 if narrow else 124)
-    step = page.size + 4
-    height = first_note + step * len(wrapped)
+    *depths, height = (first_note + (page.size + 4) * line for line in range(len(wrapped) + 1))
     figure = plt.figure(figsize=(page.width / 100, height / 100), dpi=100, layout="none")
     plt.close(figure)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, page.width), ylim=(height, 0))
     axis.set_axis_off()
-    ends = [
-        mark[end]
-        for row in rows
-        for mark in row.methods.values()
-        for end in ("low", "high")
-        if mark["share"]
-    ]
+    shares = [each for row in rows for each in row.methods.values() if each["share"]]
+    ends = [each[end] for each in shares for end in ("low", "high")]
     low, high = max(_LOWEST, min([page.low, *ends])), min(_HIGHEST, max([page.high, *ends]))
     page = replace(page, low=low, high=high)
     for number, row in enumerate(rows):
         _draw_row(axis, page, row, page.top + number * page.each, arms, shaded=number % 2 == 0)
     _draw_frame(axis, page, bottom, looks.of(arms[0]).short if arms else "")
     _legend(axis, page, legend, arms)
-    for number, line in enumerate(wrapped):
-        at = first_note + step * number
-        _text(axis, 40 if narrow else 20, at, line, page.size - 5, color="#444444")
+    for depth, line in zip(depths, wrapped, strict=True):
+        _text(axis, 40 if narrow else 20, depth, line, page.size - 5, color="#444444")
     return figure
 
 
@@ -122,19 +116,18 @@ def _draw_row(
     for share in (0, 1) if divided else (0,):  # where there is no gap there is no other end
         reach = (top + page.bars[0] - 14, top + 128) if narrow else (top, top + page.each)
         axis.plot([page.at(share)] * 2, reach, color="#555555", lw=1.8, zorder=1)
-    side, at = ("left", page.left) if narrow else ("right", page.left - 18)
+    side, at = page.names_at
     below = top + page.names + 0.95 * page.size + (8 if narrow else 0)
     there = [f"{brief(word)} ({name})" for name, word in row.elsewhere.items()]
     _text(axis, at, top + page.names, row.sentence, page.size, ha=side)
+    _text(axis, at, below, row.world, page.size - 6, ha=side, color=_FADED)
     first = row.methods[arms[0]]
     sure = first["share"] and first["word"] != CANNOT_TELL
     style = {"weight": "bold"} if sure else {"color": _FADED}
-    short = brief(first["word"])
-    said = short if narrow else textwrap.fill(short, 16)
+    said = brief(first["word"]) if narrow else textwrap.fill(brief(first["word"]), 16)
     size, middle = page.size - min(2 * said.count("\n"), 4), top + page.each / 2
-    _text(axis, at, below, row.world, page.size - 6, ha=side, color=_FADED)
-    ends = {"ha": "right" if narrow else "left", **style}
-    _text(axis, page.words, below if narrow else middle, said + row.note, size, **ends)
+    style["ha"] = "right" if narrow else "left"
+    _text(axis, page.words, below if narrow else middle, said + row.note, size, **style)
     if narrow:
         others = f"on other images: {', '.join(there)}" if there else ""
         small = min(page.size - 6, (page.right - at) / (0.6 * max(len(others), 1)))
@@ -151,14 +144,13 @@ def _draw_row(
 
 def _say_differences(axis: Axes, page: _Page, row: Row, arms: Sequence[str], top: float) -> None:
     """Where no method has a share of a gap: the plain differences, in words."""
-    named = {
-        arm: row.methods[arm]["amount"].partition(" (")[0] for arm in arms if arm in row.methods
-    }
-    plain = [f"{looks.of(arm).short} {said.partition(' ')[2]}" for arm, said in named.items()]
-    whole = ", ".join(said.replace(" ", "\xa0") for said in plain)
-    lines = textwrap.wrap("minus alone: " + whole, 44)
+    measured = {arm: row.methods[arm]["amount"] for arm in arms if arm in row.methods}
+    said = [
+        f"{looks.of(arm).short} {amount.partition(' (')[0].partition(' ')[2]}".replace(" ", "\xa0")
+        for arm, amount in measured.items()
+    ]
+    text = textwrap.fill(f"minus alone: {', '.join(said)}", 44).replace("\xa0", " ")
     middle = top + (page.bars[0] + 16.0 if page.narrow else page.each / 2)
-    text = "\n".join(lines).replace("\xa0", " ")
     _text(axis, page.at(0) + 14, middle, text, page.size - 6, color=_FADED, gid="differences")
 
 
@@ -174,8 +166,8 @@ def _draw_mark(axis: Axes, page: _Page, arm: str, found: Answer | None, top: flo
     if page.low <= found["estimate"] <= page.high:
         hollow = found["word"] == CANNOT_TELL
         face, edge = ("white", look.colour) if hollow else (look.colour, "white")
-        drawn: dict[str, Any] = {"ms": size, "mfc": face, "mec": edge, "mew": 1.3}
-        axis.plot(page.at(found["estimate"]), at, look.marker, gid=arm, **drawn)
+        drawn: dict[str, Any] = {"ms": size, "mfc": face, "mec": edge, "mew": 1.3, "gid": arm}
+        axis.plot(page.at(found["estimate"]), at, look.marker, **drawn)
 
 
 def _draw_frame(axis: Axes, page: _Page, bottom: float, first: str) -> None:
@@ -187,26 +179,25 @@ def _draw_frame(axis: Axes, page: _Page, bottom: float, first: str) -> None:
     what = "share of the way from a student trained alone to its teacher"
     middle, depth = (page.left + page.right) / 2, bottom + (60 if narrow else 46)
     _text(axis, middle, depth, textwrap.fill(what, 44 if narrow else 80), small - 1, ha="center")
-    side, at = ("left", page.left) if narrow else ("right", page.left - 18)
+    side, at = page.names_at
     over = 28 if narrow else above + 12
     _text(axis, at, over, "A student ...", page.size, ha=side, style="italic")
     hands = f"{first} hands on ..."
     if narrow:
         _text(axis, page.words, over, hands, page.size, ha="right", style="italic")
-    else:
-        _text(axis, page.words, above, textwrap.fill(hands, 9), page.size - 3)
-    if page.there and not narrow:
+        return
+    _text(axis, page.words, above, textwrap.fill(hands, 9), page.size - 3)
+    if page.there:
         _text(axis, page.there, above, "on other\nimages", page.size - 3)
 
 
 def _legend(axis: Axes, page: _Page, at: float, arms: Sequence[str]) -> None:
     """A mark and a name for each arm, and what a hollow mark is, in a line or two."""
-    entries = [(looks.of(arm).marker, looks.of(arm).colour, looks.label(arm)) for arm in arms]
-    entries.append(("o", "", "hollow: cannot tell"))
-    columns = 2 if page.narrow else len(entries)
+    shown = [(look.marker, look.colour, look.colour, look.label) for look in map(looks.of, arms)]
+    shown.append(("o", "white", _FADED, "hollow: cannot tell"))
+    columns = 2 if page.narrow else len(shown)
     wide = (page.width - 60) / columns
-    for number, (marker, colour, name) in enumerate(entries):
+    for number, (marker, face, edge, name) in enumerate(shown):
         x, y = 45 + number % columns * wide, at + 40 * (number // columns)
-        face: dict[str, Any] = {"mfc": colour or "white", "mec": colour or _FADED}
-        axis.plot(x, y, marker, ms=11, **face)
+        axis.plot(x, y, marker, ms=11, mfc=face, mec=edge)
         _text(axis, x + 18, y, name, page.size - 4)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,15 +25,12 @@ WIDTH = 5.2  # inches
 SMALL_FONT_SIZE = 10  # points
 GREY = "#444444"  # of lines that are no arm's
 _STYLE = "kdnotes.figures.book"  # the file book.mplstyle
-
-_Arguments = ParamSpec("_Arguments")
+# Decorates what draws: in the book's style whatever the caller's settings are, which stay alone.
+styled = plt.style.context(_STYLE, after_reset=True)
 
 
 def style() -> None:
-    """Set the look of the book's figures for figures of one's own.
-
-    A notebook stores them at twice the size that it shows: screens of phones would blur them.
-    """
+    """Set the book's look for one's own figures, stored sharp: phones would blur them else."""
     plt.style.use(_STYLE)
     ipython = sys.modules.get("IPython")
     if shell := ipython and ipython.get_ipython():
@@ -44,24 +40,12 @@ def style() -> None:
         backend.shell, backend.figure_formats = shell, {"retina"}
 
 
-def styled(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
-    """Draw in the book's style whatever the caller's settings are, and leave those alone."""
-
-    @functools.wraps(draw)
-    def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Figure:
-        with plt.style.context(_STYLE, after_reset=True):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
 def subplots(
     base: float, each: float = 0.0, count: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of the book's width with ``count`` axes, ``columns`` of them side by side.
+    """A figure as wide as the book, ``base`` inches high and ``each`` more per line of its axes.
 
-    It is ``base`` inches high and ``each`` more per line of axes, and closed for pyplot, so that a
-    notebook shows it once, where it is returned.
+    ``columns`` of the ``count`` axes are side by side. It is closed for pyplot, to be shown once.
     """
     columns = min(columns, count)
     lines = math.ceil(count / columns)
@@ -90,10 +74,7 @@ def marks(axis: Axes, look: Look, row: float, found: Interval, **options: Any) -
 def arm_marks(
     axis: Axes, arm: str, row: float, seeds: Series, spread: float = 0.0, **options: Any
 ) -> None:
-    """An arm's networks as small marks within ``spread`` of a row, and their mean on its interval.
-
-    Nothing is drawn where no value is known.
-    """
+    """An arm's known networks as small marks within ``spread`` of a row, and their mean."""
     known, size = seeds.dropna(), 0.55 * options.get("markersize", 9.0)
     if len(known):
         beside = np.linspace(row - spread, row + spread, len(known) + 2)[1:-1]
@@ -105,8 +86,9 @@ def arm_marks(
 def lines_through(draw: Callable[..., Any], values: Mapping[str, float]) -> None:
     """Named values as lines (``axvline`` or ``axhline``): arms in their look, others dotted."""
     dots = itertools.cycle((":", (0, (1, 3)), (0, (3, 3))))
+    known = looks.order()
     for name, value in values.items():
-        look = looks.of(name) if name in looks.order() else Look(name, name, GREY, "", next(dots))
+        look = looks.of(name) if name in known else Look(name, name, name, GREY, "", next(dots))
         draw(value, color=look.colour, ls=look.line, lw=1.7, label=look.label, gid=name)
 
 

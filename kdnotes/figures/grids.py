@@ -27,9 +27,8 @@ def image_grid(
 ) -> Figure:
     """Images side by side, each under its title, with heat maps laid over them if given.
 
-    ``images``: (N, 3, H, W), uint8 or float in [0, 1]; ``overlays``: (N, h, w), not negative, drawn
-    on one scale from 0 to the largest value of all, so that maps can be compared. Raises ValueError
-    where the numbers of images, titles and overlays differ.
+    ``images``: (N, 3, H, W), uint8 or float in [0, 1]; ``overlays``: (N, h, w), not negative, on
+    one scale from 0 to the largest value of all. Raises ValueError where their numbers differ.
     """
     pictures = _pictures(images)
     maps = None if overlays is None else np.asarray(overlays, dtype=np.float64)
@@ -43,6 +42,9 @@ def image_grid(
     height, width = pictures.shape[1:3]
     each = drawing.WIDTH / wide * height / width + 0.05
     foot = 0.19 * lines + (0.0 if maps is None else 0.75)
+    tints = mpl.colormaps["YlOrRd"](np.linspace(0.15, 1, 256))
+    tints[:, 3] = np.linspace(0, 0.85, 256)  # the picture shows through where a value is small
+    heat = ListedColormap(tints)
     figure, axes = drawing.subplots(foot, each, count=len(pictures), columns=wide)
     for place, axis in enumerate(axes):
         axis.set_axis_off()
@@ -53,7 +55,7 @@ def image_grid(
         axis.imshow(pictures[place].mean(axis=2), cmap="gray", vmin=0, vmax=1)
         scale = Normalize(0, float(maps.max()) or 1.0)
         whole = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axis.imshow(maps[place], _heat(), scale, extent=whole, interpolation="bilinear")
+        axis.imshow(maps[place], heat, scale, extent=whole, interpolation="bilinear")
     if maps is not None:
         _colour_bar(figure, axes, axes[0].images[-1], overlay_label)
     return figure
@@ -73,8 +75,7 @@ def heatmap(
 ) -> Figure:
     """A panel per frame, under its name: a number in every cell, as a colour from ``low`` to 1.
 
-    Cells are numbers, or shares of a gap. Panels and columns that are arms get their short names;
-    cells that are NaN are grey and hold a dash.
+    Cells are numbers, or shares of a gap; NaN is grey, with a dash. Arms get their short names.
     """
     import seaborn as sns  # takes a second, and only this figure needs it
 
@@ -109,13 +110,6 @@ def _colour_bar(figure: Figure, axes: Sequence[Axes], drawn: Any, name: str) -> 
     bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.8, aspect=30, pad=0.02)
     bar.set_label(name)
     drawing.plain_ticks(bar.ax.xaxis)
-
-
-def _heat() -> ListedColormap:
-    """Yellow to red, and the more transparent the smaller the value: the picture shows through."""
-    tints = mpl.colormaps["YlOrRd"](np.linspace(0.15, 1, 256))
-    tints[:, 3] = np.linspace(0, 0.85, 256)
-    return ListedColormap(tints)
 
 
 def _pictures(images: Any) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""What figures and pages read from a tidy table, and how they print it.
-
-A tidy table has the columns arm, seed, condition, measure and value, a row per network and measure.
-"""
+"""What figures and pages read from a tidy table, and how they print it."""
 
 from __future__ import annotations
 
@@ -30,25 +27,18 @@ def select(table: pd.DataFrame, measure: str, condition: str = "") -> pd.DataFra
     rows = table[table["measure"] == measure]
     chosen = rows[rows["condition"] == condition]
     if chosen.empty:
-        known = table["measure"] if rows.empty else rows["condition"]
-        raise stats.NotMeasuredError(
-            f"no '{measure}' under '{condition}'; measured: {'; '.join(known.unique())}"
-        )
+        known = "; ".join((table["measure"] if rows.empty else rows["condition"]).unique())
+        raise stats.NotMeasuredError(f"no '{measure}' under '{condition}'; measured: {known}")
     values = chosen.pivot(index="seed", columns="arm", values="value").astype(np.float64)
     return values.where(np.isfinite(values))
 
 
 def choose(measured: Iterable[str], arms: Sequence[str] | None = None) -> list[str]:
-    """The arms to draw: those asked for, or all that were measured, in order of declaration.
-
-    Raises NotMeasuredError for an arm that was not measured.
-    """
+    """The arms asked for, or all measured as they were declared; else raises NotMeasuredError."""
     measured = list(measured)
-    unknown = [arm for arm in arms or () if arm not in measured]
-    if unknown:
-        raise stats.NotMeasuredError(
-            f"no arm {', '.join(map(repr, unknown))}; measured: {', '.join(measured)}"
-        )
+    if unknown := [arm for arm in arms or () if arm not in measured]:
+        what = f"no arm {', '.join(map(repr, unknown))}; measured: {', '.join(measured)}"
+        raise stats.NotMeasuredError(what)
     if arms is not None:
         return list(arms)
     place = {arm: number for number, arm in enumerate(looks.order())}
@@ -61,10 +51,7 @@ def teachers_in(values: pd.DataFrame) -> dict[str, float]:
 
 
 def number(value: float | np.floating | Interval | GapClosed, digits: int = 2) -> str:
-    """A number, an interval or a share of a gap as the book prints it: ``.38 [.31, .45]``.
-
-    A number that is not finite becomes a dash, an interval without an estimate as well.
-    """
+    """A number, interval or share of a gap as the book prints it, such as ``.38``, or a dash."""
     if isinstance(value, Interval) and math.isnan(value.estimate):
         return NOTHING
     if isinstance(value, Interval | GapClosed):
@@ -79,11 +66,7 @@ def brief(value: float | str) -> str:
 
 
 def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:
-    """A Markdown table of a frame's columns, numbers flush right.
-
-    Fractional numbers, intervals and shares of a gap are printed by `number`, whole numbers and
-    words as they are, a column named "arm" with the arms' readable names.
-    """
+    """A Markdown table of a frame: fractions by `number`, arms by name, the rest as it is."""
 
     def text(value: Any) -> str:
         if isinstance(value, float | np.floating | Interval | GapClosed):

@@ -7,10 +7,9 @@ from numpy.typing import ArrayLike
 
 
 def cohen_kappa(predictions_a: ArrayLike, predictions_b: ArrayLike) -> float:
-    """Agreement of two raters beyond chance: 1 is always, 0 as often as by chance.
+    """Agreement of two raters, both of shape (items,), beyond chance (0): Cohen (1960).
 
-    Both inputs have shape (items,). NaN where chance agreement is complete (both always give the
-    same single answer). Raises ValueError for empty or unequal inputs. Source: Cohen (1960).
+    NaN where both always give the same answer. Raises ValueError for empty or unequal inputs.
     """
     a, b = np.asarray(predictions_a), np.asarray(predictions_b)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
@@ -25,21 +24,14 @@ def cohen_kappa(predictions_a: ArrayLike, predictions_b: ArrayLike) -> float:
 
 
 def error_consistency(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Kappa of being right or wrong on the same items, whatever the answers.
-
-    Both inputs are boolean of shape (items,). NaN where both are right (or wrong) on every item.
-    Source: Geirhos, Meding and Wichmann (2020).
-    """
+    """Kappa of being right on the same items, (items,): Geirhos, Meding and Wichmann (2020)."""
     return cohen_kappa(np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool))
 
 
 def agreement_on_wrong_items(
     student_predictions: ArrayLike, teacher_predictions: ArrayLike, labels: ArrayLike
 ) -> float:
-    """Share of the teacher's wrong answers that the student gives as well.
-
-    All inputs have shape (items,). NaN where the teacher makes no mistake.
-    """
+    """Share of the teacher's wrong answers, of (items,), that the student gives as well, or NaN."""
     student, teacher = np.asarray(student_predictions), np.asarray(teacher_predictions)
     wrong = teacher != np.asarray(labels)
     return float((student[wrong] == teacher[wrong]).mean()) if wrong.any() else float("nan")

@@ -1,23 +1,24 @@
 """The paper's claims, each with one primary contrast fixed beforehand, and what a run says of them.
 
-The claims lie in ``book/claims.yml``. A claim names a measure, the arm and what it is compared
-with, and a direction with a margin; ``evaluate`` turns them into entries for a chapter's JSON,
-which hold all that ``kdnotes.stats.scorecard_verdicts`` needs.
+They lie in ``book/claims.yml``; `evaluate` makes entries of a chapter's JSON of them, which hold
+all that ``kdnotes.stats.scorecard_verdicts`` needs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from kdnotes import paths
+from kdnotes.data import Strict
 from kdnotes.errors import RequestError
 from kdnotes.stats.words import Direction, format_number
 
@@ -39,27 +40,22 @@ class Tables(Protocol):
     def items(self) -> pd.DataFrame: ...
 
 
-class Paper(BaseModel):
+class Paper(Strict):
     """What the paper itself reports: a sentence of ours and its numbers, as text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: Name
     numbers: dict[str, str] | Literal["not reported"]
 
 
-class Claim(BaseModel):
+class Claim(Strict):
     """One claim of the paper and the contrast that decides on it.
 
-    ``family``: the primary claim, C1 to C12, that it is a part of, "exploratory", or "check" where
-    it is mathematics that must come out. ``decided_on``: the images on which a primary is decided;
-    elsewhere the same contrast is exploratory. Anything but "more than 0" needs a ``why``.
-    ``reference`` is an arm or a constant in the units of the measure. With kind "gap closed" the
-    contrast is (arm - reference) / (ceiling - reference), else arm - reference. ``margin`` is in
-    the units of the contrast; claims of no difference have an ``equivalence_margin`` instead.
+    ``family``: the primary claim that it is a part of, "exploratory", or "check" for mathematics
+    that must come out. ``decided_on``: the images on which a primary is decided; elsewhere it is
+    exploratory. ``why``: of anything but "more than 0". ``reference``: an arm or a constant. The
+    contrast is arm - reference, or its share of ceiling - reference, and ``margin`` in its units;
+    claims of no difference have an ``equivalence_margin`` instead.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
     chapter: Name
@@ -95,29 +91,26 @@ class Claim(BaseModel):
     @property
     def criterion(self) -> str:
         """What it takes to agree with the paper, as a sentence."""
-        where = f" ({self.condition})" if self.condition else ""
+        measure = f"{self.measure} ({self.condition})" if self.condition else self.measure
         other = self.reference
         reference = other if isinstance(other, str) else format_number(other)
+        what = f"{measure} of {self.arm} minus {reference}"
         if self.kind == "gap closed":
-            what = (
-                f"share of the gap from {reference} to {self.ceiling} in {self.measure}{where} "
-                f"that {self.arm} closes"
-            )
-        else:
-            what = f"{self.measure}{where} of {self.arm} minus {reference}"
-        if self.equivalence_margin is not None:
-            bound = format_number(self.equivalence_margin)
-            return f"{what}: the 95% interval lies inside -{bound} to {bound}."
-        margin = format_number(self.margin) if self.margin else "0"
-        side = "above" if self.direction == "greater" else "below"
-        return f"{what}: the 95% interval lies {side} {margin}."
+            ends = f"from {reference} to {self.ceiling}"
+            what = f"share of the gap {ends} in {measure} that {self.arm} closes"
+        bound = format_number(self.equivalence_margin or self.margin)
+        where = {
+            "equivalent": f"inside -{bound} to {bound}",
+            "greater": f"above {bound if self.margin else 0}",
+            "less": f"below {bound if self.margin else 0}",
+        }
+        return f"{what}: the 95% interval lies {where[self.direction]}."
 
 
 def load(chapter: str | None = None, path: Path | None = None) -> tuple[Claim, ...]:
     """The claims of one chapter, or all, in the order of the file (by default the book's).
 
-    Raises RequestError, naming claim and field, where the file is missing or says something that
-    is no claim.
+    Raises RequestError, naming claim and field, for what is missing or no claim.
     """
     path = path or paths.root() / "book" / "claims.yml"
     if not path.is_file():
@@ -133,8 +126,8 @@ def load(chapter: str | None = None, path: Path | None = None) -> tuple[Claim, .
     except ValidationError as error:
         problems = "; ".join(_problem(detail, entries) for detail in error.errors())
         raise RequestError(f"{path.name}, {problems}") from error
-    ids = [claim.id for claim in claims]
-    if repeated := sorted({name for name in ids if ids.count(name) > 1}):
+    number = Counter(claim.id for claim in claims)
+    if repeated := sorted(name for name, times in number.items() if times > 1):
         raise RequestError(f"{path.name}: more than one claim has the id {', '.join(repeated)}")
     return tuple(claim for claim in claims if chapter in (None, claim.chapter))
 
@@ -143,23 +136,22 @@ def digest() -> str:
     """A name for what decides the primary claims of the book; empty without a file of claims."""
     if not (paths.root() / "book" / "claims.yml").is_file():
         return ""
+    deciding = [claim for claim in load() if claim.family[1:].isdigit()]
     told = {"statement", "section", "why", "paper"}
-    primary = [
-        claim.model_dump_json(exclude=told) for claim in load() if claim.family[1:].isdigit()
-    ]
+    primary = [claim.model_dump_json(exclude=told) for claim in deciding]
     return hashlib.sha256("\n".join(primary).encode()).hexdigest()[:16]
 
 
 def _problem(detail: Any, entries: list[dict[str, Any]]) -> str:
     """One of pydantic's findings, with the claim and the field that it is about."""
     position, *path = detail["loc"]
-    field = ".".join(str(part) for part in path)
+    field = ".".join(map(str, path))
     name = entries[position].get("id")
     where = f"claim number {position + 1}" if name is None else f"claim '{name}'"
     if detail["type"] == "extra_forbidden":
         return f"{where}: unknown field '{field}'; known: {', '.join(Claim.model_fields)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: field '{field}': {message}" if field else f"{where}: {message}"
+    about = f"{where}: field '{field}'" if field else where
+    return f"{about}: {detail['msg'].removeprefix('Value error, ')}"
 
 
 def evaluate(
@@ -170,14 +162,11 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """What the tables of a run on a data set say about each claim, alone (before any correction).
 
-    An entry of a chapter's JSON has the fields of the claim, the data set, its criterion, those of
-    a `stats.Interval` (its n as ``seeds``), verdict, reason, and the one-sided ``p_agrees`` and
-    ``p_disagrees``; numbers that do not exist are None. Where there is no ratio, ``kind`` is
-    "difference", the numbers are those of the raw difference, and the claim's margin, which is a
-    share, is left out. A claim whose arm, measure or condition was not measured, or that asks for a
-    share of a gap that cannot be divided by, is "not applicable", with the reason. So is one about
-    an arm that is ``not_trained_out`` (see `study.Plan.not_trained_out`). The same tables give the
-    same numbers.
+    An entry of a chapter's JSON has the fields of the claim, ``dataset``, ``criterion``, those of a
+    `stats.Interval` (its n as ``seeds``), verdict, reason, ``p_agrees`` and ``p_disagrees``;
+    numbers that do not exist are None. Where there is no ratio, the kind and numbers are the raw
+    difference's and there is no margin. A claim on what was not measured, on a gap that cannot be
+    divided by, or on an arm that is ``not_trained_out`` (see `study.Plan`) is "not applicable".
     """
     short = not_trained_out or {}
     return [_evaluated(claim, outcome, short) | {"dataset": dataset} for claim in claims]
@@ -194,14 +183,14 @@ def by_teacher(
     entries = []
     for entry, *single in zip(together, *own, strict=True):
         estimates = [each["estimate"] for each in single]
-        entry = entry | {"by_teacher": estimates}
         sides = {each > (entry["margin"] or 0) for each in estimates if each is not None}
         firm = entry["verdict"] in ("agrees", "disagrees") and entry["direction"] != "equivalent"
+        entries.append(entry | {"by_teacher": estimates})
         if len(sides) == 2 and firm:
-            said = " and ".join(format_number(each) for each in estimates)
-            entry |= {"verdict": "open", "p_agrees": 1.0, "p_disagrees": 1.0}
-            entry["reason"] = f"the students of the two teachers differ in sign: {said}"
-        entries.append(entry)
+            said = " and ".join(map(format_number, estimates))
+            reason = f"the students of the two teachers differ in sign: {said}"
+            entries[-1] |= {"verdict": "open", "p_agrees": 1.0, "p_disagrees": 1.0}
+            entries[-1]["reason"] = reason
     return entries
 
 
@@ -209,38 +198,39 @@ def _evaluated(claim: Claim, outcome: Tables, short: Mapping[str, float]) -> dic
     from kdnotes import stats
     from kdnotes.stats.intervals import NOTHING
 
+    def lacking(why: str, interval: stats.Interval = NOTHING) -> dict[str, Any]:
+        return _entry(claim, interval, stats.Verdict("not applicable", why))
+
     tables = (outcome.table, outcome.items, claim.measure, claim.condition)
-    result: stats.Interval | stats.GapClosed
+    share: stats.GapClosed | None = None
+    interval: stats.Interval | None
     try:
         if claim.kind == "gap closed":
-            result = stats.gap_closed(*tables, claim.arm, str(claim.reference), claim.ceiling)
+            share = stats.gap_closed(*tables, claim.arm, str(claim.reference), claim.ceiling)
+            difference, interval = share.difference, share.ratio
         else:
-            result = stats.contrast(*tables, claim.arm, claim.reference)
+            difference = interval = stats.contrast(*tables, claim.arm, claim.reference)
     except stats.NotMeasuredError:
-        rows = outcome.table
-        rows = rows[(rows["measure"] == claim.measure) & (rows["condition"] == claim.condition)]
-        why = "not measured of all that it compares" if len(rows) else "not measured in this run"
-        return _entry(claim, NOTHING, stats.Verdict("not applicable", why))
-    difference = result if isinstance(result, stats.Interval) else result.difference
-    if isinstance(result, stats.GapClosed) and result.ratio is None:
-        undivided = result.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP)
-        says = stats.Verdict(
-            "not applicable" if undivided else "open",
-            f"{result.reason}: {claim.ceiling} minus {claim.reference} is {result.gap.format()}",
-        )
+        there = outcome.table[["measure", "condition"]] == [claim.measure, claim.condition]
+        of_some = there.all(axis=1).any()
+        return lacking(f"not measured {'of all that it compares' if of_some else 'in this run'}")
+    if share and interval is None:
+        why = f"{share.reason}: {claim.ceiling} minus {claim.reference} is {share.gap.format()}"
+        undivided = share.reason in (stats.NO_GAP, stats.UNCERTAIN_GAP)
+        says = stats.Verdict("not applicable" if undivided else "open", why)
         raw = {"kind": "difference", "margin": None, "equivalence_margin": None}
         return _entry(claim, difference, says) | raw
     for arm in (claim.arm, claim.reference):
-        if isinstance(arm, str) and arm in short:
-            why = f"{arm} is not trained out: {short[arm]:.0%} of its own loss is left"
-            return _entry(claim, difference, stats.Verdict("not applicable", why))
-    interval = result.ratio if isinstance(result, stats.GapClosed) else result
+        if arm in short:
+            left = short[str(arm)]
+            return lacking(
+                f"{arm} is not trained out: {left:.0%} of its own loss is left", difference
+            )
     assert interval is not None
     if interval.n == 0:
-        why = "no seed has a finite value in every arm compared"
-        return _entry(claim, NOTHING, stats.Verdict("not applicable", why))
+        return lacking("no seed has a finite value in every arm compared")
     margin = claim.equivalence_margin or claim.margin
-    p_values = stats.claim_p_values(result, claim.direction, margin)
+    p_values = stats.claim_p_values(share or interval, claim.direction, margin)
     return _entry(claim, interval, stats.verdict(interval, claim.direction, margin), p_values)
 
 
@@ -267,9 +257,9 @@ def estimate(claim: Mapping[str, Any]) -> str:
     if claim["estimate"] is None:
         return f"({claim['reason']})"
     bounds = [format_number(claim[name]) for name in ("low", "high") if claim[name] is not None]
-    number = f"{format_number(claim['estimate'])} [{', '.join(bounds)}]"
     undecided = claim["verdict"] in ("open", "not applicable")
     reason = f"; {claim['reason']}" if undecided else ""
+    number = f"{format_number(claim['estimate'])} [{', '.join(bounds)}]"
     return f"({claim['kind']} {number}{reason})"
 
 
@@ -279,17 +269,14 @@ def said(claim: Mapping[str, Any]) -> str:
 
 
 def verdict_table(claims: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of claims: what is claimed and decides, what the paper has, what was found.
-
-    Three columns, because more would be too narrow to read beside each other.
-    """
+    """A Markdown table: what is claimed and decides, what the paper has, what was found."""
     rows = ["| claim, and what it takes to agree | the paper | here |", "|:--|:--|:--|"]
     for claim in claims:
-        paper, section = claim["paper"]["numbers"], claim["section"]
+        paper, where = claim["paper"]["numbers"], claim["section"]
         if isinstance(paper, Mapping):  # else "not reported"
             paper = "; ".join(f"{name}: {value}" for name, value in paper.items())
-        where = f"section {section}" if section[0].isdigit() else section
-        rows.append(
-            f"| {claim['statement']} ({where}) *{claim['criterion']}* | {paper} | {said(claim)} |"
-        )
+        if where[0].isdigit():
+            where = f"section {where}"
+        what = f"{claim['statement']} ({where}) *{claim['criterion']}*"
+        rows.append(f"| {what} | {paper} | {said(claim)} |")
     return "\n".join(rows)

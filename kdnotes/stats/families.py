@@ -11,8 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
-from kdnotes.stats.intervals import Interval, critical_value
-from kdnotes.stats.shares import GapClosed
+from kdnotes.stats.intervals import GapClosed, Interval, critical_value
 from kdnotes.stats.words import Direction, VerdictLabel, format_number
 
 SEEDS_FOR_A_VERDICT = 5
@@ -28,11 +27,7 @@ class Verdict(NamedTuple):
 
 
 class ErrorRates(NamedTuple):
-    """Simulated shares of repetitions in which the procedure is wrong although nothing is there.
-
-    ``agrees`` and ``disagrees`` are per claim, before Holm; ``any_agrees`` and
-    ``any_disagrees`` count repetitions with at least one such verdict after Holm.
-    """
+    """Shares of repetitions with a wrong verdict: on one claim alone, on any after Holm."""
 
     agrees: float
     disagrees: float
@@ -41,12 +36,7 @@ class ErrorRates(NamedTuple):
 
 
 def verdict(interval: Interval, direction: Direction, margin: float) -> Verdict:
-    """What a 95% interval says about a claim.
-
-    "agrees" where the interval lies wholly on the claimed side of ``margin`` (for
-    ``equivalent``: inside plus or minus ``margin``), "disagrees" where it lies wholly on the
-    other side, else "open", as with fewer than five seeds.
-    """
+    """What a 95% interval says of a claim: open if it holds the margin, or of few seeds."""
     if interval.n < SEEDS_FOR_A_VERDICT:
         return Verdict("open", f"fewer than {SEEDS_FOR_A_VERDICT} seeds")
     low, high, where = interval.low, interval.high, format_number(margin)
@@ -68,10 +58,9 @@ def verdict(interval: Interval, direction: Direction, margin: float) -> Verdict:
 def claim_p_values(
     result: Interval | GapClosed, direction: Direction, margin: float
 ) -> tuple[float, float]:
-    """One-sided p-values for "agrees" and for "disagrees".
+    """One-sided p-values for "agrees" and "disagrees", below .025 exactly where `verdict` says so.
 
-    Each is below .025 exactly where ``verdict`` says so from a 95% interval. Equivalence is
-    two one-sided tests (Schuirmann 1987).
+    Equivalence is two one-sided tests (Schuirmann 1987).
     """
     greater, less = p_value(result, margin, "greater"), p_value(result, margin, "less")
     if direction == "equivalent":
@@ -83,17 +72,15 @@ def claim_p_values(
 def p_value(result: Interval | GapClosed, margin: float, side: Literal["greater", "less"]) -> float:
     """One-sided p-value against a margin: small where the effect lies on ``side`` of it.
 
-    For a gap closed the test is of ``difference - margin * gap``, so that it agrees with Fieller's
-    interval. NaN where no interval can be given. With no variance at all it is 0 or 1.
+    Of a gap closed ``difference - margin * gap`` is tested, as Fieller's interval does. NaN where
+    there is no interval. With no variance at all it is 0 or 1.
     """
     if isinstance(result, GapClosed):
         result, margin = result.beyond(margin), 0.0
     standard_error = result.standard_error
     if not math.isfinite(standard_error):
         return math.nan
-    distance = result.estimate - margin
-    if side == "less":
-        distance = -distance
+    distance = (result.estimate - margin) * (1 if side == "greater" else -1)
     if standard_error == 0:
         return 0.0 if distance > 0 else 1.0
     seed_share = max(0.0, 1 - (result.item_standard_error / standard_error) ** 2)
@@ -122,11 +109,7 @@ def _tail(
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Adjusted p-values that control the chance of any false positive among m tests.
-
-    Input and output have shape (m,), in the same order. Raises ValueError for a p-value outside
-    [0, 1]. Source: Holm (1979).
-    """
+    """Adjusted p-values, (m,): Holm (1979). Raises ValueError for one outside [0, 1]."""
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("p-values must lie between 0 and 1")
@@ -140,24 +123,21 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 def scorecard_verdicts(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Verdicts on all claims together: primaries under Holm, a chapter's others under BH.
 
-    ``results`` are the entries of ``claims.evaluate``, or the same read back from JSON. The twelve
-    primaries are one family of two-sided level .05 (see `primaries`): a part of one that stays
-    open is open. Every other claim is exploratory, and held against the false discovery rate of
-    .05 among those of its chapter that have p-values and enough seeds: Benjamini and Hochberg
-    (1995). Checks of mathematics are corrected for nothing. Returns one row per claim in the given
-    order, with all given columns, ``verdict`` and ``reason`` after the correction (which only ever
-    weakens a verdict), and the new columns is_primary, verdict_alone, p_two_sided and p_adjusted.
+    ``results``: the entries of ``claims.evaluate``. The twelve primaries are one family of
+    two-sided level .05 (see `primaries`): a part of one that stays open is open. Every other claim
+    is held against the false discovery rate of .05 among those of its chapter that can be tested:
+    Benjamini and Hochberg (1995); checks of mathematics against nothing. Returns a row per claim in
+    the given order and columns, ``verdict`` and ``reason`` after the correction, which only ever
+    weakens, with is_primary, verdict_alone, p_two_sided and p_adjusted.
     """
     from scipy.stats import false_discovery_control
 
     frame = pd.DataFrame(list(results))
     if frame.empty:
         return frame
-    numbers = ["estimate", "low", "high"]
-    frame[numbers] = frame[numbers].astype(float)
+    frame = frame.astype(dict.fromkeys(("estimate", "low", "high"), float))
     frame["verdict_alone"], frame["is_primary"] = frame["verdict"], _decides(frame)
-    tested = _tested(frame)
-    one_sided = frame[["p_agrees", "p_disagrees"]].astype(float)
+    tested, one_sided = _tested(frame)
     frame["p_two_sided"] = (2 * one_sided.min(axis=1)).clip(upper=1).where(tested)
     frame["p_adjusted"] = np.nan
     for row in primaries(frame).itertuples():
@@ -167,11 +147,10 @@ def scorecard_verdicts(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             _weaken(frame, parts, "among the twelve primary claims (Holm)")
     others = ~frame["is_primary"] & tested & (frame["family"] != "check")
     for _, part in frame[others].groupby("chapter", sort=False):
-        adjusted = false_discovery_control(part["p_two_sided"])
-        frame.loc[part.index, "p_adjusted"] = adjusted
-        open_now = part.index[adjusted >= FAMILY_LEVEL]
+        frame.loc[part.index, "p_adjusted"] = false_discovery_control(part["p_two_sided"])
+        unsure = frame.index.isin(part.index) & (frame["p_adjusted"] >= FAMILY_LEVEL)
         where = f"among the {len(part)} exploratory claims of its chapter (Benjamini-Hochberg)"
-        _weaken(frame, frame.index.isin(open_now), where)
+        _weaken(frame, unsure, where)
     return frame
 
 
@@ -179,18 +158,20 @@ def primaries(claims: pd.DataFrame) -> pd.DataFrame:
     """The verdicts on the twelve primary claims, C1 to C12, under Holm: one row for each.
 
     ``claims``: rows as in `scorecard_verdicts`. One with several parts agrees where all of them do
-    (its p-value is their largest: the intersection-union test, Berger 1982), and disagrees where
-    any of them does (the smallest, times their number). One that was not run on the images that
-    decide it, or a part of which cannot be tested, counts with p = 1. Columns: primary, claims (ids
-    of its parts), p_two_sided, p_holm, verdict, reason.
+    (with their largest p: the intersection-union test, Berger 1982), and disagrees where any of
+    them does (with the smallest, times their number). One not run on the images that decide it, or
+    with a part that cannot be tested, has p = 1. Columns: primary, claims (ids), p_two_sided,
+    p_holm, verdict, reason.
     """
-    deciding, tested = claims[_decides(claims)], _tested(claims)
+    deciding, (tested, one_sided) = claims[_decides(claims)], _tested(claims)
     rows = []
     for name in PRIMARIES:
         parts = deciding[deciding["family"] == name]
-        ready = len(parts) > 0 and bool(tested[parts.index].all())
-        agree = float(parts["p_agrees"].astype(float).max()) if ready else 1.0
-        against = float(parts["p_disagrees"].astype(float).min()) * len(parts) if ready else 1.0
+        agree = against = 1.0
+        if len(parts) and tested[parts.index].all():
+            p_values = one_sided.loc[parts.index]
+            agree = p_values["p_agrees"].max()
+            against = p_values["p_disagrees"].min() * len(parts)
         p = min(2 * min(agree, against), 1.0)
         rows.append((name, list(parts["id"]), p, "agrees" if agree < against else "disagrees"))
     frame = pd.DataFrame(rows, columns=["primary", "claims", "p_two_sided", "verdict"])
@@ -204,13 +185,13 @@ def primaries(claims: pd.DataFrame) -> pd.DataFrame:
 def _of_parts(parts: pd.DataFrame, row: pd.Series) -> tuple[VerdictLabel, str]:
     if parts.empty:
         return "open", "not run on the images that decide it"
-    if (parts["verdict"] == "not applicable").any():
-        return "not applicable", str(parts[parts["verdict"] == "not applicable"].iloc[0]["reason"])
+    first = parts.drop_duplicates("verdict").set_index("verdict")["reason"]
+    if "not applicable" in first:
+        return "not applicable", first["not applicable"]
     if row["p_holm"] < FAMILY_LEVEL:
         return row["verdict"], "; ".join(parts["reason"])
-    undecided = parts[parts["verdict"] == "open"]
-    if row["p_two_sided"] == 1 and len(undecided):  # by itself, before any correction
-        return "open", str(undecided.iloc[0]["reason"])
+    if row["p_two_sided"] == 1 and "open" in first:  # by itself, before any correction
+        return "open", first["open"]
     return "open", f"p = {format_number(row['p_holm'], 3)} among the twelve (Holm)"
 
 
@@ -220,10 +201,11 @@ def _decides(claims: pd.DataFrame) -> pd.Series:
     return there & (claims["decided_on"] == claims["dataset"])
 
 
-def _tested(claims: pd.DataFrame) -> pd.Series:
+def _tested(claims: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
+    """Whether each claim can be tested, and the two one-sided p-values of all."""
     one_sided = claims[["p_agrees", "p_disagrees"]].astype(float)
     tested = one_sided.notna().all(axis=1) & (claims["seeds"] >= SEEDS_FOR_A_VERDICT)
-    return tested & (claims["verdict"] != "not applicable")
+    return tested & (claims["verdict"] != "not applicable"), one_sided
 
 
 def _weaken(frame: pd.DataFrame, which: Any, where: str) -> None:
@@ -243,16 +225,15 @@ def simulate_error_rate(
 ) -> ErrorRates:
     """How often this procedure would give a verdict where the truth sits on the margin.
 
-    ``seed_sd`` (standard deviation of paired differences), ``item_standard_error`` and ``n_seeds``
-    are one number or one per claim, as measured. Each repetition draws ``n_claims`` sets of normal
-    differences around the margin plus an error of the test images that all seeds share, then
-    applies the interval of ``paired_difference`` and Holm's correction over ``family`` claims (by
-    default these), of which those that are not drawn count with p = 1. Claims are drawn
-    independently; Holm's guarantee does not need that.
+    ``seed_sd`` (of paired differences), ``item_standard_error`` and ``n_seeds`` are one number or
+    one per claim. Draws of ``n_claims`` sets of normal differences around the margin, with an error
+    of the test images that all seeds share, meet the interval of `paired_difference` and Holm's
+    correction over ``family`` claims (by default these), the others of which have p = 1.
     """
-    sd = np.broadcast_to(np.asarray(seed_sd, dtype=np.float64), (n_claims,))
-    item = np.broadcast_to(np.asarray(item_standard_error, dtype=np.float64), (n_claims,))
-    n = np.broadcast_to(np.asarray(n_seeds), (n_claims,))
+    sd, item, n = (
+        np.broadcast_to(np.asarray(given), (n_claims,))
+        for given in (seed_sd, item_standard_error, n_seeds)
+    )
     values = rng.normal(size=(repetitions, n_claims, int(n.max()))) * sd[:, None]
     there = np.arange(n.max()) < n[:, None]
     distance = values.mean(axis=2, where=there) + rng.normal(size=(repetitions, n_claims)) * item
@@ -262,20 +243,14 @@ def simulate_error_rate(
     # Critical values of Holm's steps, (steps, claims): for 0, 1, ... claims rejected before.
     upper = FAMILY_LEVEL / 2 / ((family or n_claims) - np.arange(n_claims))[:, None]
     of_seeds, of_items = -stdtrit(n - 1.0, upper), -stdtrit(math.inf, upper)
-    standard_error = np.sqrt(variance)
-
-    def beyond(step: NDArray[np.int64]) -> NDArray[np.bool_]:
-        critical = share * of_seeds[step] + (1 - share) * of_items[step]
-        return np.abs(distance) > critical * standard_error
-
+    size, standard_error = np.abs(distance), np.sqrt(variance)
     critical = critical_value(FAMILY_LEVEL / 2, share, n - 1.0, math.inf)
-    alone = np.abs(distance) > critical * standard_error
-    # Holm goes on as long as the next step rejects more than the last one.
-    rejected = beyond(np.zeros(repetitions, dtype=np.int64))
-    before = np.zeros(repetitions, dtype=np.int64)
-    while (rejected.sum(axis=1) > before).any():
-        before = rejected.sum(axis=1)
-        rejected = beyond(np.minimum(before, n_claims - 1))
+    alone = size > critical * standard_error
+    rejected = np.zeros_like(alone)
+    for _ in range(n_claims):  # Holm takes that many steps at most; each can only reject more
+        step = np.minimum(rejected.sum(axis=1), n_claims - 1)
+        critical = share * of_seeds[step] + (1 - share) * of_items[step]
+        rejected = size > critical * standard_error
     above = distance > 0
     return ErrorRates(
         agrees=float((alone & above).mean()),
@@ -286,16 +261,12 @@ def simulate_error_rate(
 
 
 def with_arms_swapped(
-    table: pd.DataFrame,
-    items: pd.DataFrame,
-    arms: tuple[str, str],
-    rng: np.random.Generator,
+    table: pd.DataFrame, items: pd.DataFrame, arms: tuple[str, str], rng: np.random.Generator
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tables in which two arms have exchanged their outcomes on half of the sources of images.
+    """Tables of one measure in which two arms have exchanged outcomes on half of the sources.
 
-    ``table`` and ``items``: rows of one measure and condition, of these arms. Which sources are
-    exchanged is drawn once for each seed, so that the arms differ by chance alone: whatever the
-    procedure then says is wrong. The values of the table are the new means over the items.
+    It is drawn for each seed, so that the arms differ by chance alone: whatever the procedure then
+    says is wrong.
     """
     keys = items[["source", "seed"]].drop_duplicates()
     keys = keys.assign(swapped=rng.random(len(keys)) < 0.5)

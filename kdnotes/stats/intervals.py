@@ -1,14 +1,12 @@
-"""Intervals over seeds: means, paired differences, and contrasts of two arms.
+"""Intervals over seeds: of means, of paired differences, and of shares of a gap.
 
-The unit of analysis is the seed. Students of one seed share initialisation and order of images,
-so every comparison is a mean of paired differences over seeds, with a t-interval. Its variance is
-that over seeds, s^2/n, plus what other test images would change for all seeds alike (resampled by
-source glyph or photo). What they would change for one seed alone, the interaction of seeds and
-images, varies from seed to seed and is in s^2/n already: it is estimated and not counted again.
-Where one teacher was used, all of this is conditional on that teacher.
+Students of one seed share first weights and order of images, so every comparison is a mean of
+paired differences. Its variance is that over seeds, s^2/n, plus what other test images would change
+for all seeds alike, resampled by source glyph or photo; what they would change for one seed alone
+is in s^2/n already. Where there was one teacher, all of this is conditional on it.
 
 Tables are those of the probes: ``table`` with columns arm, seed, condition, measure, value, and
-``items`` with columns item, source, arm, seed, condition, measure, value.
+``items`` with columns item and source besides.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from pandas import DataFrame, Series
 from scipy.special import stdtrit
 
-from kdnotes.stats.words import format_number
+from kdnotes.stats.words import NO_GAP, UNCERTAIN_GAP, format_number
 
 Array = NDArray[np.float64]
 
@@ -31,6 +29,8 @@ SINGLE_NETWORK_ARMS = ("teacher", "second-teacher", "plain-teacher", "foreign")
 LEVEL = 0.95
 REPETITIONS = 1000  # resamples of the test images
 ENTRIES_AT_ONCE = 5_000_000  # of sources in resamples, 40 MB
+SMALLEST_GAP = 0.05
+GAP_IN_SPREADS = 3.0
 
 
 class NotMeasuredError(ValueError):
@@ -41,10 +41,8 @@ class NotMeasuredError(ValueError):
 class Interval:
     """An estimate with its interval, and what the interval was made of.
 
-    ``n`` is the number of (pairs of) seeds, ``degrees_of_freedom`` n - 1, ``seed_sd`` the standard
-    deviation over them; ``item_standard_error`` is the part of ``standard_error`` that comes from
-    the choice of test images and is the same for all seeds, with degrees of freedom of its own.
-    ``low`` and ``high`` are NaN where no interval can be given.
+    ``n``: (pairs of) seeds; ``seed_sd``: over them; ``item_standard_error``: the part of
+    ``standard_error`` that test images give all seeds alike. Bounds are NaN where there are none.
     """
 
     estimate: float
@@ -59,10 +57,10 @@ class Interval:
 
     def format(self, digits: int = 2) -> str:
         """The estimate and its bounds, such as ``.38 [.31, .45]``."""
-        estimate = format_number(self.estimate, digits)
-        if not math.isfinite(self.low):
-            return f"{estimate} [no interval]"
-        return f"{estimate} [{format_number(self.low, digits)}, {format_number(self.high, digits)}]"
+        estimate, *ends = (
+            format_number(value, digits) for value in (self.estimate, self.low, self.high)
+        )
+        return f"{estimate} [{', '.join(ends) if math.isfinite(self.low) else 'no interval'}]"
 
 
 # Where no seed has a value.
@@ -80,9 +78,9 @@ def critical_value(
     """How many standard errors are exceeded with probability ``upper``.
 
     The t quantiles of the two parts of the variance, averaged by their shares in it: Cochran and
-    Cox (1957). Satterthwaite's degrees of freedom give narrower intervals, but with five seeds they
-    fail far out in the tails, where Holm's correction reads them: among 20 claims with nothing in
-    them one was "agrees" in 7% of simulations instead of 2.5%; here it is never more.
+    Cox (1957). Satterthwaite's degrees of freedom fail with five seeds far out in the tails, where
+    Holm reads them: among 20 claims with nothing in them one was "agrees" in 7% of simulations
+    instead of 2.5%; here it is never more.
     """
     share = np.asarray(seed_share, dtype=np.float64)
     return -(
@@ -91,11 +89,7 @@ def critical_value(
 
 
 def t_interval(values: ArrayLike) -> Interval:
-    """Mean of the values of n seeds, shape (n,), with its 95% t-interval.
-
-    With one value the bounds are NaN. Raises ValueError for an empty or non-finite input. Source:
-    Student (1908).
-    """
+    """The mean of n seeds, (n,), with its t-interval: Student (1908); see `paired_difference`."""
     return paired_difference(values, 0.0)
 
 
@@ -107,11 +101,10 @@ def paired_difference(
 ) -> Interval:
     """Mean difference of students and references paired by seed, with its 95% t-interval.
 
-    Both inputs have shape (n,), in the order of the seeds; a reference of one value is compared
-    with every student. The variance is that between seeds divided by n plus
-    ``item_standard_error`` squared, the part of the test images that all seeds share. With one seed
-    the interval is conditional on these very networks, and NaN without an item standard error.
-    Critical value: Cochran and Cox (1957). Raises ValueError for an empty or non-finite input.
+    Both inputs have shape (n,), in the order of the seeds, or the reference one value for all.
+    ``item_standard_error``, of the test images that all seeds share, adds to the variance; without
+    it the bounds of one seed are NaN. Critical value: Cochran and Cox (1957). Raises ValueError for
+    an empty or non-finite input.
     """
     student = np.atleast_1d(np.asarray(student_by_seed, dtype=np.float64))
     reference = np.atleast_1d(np.asarray(reference_by_seed, dtype=np.float64))
@@ -140,8 +133,8 @@ def paired_difference(
 
 
 def contrast(
-    table: pd.DataFrame,
-    items: pd.DataFrame | None,
+    table: DataFrame,
+    items: DataFrame | None,
     measure: str,
     condition: str,
     arm: str,
@@ -149,11 +142,10 @@ def contrast(
 ) -> Interval:
     """An arm minus a reference, from the tidy tables of a probe, with its interval over seeds.
 
-    ``reference`` is another arm (paired by seed number; arms of one fixed network such as the
-    teacher are compared with every seed) or a constant (a win rate against .5). Where ``items``
-    has rows of the measure, test images are resampled by source, with the same draws in every
-    call. Seeds without a finite value in both arms are left out; with none left all numbers are
-    NaN. Raises NotMeasuredError where the table has no row, ValueError where a seed has several.
+    ``reference``: a constant, or another arm, paired by seed (one fixed network with every seed).
+    Test images of ``items`` are resampled by source, with the same draws in every call. All is NaN
+    without a seed of finite values. Raises NotMeasuredError for what the table does not hold,
+    ValueError where a seed has several values.
     """
     arms = [arm, reference] if isinstance(reference, str) else [arm]
     values, covariance, item_degrees = paired_arms(table, items, measure, condition, arms)
@@ -166,17 +158,12 @@ def contrast(
 
 
 def paired_arms(
-    table: pd.DataFrame,
-    items: pd.DataFrame | None,
-    measure: str,
-    condition: str,
-    arms: Sequence[str],
+    table: DataFrame, items: DataFrame | None, measure: str, condition: str, arms: Sequence[str]
 ) -> tuple[Array, Array, float]:
     """The finite values of arms at the seeds that all have, (arms, seeds); raises as `contrast`.
 
-    With the covariance (arms, arms) that the choice of test images gives the arms' means alike at
-    all seeds, zero without items, and its degrees of freedom. It is an estimate: the variance of a
-    difference of arms can come out below 0, and then counts as 0.
+    With the covariance (arms, arms) that test images give the arms' means alike at all seeds, zero
+    without items, and its degrees of freedom. An estimate, by which a variance can be below 0.
     """
     what = f"'{measure}' under '{condition}'" if condition else f"'{measure}'"
     selected = _select(table, measure, condition)
@@ -192,7 +179,7 @@ def paired_arms(
     return np.stack(values), *_item_covariance(items, measure, condition, arms, np.array(seeds))
 
 
-def _select(frame: pd.DataFrame, measure: str, condition: str) -> pd.DataFrame:
+def _select(frame: DataFrame, measure: str, condition: str) -> DataFrame:
     return frame[(frame["measure"] == measure) & (frame["condition"] == condition)]
 
 
@@ -200,26 +187,21 @@ def _is_fixed(arm: str, networks: int) -> bool:
     return arm in SINGLE_NETWORK_ARMS and networks == 1
 
 
-def _values_by_seed(selected: pd.DataFrame, arm: str, what: str) -> pd.Series:
+def _values_by_seed(selected: DataFrame, arm: str, what: str) -> Series:
     """Finite values of one arm, indexed and sorted by seed."""
-    rows = selected[selected["arm"] == arm]
-    if rows.empty:
-        known = ", ".join(dict.fromkeys(str(name) for name in selected["arm"])) or "none"
+    values = selected[selected["arm"] == arm].set_index("seed")["value"].astype(np.float64)
+    if values.empty:
+        known = ", ".join(map(str, selected["arm"].unique())) or "none"
         raise NotMeasuredError(f"no {what} for arm '{arm}'; measured: {known}")
-    if rows["seed"].duplicated().any():
+    if values.index.has_duplicates:
         raise ValueError(f"several values of {what} for one seed of arm '{arm}'")
-    values = pd.Series(rows["value"].to_numpy(dtype=np.float64), index=rows["seed"].to_numpy())
     return values[np.isfinite(values)].sort_index()
 
 
 def _item_covariance(
-    items: pd.DataFrame | None, measure: str, condition: str, arms: Sequence[str], seeds: NDArray
+    items: DataFrame | None, measure: str, condition: str, arms: Sequence[str], seeds: NDArray
 ) -> tuple[Array, float]:
-    """Item covariance of the arms' means over seeds, and its degrees of freedom.
-
-    An arm without items of its own (the teacher, fooled by all of its images by construction)
-    counts as a constant.
-    """
+    """Item covariance of the arms' means over seeds, 0 of arms without items, and its degrees."""
     covariance = np.zeros((len(arms), len(arms)))
     if items is None or items.empty or not seeds.size:
         return covariance, math.inf
@@ -228,37 +210,36 @@ def _item_covariance(
     names, sources = np.unique(rows["source"].to_numpy(), return_inverse=True)
     seed_of_row = rows["seed"].to_numpy()
     value_of_row = rows["value"].to_numpy(dtype=np.float64)
-    totals, measured = [], []
+    totals = {}
     for index, arm in enumerate(arms):
         mine = (rows["arm"] == arm).to_numpy()
         own = np.unique(seed_of_row[mine])
         known = own if _is_fixed(arm, len(own)) else seeds
         mine = mine & np.isin(seed_of_row, known)
-        if not mine.any():
-            continue
-        cell = sources[mine] * len(known) + np.searchsorted(known, seed_of_row[mine])
-        length = len(names) * len(known)
-        by_cell = (np.bincount(cell, each, length) for each in (value_of_row[mine], None))
-        sums, counts = (each.reshape(-1, len(known)).astype(np.float64) for each in by_cell)
-        totals.append((sums, counts))
-        measured.append(index)
-    if not measured:
+        if mine.any():
+            cell = sources[mine] * len(known) + np.searchsorted(known, seed_of_row[mine])
+            cells = (len(names), len(known))
+            sums, counts = (
+                np.bincount(cell, each, math.prod(cells)).reshape(cells).astype(np.float64)
+                for each in (value_of_row[mine], None)
+            )
+            totals[index] = sums, counts
+    if not totals:
         return covariance, math.inf
-    covariance[np.ix_(measured, measured)] = _bootstrap_covariance(totals)
+    measured = list(totals)
+    covariance[np.ix_(measured, measured)] = _bootstrap_covariance(list(totals.values()))
     return covariance, max(len(names) - 1.0, 1.0)
 
 
 def _bootstrap_covariance(arms: Sequence[tuple[Array, Array]]) -> Array:
     """Covariance of the arms' means over seeds through sources, without their part in s^2/n.
 
-    ``arms`` are sums and counts of item values per source and seed, both (sources, seeds), or
-    (sources, 1) for one network that is compared with all seeds. Sources are drawn with
-    replacement, all renderings of one glyph or photo together; the factor G/(G-1) for G sources is
-    that of Cameron and Miller (2015). For G sources and n seeds the covariance of the means over
-    seeds is T = I/G + E/(nG), with I of the sources and E of their interaction with seeds; that of
-    one seed's means is S = I/G + E/G on average. So E/(nG) = (S - T)/(n - 1) is taken off, for the
-    variance over seeds has it. With one seed there is no telling, and T is returned. NaN with fewer
-    than two sources.
+    ``arms``: sums and counts of item values per source and seed, (sources, seeds), or (sources, 1)
+    of one network for all seeds. Sources are drawn with replacement, with the factor G/(G-1) of
+    Cameron and Miller (2015) for G of them. The covariance of the means over n seeds is
+    T = I/G + E/(nG), with I of the sources and E of their interaction with seeds; that of one
+    seed's means S = I/G + E/G on average. So E/(nG) = (S - T)/(n - 1), which the variance over
+    seeds has, is taken off, unless there is one seed. NaN with fewer than two sources.
     """
     rng = np.random.default_rng(0)
     measured = np.any([counts.any(axis=1) for _, counts in arms], axis=0)
@@ -277,9 +258,8 @@ def _bootstrap_covariance(arms: Sequence[tuple[Array, Array]]) -> Array:
         weights = weights.astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             columns = [(weights @ sums) / (weights @ counts) for sums, counts in arms]
-        drawn_means.append(
-            np.stack([np.broadcast_to(column, (rows, seeds)) for column in columns], axis=1)
-        )
+        wide = [np.broadcast_to(column, (rows, seeds)) for column in columns]
+        drawn_means.append(np.stack(wide, axis=1))
     replicates = np.concatenate(drawn_means)  # (draws, arms, seeds)
     # A rare measure (the teacher's few errors) may be absent from a whole resample.
     replicates = replicates[np.isfinite(replicates).all(axis=(1, 2))]
@@ -292,3 +272,127 @@ def _bootstrap_covariance(arms: Sequence[tuple[Array, Array]]) -> Array:
         alone = np.einsum("ras,rbs->ab", centred, centred, optimize=True) / seeds
         together = together - (alone - together) / (seeds - 1)
     return together / (len(replicates) - 1) * number / (number - 1)
+
+
+@dataclass(frozen=True)
+class GapClosed:
+    """How much of a gap a student closes, or the raw difference where there is no gap.
+
+    ``ratio`` is None where the gap cannot be divided by, for a ``reason``. The variances are those
+    of the means of the difference (student minus reference) and the gap (ceiling minus reference).
+    """
+
+    ratio: Interval | None
+    difference: Interval
+    gap: Interval
+    reason: str
+    variance: float = math.nan
+    covariance: float = math.nan
+    gap_variance: float = math.nan
+
+    def __float__(self) -> float:
+        """The share as a plain number, NaN where there is no ratio."""
+        return math.nan if self.ratio is None else self.ratio.estimate
+
+    def format(self, digits: int = 2) -> str:
+        """The ratio with its interval, or the raw difference and why there is no ratio."""
+        if self.ratio is not None:
+            return self.ratio.format(digits)
+        if not self.difference.n:
+            return self.reason
+        return f"{self.reason} (difference {self.difference.format(digits)})"
+
+    def beyond(self, share: float) -> Interval:
+        """By how much the difference exceeds a share of the gap; all variance is of seeds."""
+        if self.ratio is None:
+            return NOTHING
+        estimate = self.difference.estimate - share * self.gap.estimate
+        variance = self.variance - 2 * share * self.covariance + share**2 * self.gap_variance
+        signed = math.copysign(1.0, self.gap.estimate) * estimate
+        degrees, error = self.ratio.degrees_of_freedom, standard_deviation(variance)
+        return Interval(signed, math.nan, math.nan, self.ratio.n, degrees, error)
+
+
+def gap_closed(
+    table: DataFrame,
+    items: DataFrame | None,
+    measure: str,
+    condition: str,
+    arm: str,
+    reference: str = "independent",
+    ceiling: str = "teacher",
+) -> GapClosed:
+    """(arm - reference) / (ceiling - reference), for measures of one network.
+
+    Both are paired by seed. The interval is Fieller's (1954), with the covariance of the means over
+    seeds plus that over resampled sources, and n - 1 degrees of freedom. There is no ratio unless
+    the lower bound of the gap's size exceeds both .05 and three of its standard deviations between
+    seeds. ``standard_error``: by the delta method. Raises as `contrast`.
+    """
+    tables = (table, items, measure, condition)
+    arms = [arm, reference, ceiling]
+    (student, below, above), covariance, item_degrees = paired_arms(*tables, arms)
+    n = student.size
+    if n < 2:
+        difference, gap = (contrast(*tables, each, reference) for each in (arm, ceiling))
+        return GapClosed(None, difference, gap, "needs two seeds")
+    # Rows: student minus reference, ceiling minus reference.
+    to_differences = np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]])
+    item_part = _without_negative(to_differences @ covariance @ to_differences.T)
+    seed_part = np.cov(student - below, above - below) / n
+    total = seed_part + item_part
+    difference, gap = (
+        paired_difference(values, below, standard_deviation(variance), item_degrees)
+        for values, variance in ((student, item_part[0, 0]), (above, item_part[1, 1]))
+    )
+    covariances = total[0, 0], total[0, 1], total[1, 1]
+    if reason := _why_no_ratio(gap, total[1, 1]):
+        return GapClosed(None, difference, gap, reason, *covariances)
+    low, high = fieller(difference.estimate, gap.estimate, *covariances, n - 1.0)
+    estimate = difference.estimate / gap.estimate
+    along = np.array([1.0, -estimate]) / gap.estimate
+    variances = along @ total @ along, n * along @ seed_part @ along, along @ item_part @ along
+    ratio = Interval(estimate, low, high, n, n - 1.0, *map(standard_deviation, variances))
+    return GapClosed(ratio, difference, gap, "", *covariances)
+
+
+def _without_negative(covariance: Array) -> Array:
+    """The nearest covariance in least squares: Higham (1988), theorem 2.1."""
+    if not np.isfinite(covariance).all():
+        return covariance
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.maximum(values, 0.0)) @ vectors.T
+
+
+def _why_no_ratio(gap: Interval, variance: float) -> str:
+    if not math.isfinite(gap.low):
+        return "no interval for the gap"
+    # The same n - 1 degrees of freedom as for the ratio, whose interval is then always bounded.
+    # A share is one whichever way the teacher lies: a fairer one has a smaller deficit.
+    half = float(stdtrit(gap.n - 1.0, 0.975)) * standard_deviation(variance)
+    if abs(gap.estimate) - half > max(SMALLEST_GAP, GAP_IN_SPREADS * gap.seed_sd):
+        return ""
+    there = gap.low > 0 or gap.high < 0
+    return UNCERTAIN_GAP if there and max(-gap.low, gap.high) > SMALLEST_GAP else NO_GAP
+
+
+def fieller(
+    numerator: float,
+    denominator: float,
+    variance: float,
+    covariance: float,
+    denominator_variance: float,
+    degrees_of_freedom: float,
+) -> tuple[float, float]:
+    """95% bounds of a ratio of two correlated means: Fieller (1954).
+
+    Raises ValueError where there are none: the denominator may be 0.
+    """
+    t_squared = float(stdtrit(degrees_of_freedom, 0.975)) ** 2
+    square = denominator**2 - t_squared * denominator_variance
+    linear = numerator * denominator - t_squared * covariance
+    constant = numerator**2 - t_squared * variance
+    if square <= 0:
+        raise ValueError("the denominator's interval contains zero: the ratio is unbounded")
+    root = math.sqrt(max(linear**2 - square * constant, 0.0))
+    return (linear - root) / square, (linear + root) / square

@@ -24,15 +24,12 @@ UNCERTAIN_GAP = "a gap too small or too uncertain to divide by"
 
 
 def brief(word: str) -> str:
-    """A word for how much where there is little room: the sentence beside it says the whole."""
+    """A word for how much where there is little room."""
     return "no clear gap" if word == UNCERTAIN_GAP else word
 
 
 def how_much(low: float, high: float) -> str:
-    """How much was inherited, by the 95% interval of a share of the gap: the first word that fits.
-
-    Says nothing about the paper: whether a claim holds is the matter of a verdict.
-    """
+    """How much was inherited, by the 95% interval of a share of the gap: the first that fits."""
     ladder = {
         "the opposite": high < 0,
         "none to speak of": low > -NEGLIGIBLE and high < NEGLIGIBLE,

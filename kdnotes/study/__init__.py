@@ -3,7 +3,6 @@
 from kdnotes.study import arms
 from kdnotes.study.arms import Arm
 from kdnotes.study.plans import Plan
-from kdnotes.study.study import Study
-from kdnotes.study.worlds import ALL_SCENES, World
+from kdnotes.study.study import ALL_SCENES, Study, World
 
 __all__ = ["ALL_SCENES", "Arm", "Plan", "Study", "World", "arms"]

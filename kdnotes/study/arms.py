@@ -22,27 +22,18 @@ Control = Literal["second-teacher", "smoothed", "permuted"]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A kind of network in a cast: its name in tables, its look, and how it is taught.
+class Arm(Look):
+    """A kind of network in a cast: its look, its name in tables, and how it is taught.
 
-    ``colour`` is #RRGGBB, ``marker`` and ``line`` are matplotlib's. ``method`` None: from labels
-    alone. ``labels``: whose soft labels the method gets: the teacher's, smoothed ones without a
-    teacher, or the teacher's permuted within a class.
+    ``method`` None: from labels alone. ``labels``: whose soft labels the method gets: the
+    teacher's, smoothed ones without a teacher, or the teacher's permuted within a class.
     """
 
-    name: str
-    label: str
-    short: str
-    colour: str
-    marker: str
-    line: Any = "-"
-    hollow: bool = False
     method: Method | None = None
     labels: Labels = "teacher"
 
     def __post_init__(self) -> None:
-        look = (self.label, self.short, self.colour, self.marker, self.line, self.hollow)
-        declare(self.name, Look(*look))
+        declare(self)
 
     def variant(
         self,
@@ -58,9 +49,9 @@ class Arm:
     ) -> Arm:
         """This arm in another way, called NAME-``name``; ``settings`` replace its method's.
 
-        ``label`` and ``short`` are added to this arm's short label. ``tint`` is how much lighter it
-        is drawn, 0 to 1, or darker, 0 to -1. Raises pydantic's ValidationError for settings that
-        the method does not have.
+        ``label`` and ``short`` are added to its short label. ``tint``: how much lighter it is
+        drawn, 0 to 1, or darker, 0 to -1. Raises pydantic's ValidationError for settings that do
+        not exist.
         """
         method = self.method
         if method is not None and settings:
@@ -83,17 +74,10 @@ SECOND_TEACHER = Arm("second-teacher", "Second teacher", "Second teacher", "#B05
 PLAIN_TEACHER = Arm("plain-teacher", "Plain teacher", "Plain teacher", "#4D4D4D", "*", ":", True)
 INDEPENDENT = Arm("independent", "Independent (no teacher)", "Independent", "#999999", "o", "--")
 FOREIGN = Arm("foreign", "Foreign network", "Foreign", "#6B4E16", "X", (0, (5, 5)))
-_CONTROLS: dict[Control, tuple[str, str, str, str, Any, Labels]] = {
-    "second-teacher": (
-        "KL, other teacher",
-        "Other teacher",
-        "#7A2E5D",
-        "v",
-        (0, (3, 1)),
-        "teacher",
-    ),
-    "smoothed": ("Soft labels, no teacher", "Smoothed", "#56B4E9", "<", (0, (1, 1)), "smoothed"),
-    "permuted": ("Soft labels, permuted", "Permuted", "#D55E00", ">", (0, (3, 1, 1)), "permuted"),
+_CONTROLS: dict[Control, tuple[str, str, str, str, Any]] = {
+    "second-teacher": ("KL, other teacher", "Other teacher", "#7A2E5D", "v", (0, (3, 1))),
+    "smoothed": ("Soft labels, no teacher", "Smoothed", "#56B4E9", "<", (0, (1, 1))),
+    "permuted": ("Soft labels, permuted", "Permuted", "#D55E00", ">", (0, (3, 1, 1))),
 }
 
 CONTROLS = tuple(f"control-{kind}" for kind in _CONTROLS)
@@ -111,13 +95,9 @@ def every_control(soft: Arm) -> tuple[Arm, ...]:
 
 
 def control(kind: Control, soft: Arm) -> Arm:
-    """Students of other soft labels than their teacher's: what a gain may owe to any soft labels.
-
-    ``soft``: the arm of a method whose targets are soft labels.
-    """
-    label, short, colour, marker, line, labels = _CONTROLS[kind]
-    look = (label, short, colour, marker, line)
-    return Arm(f"control-{kind}", *look, method=soft.method, labels=labels)
+    """Students of other soft labels than their teacher's, by the method of ``soft``."""
+    labels: Labels = "teacher" if kind == "second-teacher" else kind
+    return Arm(f"control-{kind}", *_CONTROLS[kind], method=soft.method, labels=labels)
 
 
 def plain(arm: Arm) -> Arm:
@@ -126,13 +106,9 @@ def plain(arm: Arm) -> Arm:
 
 
 def depths(hint: Arm) -> dict[str, Arm]:
-    """Hint at rising depth, by place: after each third of the stages, then at the logits.
-
-    Each has the weight that suits its depth.
-    """
+    """Hint after each third of the stages, then at the logits, with the weights that suit these."""
     found: dict[str, Arm] = {}
-    tints = (0.5, -0.1, -0.35, -0.65)
-    for place, tint in zip(DEPTH_WEIGHTS, tints, strict=True):
+    for place, tint in zip(DEPTH_WEIGHTS, (0.5, -0.1, -0.35, -0.65), strict=True):
         marker = f"{len(found) + 1}"
         settings = {"student_layer": place, "teacher_layer": place, "weight": DEPTH_WEIGHTS[place]}
         names = ("logits",) * 3 if place == "logits" else (marker, f"layer {marker}", marker)
@@ -156,9 +132,9 @@ def at_temperature(soft: Arm, tau: float) -> Arm:
 
 def mixed_teacher(share: float) -> Arm:
     """The mean of two teachers, with this share of the second."""
-    labels = (f"Teacher with {share:g} of another", f"Teacher mix {share:g}")
+    names = (f"teacher-{share:g}", f"Teacher with {share:g} of another", f"Teacher mix {share:g}")
     colour = _mixed(TEACHER.colour, _OTHER_TEACHER, share)
-    return Arm(f"teacher-{share:g}", *labels, colour, "*", "--", hollow=True)
+    return Arm(*names, colour, "*", "--", hollow=True)
 
 
 def mixture(soft: Arm, share: float) -> Arm:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from kdnotes import methods
 from kdnotes.data import FOLDER_PREFIX, Strict
-from kdnotes.data.views import ColorJitter, ResizedCrops, Views
+from kdnotes.data.views import ResizedCrops, Views
 from kdnotes.errors import RequestError
 from kdnotes.study.presets import Preset
 from kdnotes.training.specification import Recipe
@@ -21,21 +21,23 @@ NEEDS_FOLDER = (
     "the preset 'paper' needs a folder in ImageNet's layout (train/CLASS/..., val/CLASS/...): set "
     "dataset=imagefolder:PATH, or KDNOTES_IMAGENET=PATH for all chapters"
 )
-Ways = dict[str, dict[str, Any]]  # settings of methods by their names
 
 
-def _checked(ways: Ways) -> Ways:
+def _checked(ways: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for name, values in ways.items():
         methods.get(name).model_validate(values)
     return ways
 
 
+# Settings of methods by their names.
+Ways = Annotated[dict[str, dict[str, Any]], AfterValidator(_checked), Field(default_factory=dict)]
+
+
 class Pair(Strict):
     """A teacher, a student, and how the one teaches the other; names are timm's.
 
-    ``published``: the teacher's weights, empty meaning that it is trained. ``methods``: settings of
-    methods by name; one that is not named has its own defaults. ``for_cast``: a pair that the cast
-    of this name uses instead of the picked one, or of the one named ``in_place_of``.
+    ``published``: the teacher's weights, empty: it is trained. ``for_cast``: a pair that this cast
+    uses instead of the picked one, or of the one named ``in_place_of``.
     """
 
     teacher: str
@@ -44,9 +46,7 @@ class Pair(Strict):
     antialiased_student: str = ""
     for_cast: str = ""
     in_place_of: str = ""
-    methods: Ways = Field(default_factory=dict)
-
-    _check = field_validator("methods")(_checked)
+    methods: Ways
 
 
 class Optimisation(Strict):
@@ -66,15 +66,12 @@ class ImageNet(Strict):
     crops: ResizedCrops
     preset: Preset
     published_classes: int = Field(ge=2)
-    methods: Ways = Field(default_factory=dict)
+    methods: Ways
     recipes: dict[str, Optimisation]
     pairs: dict[str, Pair]
 
     def pick(self, teacher: str, student: str) -> tuple[str, Pair]:
-        """The first pair of these names, empty ones fitting all, and what it is called.
-
-        Raises RequestError naming the pairs there are.
-        """
+        """The first pair of these names, empty ones fitting all. Raises RequestError."""
         named = {name: pair for name, pair in self.pairs.items() if not pair.for_cast}
         for name, pair in named.items():
             if teacher in ("", name, pair.teacher) and student in ("", pair.student):
@@ -93,38 +90,20 @@ class ImageNet(Strict):
     def pair(self, teacher: str, student: str, cast: str) -> Pair:
         """The pair that a cast compares, where this teacher and student were picked."""
         name, picked = self.pick(teacher, student)
-        for pair in self.pairs.values():
-            if pair.for_cast == cast and pair.in_place_of in ("", name):
-                return pair
-        return picked
+        fitting = (pair for pair in self.pairs.values() if pair.in_place_of in ("", name))
+        return next((pair for pair in fitting if pair.for_cast == cast), picked)
 
-    def recipe(
-        self,
-        model: str,
-        epochs: int,
-        batch: int,
-        whole: bool,
-        flip: bool,
-        jitter: ColorJitter | None,
-    ) -> Recipe:
-        """How a network is trained: cropped and mirrored at random, or on the ``whole`` image.
-
-        ``flip``: whole images are mirrored at random.
-        """
+    def recipe(self, model: str, whole: bool = False, flip: bool = False, **how: Any) -> Recipe:
+        """How a network is trained: on crops, or on the ``whole`` image, mirrored if ``flip``."""
         family = next((name for name in self.recipes if model.startswith(name)), None)
         if family is None:
             raise RequestError(f"paper settings have no recipe for {model!r} (imagenet.recipes)")
         seen = {"size": self.image_size}
         if whole:
             seen |= {"smallest": 1, "largest": 1, "aspect": 1, "flip": flip}
-        return Recipe(
-            epochs=epochs,
-            batch=batch,
-            views=Views(pad=0),
-            resized=self.crops.model_copy(update=seen),
-            jitter=jitter,
-            **self.recipes[family].model_dump(),
-        )
+        resized = self.crops.model_copy(update=seen)
+        how |= self.recipes[family].model_dump()
+        return Recipe(views=Views(pad=0), resized=resized, **how)
 
     def settings_of(self, method: str, pair: Pair) -> dict[str, Any]:
         """The paper's settings of a method for a pair; those it leaves open are not there."""
@@ -136,9 +115,7 @@ class MNIST(Strict):
 
     preset: Preset
     learning_rate: float = Field(gt=0)
-    methods: Ways = Field(default_factory=dict)
-
-    _check = field_validator("methods")(_checked)
+    methods: Ways
 
 
 class Paper(Strict):
@@ -149,18 +126,14 @@ class Paper(Strict):
 
 
 def settings() -> Paper:
-    """The settings of KDNOTES_PAPER, or else those that come with the package.
-
-    Raises RequestError when the file is missing or something in it is wrong.
-    """
+    """The settings of KDNOTES_PAPER, or the package's. Raises RequestError for what is wrong."""
     given = os.environ.get("KDNOTES_PAPER", "")
     path = Path(given).expanduser() if given else Path(__file__).with_name("paper.yml")
     try:
         return _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RequestError(
-            f"cannot read {str(path)!r} (KDNOTES_PAPER): {error.strerror}"
-        ) from error
+        why = f"cannot read {str(path)!r} (KDNOTES_PAPER): {error.strerror}"
+        raise RequestError(why) from error
     except yaml.YAMLError as error:
         raise RequestError(f"{path.name}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -174,10 +147,7 @@ def _parsed(text: str) -> Paper:
 
 
 def preset(dataset: str, teacher: str, student: str) -> Preset:
-    """The paper's sizes for a data set and a pair, its first if none is named.
-
-    Raises RequestError for a pair, or images, that it does not have.
-    """
+    """The paper's sizes for a data set and a pair, or its first. Raises RequestError otherwise."""
     both = settings()
     if dataset in ("mnist", "digits"):
         network = both.mnist.preset.teacher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,37 +13,34 @@ from kdnotes import methods, networks
 from kdnotes.data import DataSpec, ImageData, load, with_fingerprint
 from kdnotes.data.views import ColorJitter, Crops
 from kdnotes.errors import RequestError
+from kdnotes.lazy import pandas
 from kdnotes.study import arms, paper
 from kdnotes.study.arms import Arm
-from kdnotes.study.showing import describe, picture
-from kdnotes.study.worlds import World
 from kdnotes.training import cache
 from kdnotes.training.cache import Planned
 from kdnotes.training.specification import NetworkSpec, Recipe
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    from kdnotes.study.study import Study
+    from kdnotes.study.study import Study, World
 
 Seeds = Literal["all", "few"] | Sequence[int]
 Role = Literal["teacher", "student"]
-# Networks that learn more slowly get so many times the epochs.
-SLOW = {"vgg-small-blur": 2}
+SLOW = {"vgg-small-blur": 2}  # networks that learn more slowly get so many times the epochs
 FOREIGN_SEED = 9_000  # a seed that no student of a cast ever has
 
 
 class Plan:
     """The networks of one cast, in a world: it grows by what is declared, teachers first.
 
-    Each method that declares networks returns what later ones refer to: a teacher its network, the
-    students their arm. Nothing is trained before `Study.train` is called.
+    What declares a teacher returns its network, what declares students their arm. Nothing is
+    trained before `Study.train` is called.
     """
 
     def __init__(self, study: Study, name: str, world: World, teacher: str, student: str) -> None:
         self.study, self.name, self.world = study, name, world
-        settings = study.settings
+        self.settings = settings = study.settings
         self.pair: paper.Pair | None = None
         self.teacher_model = teacher or settings.teacher
         self.student_model = student or settings.student
@@ -51,8 +49,6 @@ class Plan:
             self.teacher_model, self.student_model = self.pair.teacher, self.pair.student
         self.planned: list[Planned] = []
         self.arms: dict[str, Arm] = {}
-
-    # --- what is declared -------------------------------------------------------------------
 
     def teacher(
         self,
@@ -67,16 +63,13 @@ class Plan:
     ) -> NetworkSpec:
         """A teacher; ``jitter``, ``crops`` or ``flip``: it saw every image changed in this way.
 
-        ``longer``: so many times the usual epochs, where it learns more slowly. ``model`` and
-        ``world``: another architecture, or other images than those of the plan.
+        ``longer``: so many times the usual epochs. ``model`` and ``world``: others than the plan's.
         """
         model = model or self.teacher_model
-        recipe = self._recipe("teacher", model, None, longer, jitter, crops, flip)
-        spec = self._network("teacher", model, recipe, seed=self.study.teacher_seeds[0])
-        if world is not None:
-            spec = spec.model_copy(update={"data": self.study.data(world, "teacher")})
-        published = {"pretrained": self._published(spec)}
-        return self._enrol(arm, spec.model_copy(update=published))
+        data = self.study.data(world or self.world, "teacher")
+        recipe = self._recipe("teacher", model, None, longer, flip, jitter=jitter, crops=crops)
+        spec = self._network("teacher", model, data, recipe, seed=self.study.teacher_seeds[0])
+        return self._enrol(arm, spec.model_copy(update={"pretrained": self._published(spec)}))
 
     def second_teacher(self, first: NetworkSpec) -> NetworkSpec:
         """A teacher like the first, from another seed; it is always trained here."""
@@ -89,32 +82,26 @@ class Plan:
 
     def mixed_teacher(self, first: NetworkSpec, second: NetworkSpec, share: float) -> NetworkSpec:
         """The mean of the logits of two teachers, with this share of the second."""
-        return self._composite(
-            arms.mixed_teacher(share), parts=(first, second), shares=(1 - share, share)
-        )
+        how = {"parts": (first, second), "shares": (1 - share, share)}
+        return self._composite(arms.mixed_teacher(share), **how)
 
     def mirrored_teacher(self, plain: NetworkSpec) -> NetworkSpec:
         """A teacher averaged over each image and its mirror image: exactly invariant."""
         return self._composite(arms.TEACHER, parts=(plain,), mirrored=True)
 
     def _composite(self, arm: Arm, **how: Any) -> NetworkSpec:
-        spec = self._network("teacher", "composite", Recipe(epochs=1), data="student", **how)
+        data = self.study.data(self.world, "student")
+        spec = self._network("teacher", "composite", data, Recipe(epochs=1), **how)
         return self._enrol(arm, spec)
 
     def students(
-        self,
-        arm: Arm,
-        of: NetworkSpec | None = None,
-        *,
-        seeds: Seeds = "all",
-        **how: Any,
+        self, arm: Arm, of: NetworkSpec | None = None, *, seeds: Seeds = "all", **how: Any
     ) -> Arm:
         """Students of a teacher, or of none; those of one seed share first weights and data order.
 
         ``seeds``: all, the few of secondary arms, or these; ``how``: as in `student`.
         """
-        settings = self.study.settings
-        named = {"all": settings.seeds, "few": settings.control_seeds}
+        named = {"all": self.settings.seeds, "few": self.settings.control_seeds}
         spec = self.student(arm, of, **how)
         for seed in named[seeds] if isinstance(seeds, str) else seeds:
             self._enrol(arm, spec.model_copy(update={"seed": seed}))
@@ -130,24 +117,18 @@ class Plan:
         count: int | None = None,
         start_seed: int | None = None,
     ) -> NetworkSpec:
-        """What the first student of an arm would be; it is not declared.
+        """What the first student of an arm would be, undeclared.
 
         ``count``: training images. ``start_seed``: of first weights in place of its own.
         """
-        settings, model = self.study.settings, model or self.student_model
+        model = model or self.student_model
         if of is None:
-            epochs = epochs or settings.independent_epochs
-        return self._network(
-            "student",
-            model,
-            self._recipe("student", model, epochs, SLOW.get(model, 1)),
-            count,
-            method=arm.method,
-            labels=arm.labels,
-            teacher=of,
-            seed=settings.seeds[0],
-            start_seed=start_seed,
-        )
+            epochs = epochs or self.settings.independent_epochs
+        data = self.study.data(self.world, "student", count)
+        recipe = self._recipe("student", model, epochs, SLOW.get(model, 1))
+        how: dict[str, Any] = {"method": arm.method, "labels": arm.labels, "teacher": of}
+        how |= {"seed": self.settings.seeds[0], "start_seed": start_seed}
+        return self._network("student", model, data, recipe, **how)
 
     def distilled(self, of: NetworkSpec) -> None:
         """Students of a teacher by each method that was asked for."""
@@ -155,11 +136,7 @@ class Plan:
             self.students(arm, of)
 
     def usual(self, **controls: Any) -> NetworkSpec:
-        """Declare the cast that most chapters have, and return its teacher.
-
-        Two teachers of one recipe, students without a teacher, those of the first by each method,
-        and the ``controls``.
-        """
+        """Declare what most chapters have, `compared` and `controls`, and return its teacher."""
         first = self.teacher()
         self.controls(first, self.compared(first), **controls)
         return first
@@ -178,47 +155,32 @@ class Plan:
                 self.students(arms.plain(method), of=plain)
 
     def same_start(self, first: NetworkSpec) -> None:
-        """A few KL students, and students alone, that start where their teacher did, if they can.
-
-        They can where teacher and student are of one architecture. Not on photographs or MNIST.
-        """
+        """Few students, by KL and alone, that start where their teacher did, if they can."""
         if self.student_model == self.teacher_model and not self._must_be_short:
             for arm, of in ((self.method("kl"), first), (arms.INDEPENDENT, None)):
                 same = arm.variant("same-start", "the teacher's start", "same start")
                 self.students(same, of, seeds="few", start_seed=first.initialisation_seed)
 
     def needs_maps(self, stages: int, cells: int) -> None:
-        """Refuse networks without maps of so many cells on a side in each of the last stages.
-
-        Raises RequestError before anything is trained. Not for the paper's pairs, which have them.
-        """
-        if self.pair is not None:
-            return
-        for model in (self.teacher_model, self.student_model):
-            last = networks.map_sides(model, self.image_side)[-stages:]
+        """Raise RequestError unless each of the last stages has maps of so many cells on a side."""
+        side = self.image_side
+        for model in (self.teacher_model, self.student_model) if self.pair is None else ():
+            last = networks.map_sides(model, side)[-stages:]
             self.study.needs(
                 len(last) == stages and min(last) >= cells,
                 f"this chapter needs maps of {cells} x {cells} cells in a network's last {stages} "
                 f"stages; those of {model} have {' and '.join(map(str, last))} on a side where "
-                f"images have {self.image_side} pixels: name another network",
+                f"images have {side} pixels: name another network",
             )
 
-    @property
-    def image_side(self) -> int:
-        """Side in pixels of the images that the networks are shown."""
-        return self.study.image_side(self.world)
-
-    def stopped_early(self, arm: Arm, of: NetworkSpec | None = None, share: float = 0.5) -> None:
-        """Students of an arm that have only this share of the epochs."""
+    def stopped_early(self, arm: Arm, of: NetworkSpec | None = None) -> None:
+        """Students of an arm that have only half of the epochs."""
         stopped = arm.variant("matched", "stopped early", "early", marker=arm.marker)
-        self.students(stopped, of, epochs=self.epochs(share))
+        self.students(stopped, of, epochs=self.epochs(0.5))
 
     def depths(self, of: NetworkSpec) -> list[str]:
-        """Students of Hint at rising depth: their arms, none where Hint was not asked for.
-
-        Nor on photographs, where each takes long.
-        """
-        if "hint" not in self.study.settings.methods or self._must_be_short:
+        """Students of Hint at rising depth: their arms; none without Hint, or on photographs."""
+        if "hint" not in self.settings.methods or self._must_be_short:
             return []
         return [self.students(arm, of).name for arm in arms.depths(self.method("hint")).values()]
 
@@ -233,8 +195,8 @@ class Plan:
     ) -> None:
         """Students of a second teacher, of labels smoothed as the teacher's are, and permuted.
 
-        ``others``, ``smoothed``, ``permuted``: the seeds of each kind, all where a claim rests on
-        them (few of the last two on photographs). Without all arms, no few permuted ones.
+        By the seeds of each kind: all where a claim rests on them, but few of the last two on
+        photographs. Without all arms, no few permuted ones.
         """
         kl = self.method("kl")
         if self._must_be_short:
@@ -242,7 +204,7 @@ class Plan:
         if second is not None:
             self.students(arms.control("second-teacher", kl), second, seeds=others)
         self.students(arms.control("smoothed", kl), teacher, seeds=smoothed)
-        if permuted == "all" or self.study.settings.all_arms:
+        if permuted == "all" or self.settings.all_arms:
             self.students(arms.control("permuted", kl), teacher, seeds=permuted)
 
     def foreign(self) -> None:
@@ -255,10 +217,8 @@ class Plan:
 
     @property
     def _must_be_short(self) -> bool:
-        settings = self.study.settings
+        settings = self.settings
         return not (settings.is_scenes or settings.is_imagenet or settings.dataset == "digits")
-
-    # --- who can be declared ----------------------------------------------------------------
 
     def method(self, name: str) -> Arm:
         """The students of a method, with the settings that it has here. Raises RequestError."""
@@ -268,27 +228,24 @@ class Plan:
         else:
             values = dict(self.world.methods.get(name, {}))
         if "tau" in kind.model_fields:
-            values["tau"] = self.study.settings.tau
+            values["tau"] = self.settings.tau
         return arms.taught_by(kind.model_validate(values))
 
     @property
     def methods(self) -> tuple[Arm, ...]:
         """The students of each method that was asked for."""
-        return tuple(self.method(name) for name in self.study.settings.methods)
+        return tuple(self.method(name) for name in self.settings.methods)
 
     @property
     def blurred_student(self) -> str:
         """The student's architecture with blur before its strides; empty where there is none."""
         return self.pair.antialiased_student if self.pair else "vgg-small-blur"
 
-    # --- what comes of it -------------------------------------------------------------------
-
     def training_images(self) -> ImageData:
         """The images that the students are trained on."""
         self.study.check_not_planning()
-        return _loaded(
-            self.study.data(self.world, "student").model_dump_json(), self.study.data_dir
-        )
+        spec = self.study.data(self.world, "student")
+        return _loaded(spec.model_dump_json(), self.study.data_dir)
 
     def test_images(self, **options: Any) -> ImageData:
         """Test images like the students' training images; ``options`` change how they are made."""
@@ -297,58 +254,56 @@ class Plan:
 
     def test_spec(self, **options: Any) -> DataSpec:
         """What the test images are; ``options`` as in `test_images`."""
-        settings, spec = self.study.settings, self.study.data(self.world, "student")
-        if settings.is_imagenet:
+        spec = self.study.data(self.world, "student")
+        if self.settings.is_imagenet:
             options = {"size": paper.settings().imagenet.image_size} | options
-        asked = spec.model_copy(
-            update={
-                "split": "test",
-                "count": settings.test_count,
-                "seed": self.study.seed_range.drawings,
-                "options": spec.options | options,
-            }
-        )
-        return with_fingerprint(asked, self.study.data_dir)
+        asked = {
+            "split": "test",
+            "count": self.settings.test_count,
+            "seed": self.study.seed_range.drawings,
+            "options": spec.options | options,
+        }
+        return with_fingerprint(spec.model_copy(update=asked), self.study.data_dir)
 
     def show(self) -> Figure:
         """A picture of who teaches whom, on which images; nothing is trained for it."""
-        return picture(self)
+        from kdnotes.study import showing  # late: planning draws nothing
 
-    def table(self) -> pd.DataFrame:
+        return showing.picture(self)
+
+    def table(self) -> pandas.DataFrame:
         """How each arm was trained: one row per arm."""
-        import pandas as pd
+        from kdnotes.study import showing
 
-        rows: dict[str, dict[str, Any]] = {}
-        for item in self.planned:
-            spec = item.spec
-            row = rows.setdefault(
-                item.arm,
-                {
-                    "arm": item.arm,
-                    "network": spec.model,
-                    "images": spec.data.count or "all",
-                    "epochs": spec.recipe.epochs,
-                    "objective": describe(spec),
-                    "networks trained": 0,
-                },
-            )
-            if spec.parts:
-                row |= {"images": "-", "epochs": "-", "objective": "mean of others' logits"}
-            else:
-                row["networks trained"] += 1
-        return pd.DataFrame(rows.values())
+        trained = Counter(item.arm for item in self.planned if not item.spec.parts)
+        rows = [
+            {
+                "arm": arm,
+                "network": spec.model,
+                "images": "-" if spec.parts else spec.data.count or "all",
+                "epochs": "-" if spec.parts else spec.recipe.epochs,
+                "objective": "mean of others' logits" if spec.parts else showing.describe(spec),
+                "networks trained": trained[arm],
+            }
+            for arm, spec in self.firsts.items()
+        ]
+        return pandas.DataFrame(rows)
 
-    def history(self) -> pd.DataFrame:
+    @property
+    def firsts(self) -> dict[str, NetworkSpec]:
+        """The first network of each arm, in the order of their declaration."""
+        found = {item.arm: item.spec for item in reversed(self.planned)}
+        return {arm: found[arm] for arm in self.arms}
+
+    def history(self) -> pandas.DataFrame:
         """Loss terms by arm, seed and epoch."""
-        import pandas as pd
-
-        rows = []
-        for item in self.planned:
-            if item.spec.parts:
-                continue
-            for epoch, means in enumerate(cache.history(item.spec), start=1):
-                rows.append({"arm": item.arm, "seed": item.spec.seed, "epoch": epoch} | means)
-        return pd.DataFrame(rows)
+        rows = [
+            {"arm": item.arm, "seed": item.spec.seed, "epoch": epoch} | means
+            for item in self.planned
+            if not item.spec.parts
+            for epoch, means in enumerate(cache.history(item.spec), start=1)
+        ]
+        return pandas.DataFrame(rows)
 
     def not_trained_out(self) -> dict[str, float]:
         """Arms whose own loss is more than half of what it was at the first step, with that share.
@@ -369,7 +324,10 @@ class Plan:
         """Names of the classes."""
         return self.study.classes(self.world)
 
-    # --- how they are trained ---------------------------------------------------------------
+    @property
+    def image_side(self) -> int:
+        """Side in pixels of the images that the networks are shown."""
+        return self.study.image_side(self.world)
 
     def _enrol(self, arm: Arm, spec: NetworkSpec) -> NetworkSpec:
         if self.arms.setdefault(arm.name, arm) != arm:
@@ -378,13 +336,7 @@ class Plan:
         return spec
 
     def _network(
-        self,
-        role: Role,
-        model: str,
-        recipe: Recipe,
-        count: int | None = None,
-        data: Role | None = None,
-        **how: Any,
+        self, role: Role, model: str, data: DataSpec, recipe: Recipe, **how: Any
     ) -> NetworkSpec:
         if self.pair is None and model != "composite":
             networks.map_sides(model, self.image_side)  # or it is refused
@@ -392,9 +344,9 @@ class Plan:
             role=role,
             model=model,
             num_classes=len(self.classes),
-            data=self.study.data(self.world, data or role, count),
+            data=data,
             recipe=recipe,
-            large_images=self.study.settings.is_imagenet and not how.get("parts"),
+            large_images=self.settings.is_imagenet and model != "composite",
             **how,
         )
 
@@ -404,55 +356,41 @@ class Plan:
         model: str,
         epochs: int | None,
         longer: int,
-        jitter: ColorJitter | None = None,
-        crops: Crops | None = None,
         flip: bool = False,
+        **seen: Any,
     ) -> Recipe:
         """How a network is trained, for ``epochs``, or else as long as the preset says."""
-        settings = self.study.settings
-        if (fixed := self.world.recipe) is not None:
+        settings, world = self.settings, self.world
+        if (fixed := world.recipe) is not None:
             return fixed.model_copy(update={"epochs": epochs or fixed.epochs})
-        taught = role == "student"
-        flip = flip or (taught and self.world.mirrored)
-        asked = settings.student_epochs if taught else settings.teacher_epochs
-        epochs = (
-            epochs
-            or asked
-            or (self.world.lengths.students if taught else self.world.lengths.teacher)
-        )
+        if role == "student":
+            rate, flip = settings.student_rate, flip or world.mirrored
+            epochs = epochs or settings.student_epochs or world.student_epochs
+        else:
+            rate, epochs = settings.teacher_rate, settings.teacher_epochs or world.teacher_epochs
         if settings.is_imagenet:
-            whole = self.world.still and crops is None
-            imagenet = paper.settings().imagenet
-            return imagenet.recipe(model, epochs, settings.batch, whole, flip, jitter)
-        views = self.world.views
+            how = {"epochs": epochs, "batch": settings.batch, "jitter": seen.get("jitter")}
+            whole = world.still and not seen.get("crops")
+            return paper.settings().imagenet.recipe(model, whole, flip, **how)
         recipe = Recipe(
             epochs=longer * epochs,
             batch=settings.batch,
-            learning_rate=settings.student_rate if taught else settings.teacher_rate,
-            views=views.model_copy(update={"flip": True}) if flip else views,
-            jitter=jitter,
-            crops=crops,
+            learning_rate=rate,
+            views=world.views.model_copy(update={"flip": True}) if flip else world.views,
+            **seen,
         )
-        if model.startswith("vit"):
-            slower = {"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
-            return recipe.model_copy(update=slower)
-        return recipe
+        slower = {"optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
+        return recipe.model_copy(update=slower) if model.startswith("vit") else recipe
 
     def _published(self, spec: NetworkSpec) -> str:
-        """Name of the published weights that a teacher has, empty where it is trained here.
-
-        So it is where it has to see other images or views than usual.
-        """
+        """Name of a teacher's published weights, empty where it is trained here."""
         if self.pair is None or os.environ.get("KDNOTES_WEIGHTS") == networks.TRAINED_HERE:
             return ""
-        imagenet = paper.settings().imagenet
-        usual = imagenet.recipe(
-            spec.model, spec.recipe.epochs, spec.recipe.batch, False, False, None
-        )
-        unusual = spec.recipe != usual or not spec.data.options.keys() <= {"size", "skip_damaged"}
-        if unusual or spec.num_classes != imagenet.published_classes:
-            return ""
-        return self.pair.published
+        imagenet, recipe = paper.settings().imagenet, spec.recipe
+        usual = imagenet.recipe(spec.model, epochs=recipe.epochs, batch=recipe.batch)
+        is_usual = recipe == usual and spec.data.options.keys() <= {"size", "skip_damaged"}
+        its_classes = spec.num_classes == imagenet.published_classes
+        return self.pair.published if is_usual and its_classes else ""
 
 
 @lru_cache(maxsize=6)

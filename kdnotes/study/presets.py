@@ -1,24 +1,48 @@
-"""The presets: how large, how long and how often, from a test run to a cluster."""
+"""The presets: how large, how long and how often, and which seeds are for what."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from pydantic import Field
 
 from kdnotes.data import Strict
-from kdnotes.study.seeds import DEVELOPMENT, PUBLISHED
+from kdnotes.errors import RequestError
 
-# Its sizes are in a file of their own (`paper`), and depend on the pair that is picked.
-PAPER = "paper"
+
+class Range(NamedTuple):
+    """Seeds from first to last, the first teacher's, and that of drawings to train and test on."""
+
+    name: str
+    first: int
+    last: int
+    teacher: int
+    drawings: int
+
+
+RETIRED = Range("retired", 0, 99, 0, 0)  # their results were seen while the book was written
+DEVELOPMENT = Range("development", 100, 999, 100, 1)  # on which settings are chosen
+PUBLISHED = Range("published", 1000, 999_999, 1000, 2)  # on which results are reported
+RANGES = (RETIRED, DEVELOPMENT, PUBLISHED)
+
+
+def range_of(first: int, count: int = 1) -> Range:
+    """The range of so many seeds: in none or two, with two teachers, they raise RequestError."""
+    last = first + count - 1
+    for each in RANGES:
+        if each.first <= first and last <= each.last:
+            return each
+    known = ", ".join(f"{each.first} to {each.last} ({each.name})" for each in RANGES)
+    raise RequestError(f"seeds {first} to {last} do not lie in one range; the ranges are {known}")
 
 
 class Preset(Strict):
     """Sizes and schedules that a preset stands for.
 
-    Counts are images, None meaning all there are; batches and epochs are those of the recipe, None
-    meaning as many as a world takes (`worlds.LENGTHS`). ``students`` and ``controls``: networks of
-    each kind; ``teacher_count``: with 2, values are averaged over the students of both teachers;
-    ``first_seed``: of the students. ``all_arms``: whether arms are trained that no
-    primary claim needs and that take long.
+    Counts are images, None meaning all; epochs None: as many as a world takes. ``students`` and
+    ``controls``: networks of each kind; ``teacher_count``: with 2, values are averaged over the
+    students of both; ``all_arms``: also those that no primary claim needs and that take long;
+    ``independent_epochs``: of students alone, where they differ.
     """
 
     teacher: str = "vgg-medium"
@@ -32,7 +56,6 @@ class Preset(Strict):
     all_arms: bool = True
     teacher_epochs: int | None = Field(default=None, ge=1)
     student_epochs: int | None = Field(default=None, ge=1)
-    # Of students without a teacher, where they differ.
     independent_epochs: int | None = Field(default=None, ge=1)
     # Half the batch and twice the rate: on development seeds, with 5000 images, students were right
     # in .81 of the cases after 3 epochs, and in .77 after 5 of batches of 128 at .1.
@@ -42,6 +65,7 @@ class Preset(Strict):
     tau: float = Field(default=4.0, gt=0)
 
 
+PAPER = "paper"  # its sizes are in a file of their own (`paper`), by the pair that is picked
 PRESETS: dict[str, Preset] = {
     "smoke": Preset(
         students=2,
@@ -55,8 +79,3 @@ PRESETS: dict[str, Preset] = {
     "laptop": Preset(controls=2, all_arms=False),
     "published": Preset(students=10, controls=2, teacher_count=2),
 }
-
-
-def names() -> tuple[str, ...]:
-    """The names of all presets."""
-    return (*PRESETS, PAPER)
