@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdnotes.data import ImageData
-    from kdnotes.networks.anatomy import Layout
+    from kdnotes.networks.features import Layout
 
 LAYERS = {"last": -1, "earlier": -2}
 CLASSES = ("true", "predicted")
