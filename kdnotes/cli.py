@@ -422,12 +422,13 @@ def list_cached() -> None:
     """
     from kdnotes.training import cache
 
-    rows = [
-        (item.key, item.arm, item.model, f"seed {item.seed}", _size(item.size), item.seconds)
-        for item in cache.entries()
-    ]
+    rows = []
+    for made in cache.entries():
+        spec, size = made.spec, _size(cache.bytes_in(cache.folder_of(made.spec)))
+        took = f"{made.seconds:.0f} s"
+        rows.append((spec.key, made.arm, spec.model, f"seed {spec.seed}", size, took))
     if rows:
-        typer.echo(_aligned([(*row, f"{seconds:.0f} s") for *row, seconds in rows]))
+        typer.echo(_aligned(rows))
     typer.echo(f"{len(rows)} networks in {cache.networks_folder()}")
 
 

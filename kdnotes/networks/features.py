@@ -76,17 +76,17 @@ def hint_layer(network: Normalized | Composite, where: str) -> str:
     ``K/3`` is the last stage of the K-th third of a network's `taps`. Raises RequestError for
     another share, a layer that is not there, or where there are no stages.
     """
-    third, slash, of = where.partition("/")
-    if not slash:
-        if where != "logits":
-            layout_of(network, where)  # or it is refused
+    if where == "logits":
         return where
-    if of != "3" or third not in ("1", "2", "3"):
+    if "/" not in where:
+        layout_of(network, where)  # or it is refused
+        return where
+    if where not in ("1/3", "2/3", "3/3"):
         raise RequestError(f"a layer is 1/3, 2/3, 3/3, logits or a dotted path, not {where!r}")
     stages = taps(network)
     if not stages:
         raise RequestError(f"a mean of networks has no layers of its own; use logits, not {where}")
-    return stages[max(0, round(int(third) * len(stages) / 3) - 1)]
+    return stages[max(0, round(int(where[0]) * len(stages) / 3) - 1)]
 
 
 def forward_with_features(network: Normalized | Composite, images: Tensor) -> tuple[Tensor, Tensor]:
