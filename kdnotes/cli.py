@@ -369,9 +369,10 @@ def list_cached() -> None:
     from kdnotes.training import cache
 
     rows = []
-    for item in cache.entries():
-        size, seconds = f"{item.size / 1e6:.1f} MB", f"{item.seconds:.0f} s"
-        rows.append((item.key, item.arm, item.model, f"seed {item.seed}", size, seconds))
+    for made in cache.entries():
+        spec, seconds = made.spec, f"{made.seconds:.0f} s"
+        size = f"{cache.bytes_in(cache.folder_of(spec)) / 1e6:.1f} MB"
+        rows.append((spec.key, made.arm, spec.model, f"seed {spec.seed}", size, seconds))
     if rows:
         typer.echo(aligned(rows))
     typer.echo(f"{len(rows)} networks in {cache.networks_folder()}")

@@ -25,6 +25,8 @@ def main(chapter: ChapterName, p: Given = None, preset: Preset = None) -> None:
         -m kdnotes.train_networks fidelity --preset paper -p dataset=imagefolder:/data/imagenet
     kdnotes run localization --preset paper -p dataset=imagefolder:/data/imagenet
     """
+    from functools import partial
+
     from kdnotes.book import running
     from kdnotes.training import cache, distributed, pool
 
@@ -34,7 +36,8 @@ def main(chapter: ChapterName, p: Given = None, preset: Preset = None) -> None:
     fabric = distributed.joined(device)
     first = fabric.is_global_zero  # it speaks for all
     to_train = fabric.broadcast(cache.unusable(networks) if first else [])
-    pool.in_turn(to_train, cache.train_one, device, study.data_dir, quiet=not first)
+    train = partial(cache.train_one, device=device, data_dir=study.data_dir)
+    pool.in_turn(to_train, train, quiet=not first)
     if first:
         typer.echo(f"{len(to_train)} networks trained, {len(networks)} in {folder}")
 

@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +33,8 @@ from kdnotes.methods.kl import KL
 from kdnotes.methods.sp import SP
 from kdnotes.study import Study, paper
 from kdnotes.training import cache as networks_cache
-from kdnotes.training import checkpoints, distributed, loop, pool
-from kdnotes.training.checkpoints import Checkpoints
+from kdnotes.training import distributed, loop, pool
+from kdnotes.training.loop import Checkpoints
 from kdnotes.training.specification import NetworkSpec, Planned, Recipe
 
 BATCH = 16
@@ -199,8 +201,8 @@ def epoch_of(kept: Checkpoints) -> int:
 
 KEEPING_EVERY_EPOCH = """
 from kdnotes import train_networks
-from kdnotes.training import checkpoints
-checkpoints.SECONDS_BETWEEN = 0
+from kdnotes.training import loop
+loop.SECONDS_BETWEEN = 0
 train_networks.app()
 """
 
@@ -355,7 +357,7 @@ def test_one_process_goes_on_to_the_same_bits(
             raise Killed
 
     whole = run(None)
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN", 0)
     kept = Checkpoints(tmp_path / "kept")
     with pytest.raises(Killed):
         run(kept, kill)
@@ -372,7 +374,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     (path,) = kept.folder.iterdir()
     assert path == kept.last()
     assert epoch_of(kept) == 2
-    state = checkpoints.read(path)
+    state = torch.load(path, weights_only=True)
     assert torch.equal(state["x"], torch.zeros(3))
     assert state["history"] == [{"loss": 1.5}]
     path.write_bytes(path.read_bytes()[:-1])
@@ -384,7 +386,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
 def test_short_training_leaves_no_checkpoint() -> None:
     kept = Checkpoints(Path("nowhere"))
     assert not kept.due()
-    kept._written -= checkpoints.SECONDS_BETWEEN
+    kept._written -= loop.SECONDS_BETWEEN
     assert kept.due()
 
 
@@ -408,11 +410,11 @@ def test_all_graphics_cards_are_asked_for_in_a_group_of_their_own(
     """Two processes on the CPU stand for two cards."""
     together = pool._in_group
 
-    def on_cpu(processes: int, request: pool.Request) -> None:
-        assert (processes, request[2]) == (2, "cuda:all")
-        together(processes, (*request[:2], "cpu", None))
+    def on_cpu(processes: int, to_train: list[Planned], train: Any) -> None:
+        assert (processes, train.keywords["device"]) == (2, "cuda:all")
+        together(processes, to_train, partial(train.func, device="cpu", data_dir=None))
 
-    monkeypatch.setattr(pool, "_gpus", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(pool, "_in_group", on_cpu)
     item = Planned("independent", specification("none", epochs=1))
     assert networks_cache.ensure([item], device="cuda:all") == 1

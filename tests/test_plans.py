@@ -178,7 +178,7 @@ def test_students_of_composites_wait_for_the_parts_and_are_trained(
     assert cache.is_complete(mixed.spec)
     assert isinstance(cache.load(mixed.spec), networks.Composite)
     assert [path.name for path in (tmp_path / "networks").iterdir()].count(mixed.spec.key) == 0
-    assert {part.key for part in mixed.spec.parts} <= {entry.key for entry in cache.entries()}
+    assert {part.key for part in mixed.spec.parts} <= {entry.spec.key for entry in cache.entries()}
 
 
 # --- crops ----------------------------------------------------------------------------------

@@ -23,10 +23,10 @@ from kdnotes.methods.dkd import DKD
 from kdnotes.methods.hint import Hint
 from kdnotes.methods.kl import KL
 from kdnotes.methods.sp import SP
-from kdnotes.training import cache, checkpoints, loop, stream, teachers
+from kdnotes.training import cache, loop, teachers
 from kdnotes.training.distributed import Together, joined
+from kdnotes.training.loop import Shown, Stream
 from kdnotes.training.specification import NetworkSpec, Planned, Recipe
-from kdnotes.training.stream import Shown
 from kdnotes.training.teachers import CHUNK, TeacherTable
 
 
@@ -311,11 +311,11 @@ def test_verify_reads_tables(data: ImageData) -> None:
 
 
 def test_a_checkpoint_of_another_network_is_passed_over(tmp_path: Path) -> None:
-    kept = checkpoints.Checkpoints(tmp_path / "a")
+    kept = loop.Checkpoints(tmp_path / "a")
     kept.write(3, {"history": []})
     assert kept.last() is not None
     (tmp_path / "a").rename(tmp_path / "b")
-    assert checkpoints.Checkpoints(tmp_path / "b").last() is None
+    assert loop.Checkpoints(tmp_path / "b").last() is None
 
 
 def test_student_of_a_table_equals_student_of_the_live_teacher(
@@ -337,10 +337,8 @@ def test_students_of_one_seed_share_start_and_views(data: ImageData) -> None:
     assert torch.allclose(weights(alone), weights(student), atol=1e-5)
 
 
-def stream_of(
-    spec: NetworkSpec, data: ImageData, teacher: loop.Teacher | None = None
-) -> stream.Stream:
-    return stream.Stream(spec, data, teacher, Together(joined("cpu")), torch.device("cpu"))
+def stream_of(spec: NetworkSpec, data: ImageData, teacher: loop.Teacher | None = None) -> Stream:
+    return Stream(spec, data, teacher, Together(joined("cpu")))
 
 
 def test_each_seed_has_its_own_order_of_images_and_views(data: ImageData) -> None:
@@ -557,7 +555,7 @@ from asked import study_of
 from kdnotes.training import pool
 
 
-def wait(item, device, data_dir, report):
+def wait(item, report):
     Path(os.environ["PIDS"], str(os.getpid())).touch()
     time.sleep(120)
 

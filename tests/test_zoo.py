@@ -315,7 +315,7 @@ def test_archive_carries_networks_to_another_cache(
     assert cache.import_(tmp_path / "class.tar") == 1
     assert cache.import_(tmp_path / "class.tar") == 0
     assert contents([item]) == sent
-    assert [entry.key for entry in cache.entries()] == [item.spec.key]
+    assert [entry.spec.key for entry in cache.entries()] == [item.spec.key]
     assert cache.clear() > 0
     assert cache.entries() == []
 

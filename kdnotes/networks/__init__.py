@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from kdnotes.networks.building import (
@@ -15,32 +15,22 @@ from kdnotes.networks.building import (
 )
 
 if TYPE_CHECKING:
-    from kdnotes.networks.anatomy import *  # noqa: F403
     from kdnotes.networks.features import *  # noqa: F403
     from kdnotes.networks.weights import *  # noqa: F403
     from kdnotes.networks.wrapping import *  # noqa: F403
 
 # Found when first asked for: torch and timm take seconds, which planning need not pay.
 _HOMES = {
-    "anatomy": "layout_of",
-    "features": "differentiable features_at features_of forward_with_features "
-    "hint_layer tapped taps",
+    "features": "differentiable features_at features_of forward_with_features hint_layer tapped "
+    "taps",
     "weights": "Opened load_published open_network",
-    "wrapping": "Composite Normalized example freeze logits_once",
+    "wrapping": "Composite Normalized example freeze",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-__all__ = [
-    "PRESET_NETS",
-    "TRAINED_HERE",
-    "build",
-    "check_name",
-    "map_sides",
-    "multiply_adds",
-    *_HOME_OF,
-]
+__all__ = ["PRESET_NETS", "TRAINED_HERE", "build", "check_name", "map_sides", "multiply_adds"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    for module, names in _HOMES.items():
+        if name in names.split():
+            return pkgutil.resolve_name(f"{__name__}.{module}:{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdnotes.errors import RequestError
+from kdnotes.errors import RequestError, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,9 +63,9 @@ def unknown(name: str) -> RequestError:
     """What to say of a name that no network has."""
     near = difflib.get_close_matches(name, [*PRESET_NETS, *timm_names()], 2)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    shown = name if len(name) <= 40 else f"{name[:37]}..."
+    known = ", ".join(PRESET_NETS)
     return RequestError(
-        f"unknown model {shown!r}; known: {', '.join(PRESET_NETS)}, or any timm model{hint}"
+        f"unknown model {brief(name, 40)!r}; known: {known}, or any timm model{hint}"
     )
 
 
@@ -90,7 +90,7 @@ def build(
 ) -> Normalized:
     """An initialised network; the same name, classes and seed give the same weights.
 
-    ``small_images``: for timm's ResNets, a stride-1 stem without pooling, as is usual at 32 pixels.
+    ``small_images``: timm's ResNets get a stride-1 stem without pooling, as is usual at 32 pixels.
     Raises RequestError for an unknown name.
     """
     import torch
@@ -101,29 +101,25 @@ def build(
     # Layers draw their first weights from the global generator: lend it, seeded, and restore it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        body = _body(name, num_classes, small_images)
+        body = body_of(name, num_classes, small_images)
     return Normalized(body, mean, std, 32 if name in PRESET_NETS else None)
 
 
-def _body(name: str, num_classes: int, small_images: bool) -> nn.Module:
-    from kdnotes.networks import architectures
-
-    if name not in PRESET_NETS:
-        return _timm_body(name, num_classes, small_images)
-    net = PRESET_NETS[name]
-    if net.family == "resnet":
-        return architectures.small_resnet(net.widths, net.depths, num_classes)
-    if net.family == "vit":
-        return architectures.small_vit(net.widths[0], net.depths[0], num_classes)
-    if net.family == "paper-mnist":
-        return architectures.PaperMNIST(net.widths, num_classes)
-    return architectures.SmallVGG(net.widths, net.depths, num_classes, net.family == "vgg-blur")
-
-
-def _timm_body(name: str, num_classes: int, small_images: bool) -> nn.Module:
+def body_of(name: str, num_classes: int, small_images: bool) -> nn.Module:
+    """An architecture, its weights drawn from the global generator; else as `build`."""
     import timm
     from torch import nn
 
+    from kdnotes.networks import architectures
+
+    if net := PRESET_NETS.get(name):
+        if net.family == "resnet":
+            return architectures.small_resnet(net.widths, net.depths, num_classes)
+        if net.family == "vit":
+            return architectures.small_vit(net.widths[0], net.depths[0], num_classes)
+        if net.family == "paper-mnist":
+            return architectures.PaperMNIST(net.widths, num_classes)
+        return architectures.SmallVGG(net.widths, net.depths, num_classes, net.family == "vgg-blur")
     body: Any = timm.create_model(name, num_classes=num_classes)
     if small_images and hasattr(body, "maxpool"):
         body.maxpool = nn.Identity()
@@ -135,11 +131,8 @@ def _timm_body(name: str, num_classes: int, small_images: bool) -> nn.Module:
 
 @lru_cache(maxsize=64)
 def multiply_adds(name: str, size: int, small_images: bool = True) -> int:
-    """Multiply-adds of one forward pass of one (3, size, size) image through a named model.
-
-    Those of the book's own grow with the area of the image; timm's are counted by their shapes.
-    """
-    if name in PRESET_NETS:
+    """Multiply-adds of one forward pass of one (3, size, size) image through a named model."""
+    if name in PRESET_NETS:  # they grow with the area of the image
         return round(PRESET_NETS[name].multiply_adds * (size / 32) ** 2)
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -152,11 +145,7 @@ def multiply_adds(name: str, size: int, small_images: bool = True) -> int:
 
 @lru_cache(maxsize=64)
 def map_sides(name: str, size: int) -> tuple[int, ...]:
-    """Cells on a side of the maps of a network's stages for images of a size, shallow ones first.
-
-    0 for a stage without a map from which Grad-CAM could be made. Raises RequestError for a network
-    that takes no images of this size, or whose stages cannot be found.
-    """
+    """Cells on a side of each stage's map for images of a size (0: no map), or RequestError."""
     net = PRESET_NETS.get(name)
     if net is None:
         return _timm_map_sides(name, size)
@@ -174,15 +163,14 @@ def _timm_map_sides(name: str, size: int) -> tuple[int, ...]:
     import torch
 
     from kdnotes.networks.features import tapped, taps
-    from kdnotes.networks.wrapping import evaluating, example, logits_once
+    from kdnotes.networks.wrapping import evaluating, example
 
     network = build(name, 10, seed=0)
     network.size = size
     try:
-        logits_once(network, images := example(network))
         paths = taps(network)
-        with evaluating(network), torch.inference_mode(), tapped(network, paths) as outputs:
-            network(images)
     except RequestError as error:
         raise RequestError(f"{name}: {error}") from error
+    with evaluating(network), torch.inference_mode(), tapped(network, paths) as outputs:
+        network(example(network))
     return tuple(min(outputs[path].shape[2:]) for path in paths)

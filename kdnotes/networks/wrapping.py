@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +14,24 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdnotes.errors import RequestError, brief
 
-if TYPE_CHECKING:
-    from kdnotes.networks.anatomy import Anatomy, Layout
-
 _Network = TypeVar("_Network", bound=nn.Module)
+Numbers = tuple[float, ...]
 SIZES = (32, 224, 64, 28, 96, 128, 256, 384)  # tried where nothing is known of a network's images
 SAME = 1e-5  # of the largest logit: how far apart logits are that count as the same
 
 
 class Normalized(nn.Module):
-    """A network with its normalisation in front: [0, 1] images in, logits out.
-
-    ``size``: of the images it is made for in pixels, None until one is known that it takes.
-    """
+    """A network with its normalisation in front: [0, 1] images in, logits out."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        body: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        size: int | None = None,
+        self, body: nn.Module, mean: Numbers, std: Numbers, size: int | None = None
     ) -> None:
         super().__init__()
-        self.body, self.size = body, size
-        self.anatomy: Anatomy | None = None  # found when first asked for
-        self.layouts: dict[str, Layout] = {}
+        self.body = body
+        self.size = size  # of images in pixels, None until one is known that it takes
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -51,31 +41,23 @@ class Normalized(nn.Module):
             return (images - self.mean) / self.std
         # The same row by row: three numbers at a time would take several times as long.
         width, channels = images.shape[3], images.shape[1]
-        rows = images.permute(0, 2, 3, 1).flatten(2)
-        rows = rows - self.mean.flatten().repeat(width)
+        rows = images.permute(0, 2, 3, 1).flatten(2) - self.mean.flatten().repeat(width)
         rows = rows.div_(self.std.flatten().repeat(width))
         return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        answer = self.body(self.normalize(images))
-        return answer if isinstance(answer, Tensor) else _logits_in(answer)
-
-
-def _logits_in(answer: Any) -> Tensor:
-    """The logits in an answer that names them, as Hugging Face's are; RequestError elsewhere."""
-    named = answer if isinstance(answer, Mapping) else getattr(answer, "__dict__", {})
-    if not isinstance(named.get("logits"), Tensor):
-        raise RequestError(
-            f"the network answers with a {type(answer).__name__}; logits (N, classes) are needed"
-        )
-    return named["logits"]
+        answer: Any = self.body(self.normalize(images))
+        if isinstance(answer, Tensor):
+            return answer
+        named = answer if isinstance(answer, Mapping) else getattr(answer, "__dict__", {})
+        if isinstance(named.get("logits"), Tensor):  # as Hugging Face's networks answer
+            return named["logits"]
+        kind = type(answer).__name__
+        raise RequestError(f"the network answers with a {kind}; logits (N, classes) are needed")
 
 
 class Composite(nn.Module):
-    """Several networks as one: the mean of their logits with given shares, [0, 1] images in.
-
-    ``mirrored``: over each image and its mirror image as well. It has no feature layers of its own.
-    """
+    """The mean of several networks' logits, with shares; ``mirrored``: of mirror images, too."""
 
     def __init__(
         self, parts: list[Normalized], shares: tuple[float, ...] = (), mirrored: bool = False
@@ -98,8 +80,7 @@ class Composite(nn.Module):
 def freeze(network: _Network) -> _Network:
     """A copy for measuring: evaluation mode, no gradients, channels last, BatchNorm folded.
 
-    Each of the last two only where it leaves the logits of random images as they were, to a
-    relative 1e-5. The original is left alone.
+    The last two only where they leave logits of random images as they were, to a relative 1e-5.
     """
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
     with suppress(RequestError):  # no images to try it on
@@ -111,9 +92,6 @@ def freeze(network: _Network) -> _Network:
                 change(changed, images)
                 if differ(logits_once(changed, images), plain) <= SAME:
                     frozen = changed
-    for each in frozen.modules():
-        if isinstance(each, Normalized):
-            each.anatomy, each.layouts = None, {}  # its layers are others now
     return frozen.requires_grad_(False)
 
 
@@ -121,11 +99,45 @@ def _channels_last(network: nn.Module, images: Tensor) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def example(network: nn.Module) -> Tensor:
-    """Two random images (2, 3, S, S) of a size that a network takes, on its device.
+def _fold_batch_norm(network: nn.Module, images: Tensor) -> None:
+    """Fold each BatchNorm that is seen to be given what a convolution gave into that, in place.
 
-    Raises RequestError where it takes none.
+    What timm's fused norms do besides (drop out, activate) is kept.
     """
+    given: dict[int, Any] = {}  # convolution, tensor (kept, else ids come again), its version
+    pairs: dict[nn.Module, nn.Conv2d] = {}
+    calls: Counter[nn.Module] = Counter()
+
+    def gave(conv: Any, inputs: Any, output: Tensor) -> None:
+        calls[conv] += 1
+        given[id(output)] = conv, output, output._version
+
+    def takes(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        calls[norm] += 1
+        conv, output, version = given.get(id(inputs[0]), (None, inputs[0], -1))
+        if output._version == version:  # nothing has changed it in place since
+            pairs[norm] = conv
+
+    with ExitStack() as hooks:
+        for each in network.modules():
+            if isinstance(each, nn.Conv2d):
+                hooks.enter_context(each.register_forward_hook(gave))
+            elif isinstance(each, nn.BatchNorm2d):
+                hooks.enter_context(each.register_forward_pre_hook(takes))
+        logits_once(network, images)
+    for holder in list(network.modules()):
+        children: list[tuple[str, Any]] = list(holder.named_children())
+        for name, norm in children:
+            if (conv := pairs.get(norm)) and calls[conv] == calls[norm] == 1:
+                folded = fuse_conv_bn_eval(conv, norm)
+                conv.weight, conv.bias = folded.weight, folded.bias
+                rest = (getattr(norm, part, nn.Identity()) for part in ("drop", "act"))
+                kept = [part for part in rest if not isinstance(part, nn.Identity)]
+                setattr(holder, name, kept[0] if len(kept) == 1 else nn.Sequential(*kept))
+
+
+def example(network: nn.Module) -> Tensor:
+    """Two random images (2, 3, S, S) of a size that a network takes, or RequestError."""
     wrapped = [each for each in network.modules() if isinstance(each, Normalized)]
     known = [each.size for each in wrapped if each.size]
     if known:
@@ -160,11 +172,9 @@ def logits_once(network: nn.Module, images: Tensor) -> Tensor:
     except (RequestError, FloatingPointError):
         raise
     except Exception as error:  # of any library, at any layer
-        pixels = f"{images.shape[-1]} x {images.shape[-1]}"
-        raise RequestError(
-            f"the network cannot be shown images of {pixels} pixels ({brief(error)}); another size "
-            "may be right"
-        ) from error
+        pixels = f"{images.shape[-1]} x {images.shape[-1]} pixels"
+        said = f"the network cannot be shown images of {pixels} ({brief(error)})"
+        raise RequestError(f"{said}; another size may be right") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = tuple(getattr(logits, "shape", ()))
         raise RequestError(f"the network answers with {shape}; logits (N, classes) are needed")
@@ -190,42 +200,3 @@ def differ(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     return float((found - expected).abs().max() / largest)
-
-
-def _fold_batch_norm(network: nn.Module, images: Tensor) -> None:
-    """Fold each BatchNorm that is given what a convolution gave into that, in place.
-
-    Which these are is seen while the network answers; what timm's fused norms do besides (drop out,
-    activate) is kept.
-    """
-    given: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # tensors are kept, else ids come again
-    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
-    calls: Counter[nn.Module] = Counter()
-
-    def gave(conv: Any, inputs: Any, output: Tensor) -> None:
-        calls[conv] += 1
-        given[id(output)] = conv, output, output._version
-
-    def takes(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        calls[norm] += 1
-        conv, output, version = given.get(id(inputs[0]), (None, None, 0))
-        if conv is not None and output is not None and output._version == version:
-            pairs[norm] = conv  # and nothing has changed it in place since
-
-    with ExitStack() as hooks:
-        for each in network.modules():
-            if isinstance(each, nn.Conv2d):
-                hooks.enter_context(each.register_forward_hook(gave))
-            elif isinstance(each, nn.BatchNorm2d):
-                hooks.enter_context(each.register_forward_pre_hook(takes))
-        logits_once(network, images)
-    for holder in list(network.modules()):
-        for name, norm in list(holder.named_children()):
-            if not isinstance(norm, nn.BatchNorm2d) or norm not in pairs:
-                continue
-            if calls[conv := pairs[norm]] == calls[norm] == 1:
-                folded = fuse_conv_bn_eval(conv, norm)
-                conv.weight, conv.bias = folded.weight, folded.bias
-                rest = (getattr(norm, part, nn.Identity()) for part in ("drop", "act"))
-                kept = [part for part in rest if not isinstance(part, nn.Identity)]
-                setattr(holder, name, kept[0] if len(kept) == 1 else nn.Sequential(*kept))

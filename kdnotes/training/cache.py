@@ -12,34 +12,25 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from functools import lru_cache
+from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 
+from kdnotes import __version__, data, networks, store
+from kdnotes.data import Strict
 from kdnotes.errors import RequestError, RunFailedError
 from kdnotes.paths import cache_folder
 from kdnotes.progress import in_notebook
-from kdnotes.store import (
-    appearing,
-    appearing_folder,
-    checksum,
-    clear_unfinished,
-    first_problem,
-    is_sealed,
-    make_folder,
-    remove,
-    sealed_json,
-)
+from kdnotes.training import pool
 from kdnotes.training.specification import NetworkSpec, Planned
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdnotes.data import ImageData
-    from kdnotes.networks import Composite, Normalized
     from kdnotes.training.loop import EpochReport
     from kdnotes.training.teachers import Teacher
 
@@ -48,25 +39,12 @@ MOST_OF_A_MANIFEST = 10_000_000  # bytes, in an archive
 BYTES_OF_A_NAME = 1000  # in the header of weights, at most
 
 
-class Entry(NamedTuple):
-    """A cached network as its manifest describes it."""
-
-    key: str
-    arm: str
-    model: str
-    seed: int
-    size: int  # bytes on disk
-    seconds: float
-
-
 class DamagedError(RuntimeError):
     """A cached file is truncated, altered, missing or another network's."""
 
 
-class Manifest(BaseModel):
+class Manifest(Strict, allow_inf_nan=False):
     """Everything that went into a network, and what proves its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     arm: str
     spec: NetworkSpec
@@ -102,113 +80,98 @@ def missing(planned: Iterable[Planned]) -> list[Planned]:
 def with_teachers(planned: Iterable[Planned]) -> list[Planned]:
     """Every trained network wanted and every one behind it, each once, teachers first."""
     ordered: dict[str, Planned] = {}
-
-    def add(item: Planned) -> None:
-        for behind in item.spec.trained_before:
-            add(Planned("teacher", behind))
+    for item in planned:
+        behind = [Planned("teacher", each) for each in item.spec.trained_before]
+        for each in with_teachers(behind):
+            ordered.setdefault(each.spec.key, each)
         if not item.spec.parts:  # a composite is not trained, its parts are
             ordered.setdefault(item.spec.key, item)
-
-    for item in planned:
-        add(item)
     return list(ordered.values())
 
 
-def load(spec: NetworkSpec) -> Normalized | Composite:
-    """The network in evaluation mode.
-
-    Raises DamagedError when what lies under its name is not this network, whole.
-    """
-    from kdnotes import networks
-
+def load(spec: NetworkSpec) -> networks.Normalized | networks.Composite:
+    """The network in evaluation mode; DamagedError where what has its name is not it, whole."""
     if spec.parts:
         parts: list[Any] = [load(part) for part in spec.parts]
         return networks.Composite(parts, spec.shares, spec.mirrored)
-    folder = folder_of(spec)
-    manifest = _manifest(_read(folder, MANIFEST), folder.name)
-    state = _tensors(manifest, _read(folder, WEIGHTS), folder.name)
-    return _filled(spec, state)
-
-
-def _filled(spec: NetworkSpec, state: dict[str, Tensor]) -> Normalized:
+    state = _tensors(_manifest(folder_of(spec)))
     network = _built(spec, seed=0)
     network.load_state_dict(state)
     return network.eval()
 
 
-def _built(spec: NetworkSpec, seed: int) -> Normalized:
-    from kdnotes import networks
-
+def _built(spec: NetworkSpec, seed: int) -> networks.Normalized:
     small = not spec.large_images
     return networks.build(spec.model, spec.num_classes, seed, small_images=small)
 
 
 def history(spec: NetworkSpec) -> list[dict[str, float]]:
     """Loss terms and seconds of each epoch of a trained network. Raises DamagedError."""
-    return _manifest(_read(folder_of(spec), MANIFEST), spec.key).history
+    return _manifest(folder_of(spec)).history
 
 
 def seconds(spec: NetworkSpec) -> float:
     """Seconds that the training of a network took. Raises DamagedError."""
-    return _manifest(_read(folder_of(spec), MANIFEST), spec.key).seconds
+    return _manifest(folder_of(spec)).seconds
 
 
 # --- what proves a network -------------------------------------------------------------------
 
 
-def _read(folder: Path, name: str) -> bytes:
+@contextmanager
+def _proving(key: str) -> Iterator[None]:
+    """Say of which network something is wrong: what goes wrong becomes DamagedError."""
     try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        problem = f"{name} cannot be read: {error.strerror}"
-        raise DamagedError(f"cached network {folder.name}: {problem}") from error
-
-
-def _manifest(content: bytes, key: str) -> Manifest:
-    """A manifest that proves to be that of the network of this name."""
-    try:
-        manifest = Manifest.model_validate_json(content)
-        made = manifest.spec.key
-    except ValidationError as error:
-        problem = f"{MANIFEST} does not describe a network ({first_problem(error)})"
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
+        problem = str(error)
+        if isinstance(error, OSError):
+            problem = f"{Path(error.filename).name} cannot be read: {error.strerror}"
+        elif isinstance(error, ValidationError):
+            problem = f"{MANIFEST} does not describe a network ({store.first_problem(error)})"
         raise DamagedError(f"cached network {key}: {problem}") from error
-    if "seal" in manifest.model_fields_set and not is_sealed(content):
-        raise DamagedError(f"cached network {key}: {MANIFEST} is altered")
-    if made != key:
-        raise DamagedError(
-            f"cached network {key}: is not what its name says, but another network ({made}), or "
-            "was made by another version of kdnotes"
-        )
-    return manifest
 
 
-def _check_weights(manifest: Manifest, content: bytes, key: str) -> None:
-    if checksum(content) != manifest.sha256:
-        raise DamagedError(f"cached network {key}: weights are truncated or altered")
+def _manifest(folder: Path, content: bytes | None = None) -> Manifest:
+    """A folder's manifest, or content for it, that proves to be that of the network of its name."""
+    with _proving(folder.name):
+        content = (folder / MANIFEST).read_bytes() if content is None else content
+        manifest = Manifest.model_validate_json(content)
+        if "seal" in manifest.model_fields_set and not store.is_sealed(content):
+            raise ValueError(f"{MANIFEST} is altered")
+        if (made := manifest.spec.key) != folder.name:
+            other = f"another network ({made}), or was made by another version of kdnotes"
+            raise ValueError(f"is not what its name says, but {other}")
+        return manifest
 
 
-def _tensors(manifest: Manifest, content: bytes, key: str) -> dict[str, Tensor]:
-    """The weights of a network, which have proved to be its own and to fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as load_bytes
+def _tensors(
+    manifest: Manifest, content: bytes | None = None, quickly: bool = False
+) -> dict[str, Tensor]:
+    """The weights of a network, or content for them, that prove to be its own and to fit.
 
-    _check_weights(manifest, content, key)
-    try:
-        wanted = _layout(manifest.spec.model, manifest.spec.num_classes, manifest.spec.large_images)
+    ``quickly``: without torch, so that they may be whole and yet not fit; none are returned.
+    """
+    spec = manifest.spec
+    with _proving(spec.key):
+        content = (folder_of(spec) / WEIGHTS).read_bytes() if content is None else content
+        if store.checksum(content) != manifest.sha256:
+            raise ValueError("weights are truncated or altered")
+        if quickly:
+            return {}
+        from safetensors.torch import load as load_bytes
+
         state = load_bytes(content)
-    except (SafetensorError, ValueError) as error:
-        raise DamagedError(f"cached network {key}: {error}") from error
-    if {name: (each.shape, each.dtype) for name, each in state.items()} != wanted:
-        raise DamagedError(f"cached network {key}: weights do not fit {manifest.spec.model}")
-    return state
+        wanted = _layout(spec.model, spec.num_classes, spec.large_images)
+        if {name: (each.shape, each.dtype) for name, each in state.items()} != wanted:
+            raise ValueError(f"weights do not fit {spec.model}")
+        return state
 
 
 @lru_cache(maxsize=64)
 def _layout(model: str, num_classes: int, large_images: bool) -> dict[str, tuple[Any, Any]]:
     """Shape and type of each of a network's weights. Raises ValueError if there is no such one."""
     import torch
-
-    from kdnotes import networks
 
     try:
         with torch.device("meta"):  # takes no memory, however large it claims to be
@@ -219,16 +182,15 @@ def _layout(model: str, num_classes: int, large_images: bool) -> dict[str, tuple
 
 
 def _damage(folder: Path, quickly: bool = False) -> str:
-    """What is wrong with a cached network, empty if nothing is.
-
-    ``quickly``: without torch, so that weights may be whole and yet not fit.
-    """
+    """What is wrong with a cached network, empty if nothing is; ``quickly``: as `_tensors`."""
     try:
-        manifest, content = _manifest(_read(folder, MANIFEST), folder.name), _read(folder, WEIGHTS)
-        (_check_weights if quickly else _tensors)(manifest, content, folder.name)
+        _tensors(_manifest(folder), quickly=quickly)
     except DamagedError as error:
         return str(error)
     return ""
+
+
+# --- training ---------------------------------------------------------------------------------
 
 
 def ensure(
@@ -237,18 +199,12 @@ def ensure(
     device: str = "cpu",
     data_dir: Path | None = None,
 ) -> int:
-    """Train what is missing or damaged, each network once, and return how many that were.
-
-    On CPU, ``jobs`` one-thread worker processes (default: one per core) share the work. Finished
-    networks are kept if the run is stopped.
-    """
-    to_train = unusable(planned)
-    if to_train:
-        from kdnotes.training import pool
-
-        make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
-        clear_unfinished(cache_folder())
-        pool.train_all(to_train, train_one, jobs, device, data_dir)
+    """Train what is missing or damaged, on CPU by ``jobs`` workers; returns how many that were."""
+    if to_train := unusable(planned):
+        store.make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
+        store.clear_unfinished(cache_folder())
+        train = partial(train_one, device=device, data_dir=data_dir)
+        pool.train_all(to_train, train, jobs, device)
     return len(to_train)
 
 
@@ -268,22 +224,26 @@ def unusable(planned: Iterable[Planned]) -> list[Planned]:
 def train_one(
     item: Planned, device: str, data_dir: Path | None, report: EpochReport | None = None
 ) -> None:
-    """Train one network, its teacher first, and save it; a no-op if it is there and sound.
-
-    A lock per network keeps two runs on one cache from doing the same work; of a group of processes
-    (`distributed`), which all call this, the first one holds it and writes.
-    """
-    from kdnotes.training import checkpoints, distributed
+    """Train one network, its teacher first, and save it; a no-op if it is there and sound."""
+    from kdnotes.training import distributed, loop
 
     spec, fabric = item.spec, distributed.joined(device)
     for behind in spec.trained_before:
         train_one(Planned("teacher", behind), device, data_dir)
+    # Two runs do not do the same work; in a group, the first process holds the lock and writes.
     with _lock(spec.key) if fabric.is_global_zero else nullcontext():
         if fabric.broadcast(not _damage(folder_of(spec))):
             return
         started = time.perf_counter()
-        kept = checkpoints.Checkpoints(cache_folder() / "checkpoints" / spec.key)
-        network, past = _made(spec, device, data_dir, report, kept)
+        kept = loop.Checkpoints(cache_folder() / "checkpoints" / spec.key)
+        past: list[dict[str, float]] = []
+        if spec.pretrained:
+            network = networks.load_published(spec.model, spec.pretrained, spec.num_classes)
+        else:
+            images = _images(spec.data.model_dump_json(), data_dir)
+            network = _built(spec, spec.initialisation_seed)
+            teacher = None if spec.teacher is None else _teacher_of(spec, images, device)
+            past = loop.train(spec, network, images, teacher, device, report, kept)
         if fabric.is_global_zero:
             # A resumed run counts the epochs that it did not have to repeat.
             spent = sum(epoch["seconds"] for epoch in past)
@@ -300,45 +260,27 @@ def _lock(key: str) -> Any:
     return FileLock(locks / key)
 
 
-def _made(
-    spec: NetworkSpec, device: str, data_dir: Path | None, report: Any, kept: Any
-) -> tuple[Normalized, list[dict[str, float]]]:
-    """A network as it is to be saved, published or trained here, and its history."""
-    from kdnotes import networks
-    from kdnotes.training import loop
-
-    if spec.pretrained:
-        return networks.load_published(spec.model, spec.pretrained, spec.num_classes), []
-    data = _data(spec.data.model_dump_json(), data_dir)
-    network = _built(spec, spec.initialisation_seed)
-    teacher = None if spec.teacher is None else _teacher_of(spec, data, device)
-    return network, loop.train(spec, network, data, teacher, device, report, kept)
-
-
-def _teacher_of(spec: NetworkSpec, data: ImageData, device: str) -> Teacher:
+def _teacher_of(spec: NetworkSpec, images: data.ImageData, device: str) -> Teacher:
     """The teacher of a student, with the table of its answers if there can be one."""
-    from kdnotes import networks
     from kdnotes.training import distributed, teachers
 
     assert spec.teacher is not None
     fabric = distributed.joined(device)
     network = networks.freeze(load(spec.teacher)).to(fabric.device)
     # A table cannot be filled by processes of several machines at once.
-    if fabric.world_size > 1 or not teachers.fits_table(spec, network, data):
+    if fabric.world_size > 1 or not teachers.fits_table(spec, network, images):
         return teachers.Teacher(network)
     views, layer = spec.recipe.views, teachers.layer_of(spec, network)
     asked = [spec.teacher.key, spec.data.key(), views.model_dump_json(), device]
     asked += [layer] if layer and spec.needs_layer else []
-    folder = cache_folder() / "tables" / checksum("|".join(asked).encode())[:20]
-    table = teachers.TeacherTable(folder, network, data, views, fabric.device, layer)
+    folder = cache_folder() / "tables" / store.checksum("|".join(asked).encode())[:20]
+    table = teachers.TeacherTable(folder, network, images, views, fabric.device, layer)
     return teachers.Teacher(network, table)
 
 
 @lru_cache(maxsize=3)  # for the next networks of this process
-def _data(text: str, data_dir: Path | None) -> ImageData:
-    from kdnotes import data
-
-    return data.load(data.DataSpec.model_validate_json(text), data_dir)
+def _images(spec: str, data_dir: Path | None) -> data.ImageData:
+    return data.load(data.DataSpec.model_validate_json(spec), data_dir)
 
 
 def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: float) -> None:
@@ -346,37 +288,34 @@ def save(item: Planned, network: Any, history: list[dict[str, float]], seconds: 
     import torch
     from safetensors.torch import save as save_bytes
 
-    import kdnotes
-
     state = network.state_dict().items()
     content = save_bytes({name: value.detach().cpu().contiguous() for name, value in state})
     manifest = {
         "arm": item.arm,
         "spec": item.spec.model_dump(mode="json"),
-        "sha256": checksum(content),
-        "versions": {"kdnotes": kdnotes.__version__, "torch": torch.__version__},
+        "sha256": store.checksum(content),
+        "versions": {"kdnotes": __version__, "torch": torch.__version__},
         "seconds": round(seconds, 2),
         "history": history,
     }
-    _write(item.spec.key, sealed_json(manifest).encode(), content)
+    _write(folder_of(item.spec), store.sealed_json(manifest).encode(), content)
 
 
-def _write(key: str, manifest: bytes, weights: bytes) -> None:
-    with appearing_folder(networks_folder() / key) as scratch:
+def _write(folder: Path, manifest: bytes, weights: bytes) -> None:
+    with store.appearing_folder(folder) as scratch:
         (scratch / WEIGHTS).write_bytes(weights)
         (scratch / MANIFEST).write_bytes(manifest)
 
 
-def entries() -> list[Entry]:
+# --- the cache as a whole ---------------------------------------------------------------------
+
+
+def entries() -> list[Manifest]:
     """What the cache holds, in order of names; damaged manifests are left out (see `verify`)."""
     found = []
     for folder in _folders("networks"):
-        try:
-            made = _manifest(_read(folder, MANIFEST), folder.name)
-        except DamagedError:
-            continue
-        spec, size = made.spec, _size(folder)
-        found.append(Entry(folder.name, made.arm, spec.model, spec.seed, size, made.seconds))
+        with suppress(DamagedError):
+            found.append(_manifest(folder))
     return found
 
 
@@ -390,7 +329,7 @@ def _folders(name: str) -> list[Path]:
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
-def _size(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
     """Bytes on disk, of which a sparse file takes fewer than it is long."""
     return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
@@ -404,18 +343,15 @@ def verify() -> list[str]:
 
 
 def clear() -> int:
-    """Delete all networks, tables and decoded images; returns the bytes freed.
-
-    Raises RunFailedError, naming what could not be deleted.
-    """
-    before = _size(cache_folder())
+    """Delete networks, tables, decoded images; returns bytes freed, RunFailedError if not all."""
+    before = bytes_in(cache_folder())
     refused = []
     for name in ("networks", "tables", "data", "locks", "checkpoints"):
         try:
-            remove(cache_folder() / name)
+            store.remove(cache_folder() / name)
         except RunFailedError as error:
             refused.append(str(error))
-    freed = before - _size(cache_folder())
+    freed = before - bytes_in(cache_folder())
     if refused:
         raise RunFailedError("\n".join([*refused, f"freed {freed / 1e6:.1f} MB"]))
     return freed
@@ -425,21 +361,18 @@ def clear() -> int:
 
 
 def export(path: Path) -> int:
-    """Write all sound networks into one archive, for a class of laptops; returns their number.
-
-    Others are named on stderr. Raises RequestError when there is none or no such folder can be.
-    """
+    """Write all sound networks into an archive; returns their number. RequestError for none."""
     folders = {folder: _damage(folder) for folder in _folders("networks")}
     for damage in filter(None, folders.values()):
         print(f"{damage}: left out", file=sys.stderr)
     sound = [folder for folder, damage in folders.items() if not damage]
     if not sound:
         raise RequestError(f"nothing to export: no trained networks in {cache_folder()}")
-    make_folder(path.absolute().parent, "folder", "name another file")
-    with appearing(path) as scratch, tarfile.open(scratch, "w") as archive:
+    store.make_folder(path.absolute().parent, "folder", "name another file")
+    with store.appearing(path) as scratch, tarfile.open(scratch, "w") as archive:
         for folder in sound:
             for name in (MANIFEST, WEIGHTS):
-                content = _read(folder, name)
+                content = (folder / name).read_bytes()
                 member = tarfile.TarInfo(f"networks/{folder.name}/{name}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -447,59 +380,57 @@ def export(path: Path) -> int:
 
 
 def import_(path: Path) -> int:
-    """Add the networks of an archive, each checked first; returns how many were new.
+    """Add the networks of an archive, also in place of damaged ones; returns how many were new.
 
-    A damaged one of the same name is replaced. An archive cannot run code: manifests are JSON,
-    weights safetensors. Raises RequestError when it cannot be read or holds anything but sound
-    networks, before one of them counts.
+    It cannot run code: manifests are JSON, weights safetensors. Raises RequestError for one that
+    holds anything but sound networks, before one of them counts.
     """
     try:
-        keys = [key for key, _, _ in _archived(path, built=True)]
-        if not keys:
+        folders = [folder for folder, _, _ in _archived(path)]
+        if not folders:
             raise ValueError("it holds none")
     except (tarfile.TarError, OSError, DamagedError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is no archive of sound networks: {error}") from error
-    if not any(_damage(networks_folder() / key) for key in keys):
+    if not any(map(_damage, folders)):
         return 0
-    make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
+    store.make_folder(cache_folder(), "cache folder", "name another one with KDNOTES_CACHE")
     new = 0
-    for key, manifest, weights in _archived(path):
-        with _lock(key):
-            if _damage(networks_folder() / key):
-                _write(key, manifest, weights)
+    for folder, manifest, weights in _archived(path):
+        with _lock(folder.name):
+            if _damage(folder):
+                _write(folder, manifest, weights)
                 new += 1
     return new
 
 
-def _archived(path: Path, built: bool = False) -> Iterator[tuple[str, bytes, bytes]]:
-    """Key, manifest and weights of each network in an archive, which have proved themselves.
+def _archived(path: Path) -> Iterator[tuple[Path, bytes, bytes]]:
+    """Folder, manifest and weights of each network in an archive, which have proved themselves.
 
-    ``built``: once as a network, too. Nothing is unpacked, and nothing read that is larger than
-    such a network can be. Raises as tarfile does, DamagedError, and ValueError for what else there
-    is.
+    Nothing is unpacked, and nothing read that is larger than such a network can be.
     """
+    seen: set[str] = set()
     with path.open("rb") as file:
         if file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
             raise ValueError("it is compressed; unpack it first, with gunzip or the like")
-    seen: set[str] = set()
-    with tarfile.open(path, "r:") as archive:
-        while (member := archive.next()) is not None:
-            key = member.name.removeprefix("networks/").removesuffix(f"/{MANIFEST}")
-            if not re.fullmatch("[0-9a-f]{20}", key) or key in seen:
-                raise ValueError(f"it holds {member.name!r}, which is no manifest or one too many")
-            seen.add(key)
-            first = _taken(archive, member, f"networks/{key}/{MANIFEST}", MOST_OF_A_MANIFEST)
-            manifest = _manifest(first, key)
-            spec = manifest.spec
-            layout = _layout(spec.model, spec.num_classes, spec.large_images).values()
-            most = sum(shape.numel() * kind.itemsize + BYTES_OF_A_NAME for shape, kind in layout)
-            second = _taken(archive, archive.next(), f"networks/{key}/{WEIGHTS}", most)
-            state = _tensors(manifest, second, key)
-            if built:
-                _filled(spec, state)
-            yield key, first, second
-        # tarfile takes a damaged header, or the end of the file, for the end of the archive.
-        with path.open("rb") as file:
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                key = member.name.removeprefix("networks/").removesuffix(f"/{MANIFEST}")
+                if not re.fullmatch("[0-9a-f]{20}", key) or key in seen:
+                    raise ValueError(f"it holds {member.name!r}, no manifest or one too many")
+                seen.add(key)
+                folder = networks_folder() / key
+                first = _taken(archive, member, f"networks/{key}/{MANIFEST}", MOST_OF_A_MANIFEST)
+                manifest = _manifest(folder, first)
+                spec = manifest.spec
+                layout = _layout(spec.model, spec.num_classes, spec.large_images).values()
+                most = sum(
+                    shape.numel() * kind.itemsize + BYTES_OF_A_NAME for shape, kind in layout
+                )
+                second = _taken(archive, archive.next(), f"networks/{key}/{WEIGHTS}", most)
+                _tensors(manifest, second)
+                yield folder, first, second
+            # tarfile takes a damaged header, or the end of the file, for the end of the archive.
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ValueError(f"it is damaged or cut off after {len(seen)} networks")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from kdnotes import methods
@@ -25,36 +26,27 @@ PATIENCE = timedelta(days=1)
 
 @lru_cache(maxsize=1)
 def joined(device: str) -> Fabric:
-    """This process on ``cpu``, ``cuda`` or ``cuda:all``, in its group; bf16 autocast on CUDA.
-
-    Each process has one device. Raises RequestError when there are fewer than processes.
-    """
-    on_cuda = device.startswith("cuda")
+    """This process on ``cpu``, ``cuda`` or ``cuda:all``, in its group; RequestError: no device."""
     kind: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true"}
-    if on_cuda:
+    if on_cuda := device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
         kind = {"accelerator": "cuda", "precision": "bf16-mixed"}
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Fabric(devices=1, **kind)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    if on_cuda and torch.cuda.device_count() < here:
+    if on_cuda and (devices := torch.cuda.device_count()) < here:
         raise RequestError(
-            f"{here} processes but {torch.cuda.device_count()} CUDA devices on this machine: "
-            f"set --nproc-per-node to the number of devices, or device=cpu"
+            f"{here} processes but {devices} CUDA devices on this machine: set --nproc-per-node to "
+            "the number of devices, or device=cpu"
         )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Its replacement is younger than the oldest torch that this package runs with.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
-    from lightning_fabric.strategies import DDPStrategy
-
     # Buffers are not handed round at every step: CRD keeps its large memory equal by its own means,
     # and BatchNorm's statistics are averaged once per epoch.
-    strategy = DDPStrategy(
-        process_group_backend="nccl" if on_cuda else "gloo",
-        timeout=PATIENCE,
-        broadcast_buffers=False,
-    )
+    options: dict[str, Any] = {"timeout": PATIENCE, "broadcast_buffers": False}
+    strategy = DDPStrategy(process_group_backend="nccl" if on_cuda else "gloo", **options)
     fabric = Fabric(devices=here, num_nodes=count // here, strategy=strategy, **kind)
     fabric.launch()
     return fabric
@@ -70,10 +62,8 @@ class Together(methods.Group):
         """The rows of a batch that this process takes; raises RequestError for unequal shares."""
         count = self.fabric.world_size
         if batch % count:
-            raise RequestError(
-                f"a batch of {batch} images cannot be shared evenly by {count} processes; use a "
-                "number of processes that divides it"
-            )
+            shared = f"a batch of {batch} images cannot be shared evenly by {count} processes"
+            raise RequestError(f"{shared}; use a number of processes that divides it")
         first = self.fabric.global_rank * batch // count
         return slice(first, first + batch // count)
 

@@ -9,87 +9,69 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import Any
 
-from kdnotes import progress
+from kdnotes import data, networks, progress
+from kdnotes.data import FOLDER_PREFIX, folders
 from kdnotes.errors import RequestError
 from kdnotes.training.specification import NetworkSpec, Planned
 
-# Environment of a process that keeps the memory it frees: asking the system for it anew costs a
+# Environment of a process that keeps the memory it frees: to ask the system for it anew costs a
 # tenth of a training step, and up to half of a forward pass. Read by the C library at its start.
 KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 
-# Trains a network, its teacher first, on a device with a data folder; reports: `cache.train_one`.
-TrainOne = Callable[[Planned, str, Path | None, Callable[[int, float], None]], None]
+# Trains a network, its teacher first, reporting epochs done and mean loss: `cache.train_one`.
+Train = Callable[..., None]
 Show = Callable[[Planned, int, float | None], None]  # epochs done, mean loss; None: finished
-Request = tuple[list[Planned], TrainOne, str, Path | None]
 
 _events: Any = None  # in a worker: the queue on which it reports
 
 
 def train_all(
-    to_train: list[Planned],
-    train_one: TrainOne,
-    jobs: int | None = None,
-    device: str = "cpu",
-    data_dir: Path | None = None,
+    to_train: list[Planned], train: Train, jobs: int | None = None, device: str = "cpu"
 ) -> None:
-    """Train networks, teachers first; raises what the first failing one raised.
-
-    On CPU they share ``jobs`` worker processes; on one GPU or all they follow one another.
-    """
-    if device == "cuda:all" and (gpus := _gpus()) > 1:
-        _in_group(gpus, (to_train, train_one, device, data_dir))
-    elif device.startswith("cuda"):
-        in_turn(to_train, train_one, device, data_dir)
-    else:
+    """Train networks, teachers first, on CPU by ``jobs`` workers; raises what one of them does."""
+    if not device.startswith("cuda"):
         with display(to_train) as show:
-            _in_workers(to_train, train_one, min(jobs or cores(), len(to_train)), data_dir, show)
+            _in_workers(to_train, train, min(jobs or cores(), len(to_train)), show)
+        return
+    import torch
+
+    if device == "cuda:all" and (gpus := torch.cuda.device_count()) > 1:
+        _in_group(gpus, to_train, train)
+    else:
+        in_turn(to_train, train)
 
 
-def in_turn(
-    to_train: list[Planned],
-    train_one: TrainOne,
-    device: str,
-    data_dir: Path | None,
-    quiet: bool = False,
-) -> None:
+def in_turn(to_train: list[Planned], train: Train, quiet: bool = False) -> None:
     """Train networks one after the other, in this process or by its whole group."""
     with display(to_train, quiet) as show:
         for item in to_train:
-            _train_shown(item, train_one, device, data_dir, show)
+            _train_shown(item, train, show)
 
 
-def _train_shown(
-    item: Planned, train_one: TrainOne, device: str, data_dir: Path | None, show: Show
-) -> None:
-    train_one(item, device, data_dir, lambda epoch, loss: show(item, epoch, loss))
+def _train_shown(item: Planned, train: Train, show: Show) -> None:
+    train(item, report=partial(show, item))
     show(item, item.spec.recipe.epochs, None)
 
 
-def _in_group(processes: int, request: Request) -> None:
+def _in_group(processes: int, to_train: list[Planned], train: Train) -> None:
     """Train each network by several processes of this machine together; raises what one raised."""
     from lightning_fabric.plugins.environments.lightning import find_free_network_port
     from torch import multiprocessing
 
-    multiprocessing.spawn(_member, (processes, find_free_network_port(), request), processes)
+    port = find_free_network_port()
+    multiprocessing.spawn(_member, (processes, port, to_train, train), processes)
 
 
-def _member(rank: int, processes: int, port: int, request: Request) -> None:
+def _member(rank: int, processes: int, port: int, to_train: list[Planned], train: Train) -> None:
     # As torchrun would say it to each.
     variables = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     variables |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ |= {name: str(value) for name, value in variables.items()}
-    in_turn(*request, rank > 0)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+    in_turn(to_train, train, quiet=rank > 0)
 
 
 def cores() -> int:
@@ -97,9 +79,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _in_workers(
-    to_train: list[Planned], train_one: TrainOne, workers: int, data_dir: Path | None, show: Show
-) -> None:
+def _in_workers(to_train: list[Planned], train: Train, workers: int, show: Show) -> None:
     for name, value in KEEP_FREED_MEMORY.items():
         os.environ.setdefault(name, value)
     context = get_context("spawn")
@@ -110,7 +90,7 @@ def _in_workers(
     # All teachers first, so that no student has to wait for its own.
     ordered = sorted(to_train, key=lambda item: item.spec.role != "teacher")
     try:
-        futures = [executor.submit(_work, item, train_one, data_dir) for item in ordered]
+        futures = [executor.submit(_work, item, train) for item in ordered]
         for future in as_completed(futures):
             future.result()
     except BaseException:
@@ -140,14 +120,13 @@ def _start_worker(events: Any) -> None:
 
 def end_with_parent() -> None:
     """End this process when its parent has ended, even by a kill that nobody can answer."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
-def _work(item: Planned, train_one: TrainOne, data_dir: Path | None) -> None:
-    _train_shown(item, train_one, "cpu", data_dir, lambda *event: _events.put(event))
+def _work(item: Planned, train: Train) -> None:
+    _train_shown(item, train, lambda *event: _events.put(event))
 
 
 def _listen(events: Any, show: Show) -> None:
@@ -157,10 +136,7 @@ def _listen(events: Any, show: Show) -> None:
 
 @contextmanager
 def display(to_train: list[Planned], quiet: bool = False) -> Iterator[Show]:
-    """A display of what is trained now, how far it is, and how long the rest will take.
-
-    ``quiet``: for those of a group's processes that another one speaks for.
-    """
+    """What is trained now, how far it is, how long the rest will take; or ``quiet``."""
     many = f"{len(to_train)} networks"
     work = {item.spec.key: cost(item) for item in to_train}
     reached, finished = dict.fromkeys(work, 0), 0
@@ -169,23 +145,20 @@ def display(to_train: list[Planned], quiet: bool = False) -> Iterator[Show]:
         def show(item: Planned, epoch: int, loss: float | None) -> None:
             nonlocal finished
             key, epochs = item.spec.key, item.spec.recipe.epochs
-            share = (epoch - reached[key]) / epochs
-            reached[key] = epoch
             if loss is None:
                 shown.remove(key)
                 finished += 1
-                shown.advance(work[key] * share, f"trained {finished} of {many}")
             else:
                 shown.line(key, f"{item}: epoch {epoch}/{epochs}, loss {loss:.3f}", epoch, epochs)
-                shown.advance(work[key] * share)
+            title = f"trained {finished} of {many}" if loss is None else None
+            shown.advance(work[key] * (epoch - reached[key]) / epochs, title)
+            reached[key] = epoch
 
         yield show
 
 
 def pixels(spec: NetworkSpec) -> int:
     """Side in pixels of the images that a network is shown, 32 where nothing tells it."""
-    from kdnotes.data import FOLDER_PREFIX
-
     size = int(spec.data.options.get("size", 32))
     if spec.data.name.startswith(FOLDER_PREFIX):
         size = _size_in_folder(spec.data.name, json.dumps(spec.data.options, sort_keys=True))
@@ -194,8 +167,6 @@ def pixels(spec: NetworkSpec) -> int:
 
 @lru_cache(maxsize=64)
 def _size_in_folder(name: str, options: str) -> int:
-    from kdnotes.data import folders
-
     try:
         return folders.image_size(name, json.loads(options))
     except RequestError:  # it is gone; that is said where the images are read
@@ -203,13 +174,7 @@ def _size_in_folder(name: str, options: str) -> int:
 
 
 def cost(item: Planned) -> float:
-    """Rough seconds of training on one core, from the multiply-adds of the networks involved.
-
-    Scaled so that the networks of the laptop edition together take what they took on two cores.
-    """
-    from kdnotes import data, networks
-    from kdnotes.data import folders
-
+    """Rough seconds of training on one core: together, the laptop edition's took as many."""
     spec, recipe = item.spec, item.spec.recipe
     if spec.pretrained:
         return 0.0

@@ -22,9 +22,8 @@ class Recipe(Strict):
     """How long and with what schedule a network is trained.
 
     Schedules: ``one-cycle`` (linear up over the first 15% of steps, cosine down), ``cosine``,
-    ``step-30`` (x0.1 every 30 epochs, as in the PyTorch ImageNet example) and ``exponential`` (x0.7
-    per epoch, as in the PyTorch MNIST example). ``crops`` and ``jitter`` come after the teacher has
-    answered.
+    ``step-30`` (x0.1 every 30 epochs) and ``exponential`` (x0.7 per epoch), as in PyTorch's
+    examples of ImageNet and MNIST. ``crops`` and ``jitter`` come after the teacher has answered.
     """
 
     epochs: int = Field(default=8, ge=1)

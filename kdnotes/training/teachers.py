@@ -1,8 +1,7 @@
 """A frozen teacher and its answers: from a table that all its students share, or asked live.
 
-A table's rows lie in memory-mapped files, so that several processes read one copy. Each has a mark,
-which says that it is there and is its checksum: it is written after the row, and what does not
-match its mark is computed again.
+A table's rows lie in memory-mapped files that processes share. Each has a mark, its checksum, which
+is written after it: what does not match its mark is computed again.
 """
 
 from __future__ import annotations
@@ -42,15 +41,10 @@ class Teacher:
     table: TeacherTable | None = None
 
     def confidence(self, data: ImageData, recipe: Recipe, tau: float, place: torch.device) -> float:
-        """Mean largest probability at a temperature, over the training images.
-
-        A live teacher is asked about `CONFIDENCE_IMAGES` of them at most, evenly spaced.
-        """
+        """Mean largest probability at a temperature, over (of a live teacher, some) images."""
         indices = torch.arange(len(data))
         if self.table is not None:
-            views = torch.full_like(indices, recipe.views.centre)
-            self.table.fill(indices, views)
-            logits = self.table.rows(indices, views).logits
+            logits = self.table.rows(indices, torch.full_like(indices, recipe.views.centre)).logits
         else:
             sample = indices[:: math.ceil(len(data) / CONFIDENCE_IMAGES)].split(CHUNK)
             asked = (whole(data.batch(part).to(place), recipe) for part in sample)
@@ -59,10 +53,7 @@ class Teacher:
 
 
 class TeacherTable:
-    """What a frozen teacher says of each (image, view): all that `live` gives, one row each.
-
-    Files in ``folder`` that do not say what the teacher says are made anew.
-    """
+    """What a frozen teacher says of each (image, view), in rows; files that lie are made anew."""
 
     def __init__(
         self,
@@ -94,14 +85,10 @@ class TeacherTable:
         filled = np.flatnonzero(self._marks)
         some = filled[:: math.ceil(len(filled) / CHECKED_ROWS) or 1]
         whole = np.setdiff1d(some, self._lacking(some))
-        items, of_view = map(torch.from_numpy, np.divmod(whole, len(self.views)))
-        return not len(whole) or self.agrees(items, of_view)
+        return not len(whole) or self._agree(whole)
 
     def fill(self, indices: Tensor, views: Tensor) -> int:
-        """Compute the rows (n,) that are missing or damaged; returns how many were.
-
-        Raises RunFailedError when there is no room for them.
-        """
+        """Compute rows (n,) that lack or are damaged; returns how many. RunFailedError: no room."""
         wanted = np.unique(self._places(indices, views))
         if not len(self._lacking(wanted)):
             return 0
@@ -115,8 +102,7 @@ class TeacherTable:
             return len(lacking)
 
     def _write(self, places: np.ndarray) -> None:
-        items, of_view = map(torch.from_numpy, np.divmod(places, len(self.views)))
-        rows = self._answer(items, of_view, CHUNK).numpy()
+        rows = self._answer(places, CHUNK).numpy()
         marks, width = _marks_of(rows, places, self.folder), 4 * rows.shape[1]
         for name, size, values in ((ROWS, width, rows), (MARKS, 4, marks)):
             parts = zip(places.tolist(), values, strict=True)
@@ -131,34 +117,34 @@ class TeacherTable:
         return places[~there]
 
     def rows(self, indices: Tensor, views: Tensor) -> Outputs:
-        """The answers in filled rows (n,), on the table's device."""
+        """The answers in rows (n,), which are filled first, on the table's device."""
+        self.fill(indices, views)
         rows = torch.from_numpy(self._rows[self._places(indices, views)]).to(self.device)
-        kept = [
-            part.unflatten(1, shape)
-            for part, shape in zip(rows.split(self._widths, dim=1), self._shapes, strict=True)
-        ]
+        parts = zip(rows.split(self._widths, dim=1), self._shapes, strict=True)
+        kept = [part.unflatten(1, shape) for part, shape in parts]
         if len(kept) == 1:
             return Outputs(layer=kept[0].permute(0, 3, 1, 2) if kept[0].ndim == 4 else kept[0])
         return Outputs(kept[0], kept[1], kept[0])
 
     def agrees(self, indices: Tensor, views: Tensor) -> bool:
         """Whether filled rows (n,) are what the live teacher answers, to 1e-4."""
-        stored = torch.from_numpy(self._rows[self._places(indices, views)])
+        return self._agree(self._places(indices, views))
+
+    def _agree(self, places: np.ndarray) -> bool:
         # On a CPU a few rows come out the same to the last digits, and cost a fraction of a chunk.
-        chunk = len(indices) if self.device.type == "cpu" else CHUNK
-        answer = self._answer(indices, views, chunk)
-        return bool(((stored - answer).abs() <= 1e-4).all())
+        answer = self._answer(places, len(places) if self.device.type == "cpu" else CHUNK)
+        return bool(((torch.from_numpy(self._rows[places]) - answer).abs() <= 1e-4).all())
 
     def _places(self, indices: Tensor, views: Tensor) -> np.ndarray:
         return (indices * len(self.views) + views).numpy()
 
-    def _answer(self, indices: Tensor, views: Tensor, chunk: int) -> Tensor:
-        padding = chunk - len(indices)
-        images = self.data.batch(torch.cat([indices, indices.new_zeros(padding)]))
-        seen = self.views.apply(images, torch.cat([views, views.new_zeros(padding)]))
+    def _answer(self, places: np.ndarray, chunk: int) -> Tensor:
+        padded = np.pad(places, (0, chunk - len(places)))
+        indices, views = map(torch.from_numpy, np.divmod(padded, len(self.views)))
+        seen = self.views.apply(self.data.batch(indices), views)
         answer = _to_keep(live(self.teacher, to_float(seen.to(self.device)), self.layer))
         rows = torch.cat([values.flatten(1) for values in answer], 1)
-        return rows[: len(indices)].float().cpu()
+        return rows[: len(places)].float().cpu()
 
 
 def _to_keep(answer: Outputs) -> list[Tensor]:
@@ -178,7 +164,7 @@ def _lengthen(path: Path, size: int, sparse: bool) -> None:
 
 
 def _opened(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Marks and rows of a table of so many rows. Raises ValueError where sizes do not agree."""
+    """Marks and rows of a table of so many; ValueError where sizes do not agree."""
     marks = np.memmap(folder / MARKS, np.uint32, "r", shape=(count,))
     return marks, np.memmap(folder / ROWS, np.float32, "r").reshape(count, -1)
 
@@ -197,24 +183,20 @@ def damage(folder: Path) -> str:
     if not marked.exists() or not (has_rows or np.fromfile(marked, np.uint32).any()):
         return ""  # nothing in it is used
     try:
-        marks, rows = _opened(folder, (folder / MARKS).stat().st_size // 4)
+        marks, rows = _opened(folder, marked.stat().st_size // 4)
     except (OSError, ValueError) as error:  # numpy's words for files of no or of odd size
         return f"teacher table {folder.name}: {error}"
     filled = np.flatnonzero(marks)
-    wrong = 0
-    for places in np.array_split(filled, len(filled) // 10_000 + 1):
-        wrong += int((_marks_of(rows[places], places, folder) != marks[places]).sum())
+    parts = np.array_split(filled, len(filled) // 10_000 + 1)
+    wrong = sum(np.count_nonzero(_marks_of(rows[p], p, folder) != marks[p]) for p in parts)
     said = f"teacher table {folder.name}: {wrong} of {len(filled)} rows are damaged"
     return said if wrong else ""
 
 
 @torch.no_grad()
 def live(network: Normalized | Composite, images: Tensor, layer: str | None) -> Outputs:
-    """What a teacher says of images in [0, 1]; of a layer, nothing behind it is computed.
-
-    ``layer``: a path, or "logits", or None.
-    """
-    if layer is not None and layer != "logits":
+    """What a teacher says of images in [0, 1]; of a layer (a path), nothing behind is computed."""
+    if layer not in (None, "logits"):
         return Outputs(layer=networks.features_at(network, images, layer))
     logits, features = networks.forward_with_features(network, images)
     return Outputs(logits, features, logits)
@@ -232,15 +214,11 @@ def layer_of(spec: NetworkSpec, network: Normalized | Composite) -> str | None:
 
 
 def fits_table(spec: NetworkSpec, network: Normalized | Composite, data: ImageData) -> bool:
-    """Whether a student's teacher can answer from a table: of finite views, and not too large.
-
-    Of a layer's maps, which are large, only where images have one view.
-    """
-    numbers, views, most = spec.num_classes, len(spec.recipe.views), MOST_BYTES
+    """Whether a teacher can answer from a table: of finite views (of maps: one), not too large."""
+    views, each = len(spec.recipe.views), 4 * len(data)
     if spec.recipe.resized is not None or (spec.needs_layer and views > 1):
         return False
-    if spec.needs_layer:
-        one = to_float(data.batch(torch.arange(1)).to(next(network.parameters()).device))
-        numbers = live(network, one, layer_of(spec, network)).layer.numel()
-        most = MOST_BYTES_OF_MAPS
-    return 4 * numbers * views * len(data) <= most
+    if not spec.needs_layer:
+        return each * spec.num_classes * views <= MOST_BYTES
+    one = to_float(data.batch(torch.arange(1)).to(next(network.parameters()).device))
+    return each * live(network, one, layer_of(spec, network)).layer.numel() <= MOST_BYTES_OF_MAPS
