@@ -143,7 +143,7 @@ class Measured:
 
     def show(self) -> None:
         """Show the main measures as a table, and what could not be measured."""
-        from kdnotes.book import costs, report
+        from kdnotes.book import page_tables, report
         from kdnotes.progress import in_notebook
 
         rows = []
@@ -153,7 +153,7 @@ class Measured:
             known = math.isfinite(each.difference.estimate)
             apart = each.difference.format() if known else ""
             rows.append((each.measure.label, *values, apart, each.verdict))
-        table = costs.columns_table(("what", *ARMS, "difference [95%]", ""), "::::::", rows)
+        table = page_tables.columns_table(("what", *ARMS, "difference [95%]", ""), "::::::", rows)
         skipped = (f"Not measured: {name} ({why})." for name, why in self.skipped.items())
         text = "\n".join([table, "", *skipped])
         report.say(text) if in_notebook() else print(text)
