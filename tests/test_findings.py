@@ -243,7 +243,7 @@ def test_no_gap_and_one_too_uncertain_are_told_apart() -> None:
     wide = FULL | {"independent": [0.40, 0.60, 0.50, 0.65, 0.35], "teacher": [0.80]}
     says = found(rows(wide)).sentence()
     assert "gap too small or too uncertain to divide by (Teacher .80 minus Independent .50" in says
-    assert "| KL | no clear gap | difference .20 [" in found(rows(wide)).first_screen().answer
+    assert "| KL | gap too small | difference .20 [" in found(rows(wide)).first_screen().answer
     assert "KL: no gap to close (difference .20 [" in none.shares(["kl"])
     answer = none.first_screen().answer
     assert "| KL | no gap to close | difference .20 [.1" in answer

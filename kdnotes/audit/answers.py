@@ -44,7 +44,7 @@ def measure(cast: Cast, data: ImageData, logits: Sequence[Tensor] | None = None)
 
     logits: of everyone, where they are known; else the networks are asked.
     """
-    members = list(cast.everyone())
+    members = cast.everyone()
     logits = logits or base.all_logits(members, data)
     found = fidelity.of_logits(cast, data, logits)
     sure = [each.softmax(1).max(1) for each in logits]

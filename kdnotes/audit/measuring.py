@@ -171,7 +171,8 @@ def cast(
     Each maps images (N, 3, H, W) to logits (N, classes); several students or twins are seeds 0, 1,
     ... and are compared pair by pair. ``mean`` and ``std``: what the networks' inputs were
     normalised with; without them they get images in [0, 1] as they are. The networks themselves are
-    left as they are: copies are measured. Raises RequestError for weights that are not finite.
+    left as they are: copies are measured. Raises RequestError for weights that are not finite, and
+    for what is no network.
     """
     from kdnotes.audit.members import member
     from kdnotes.networks import Normalized
@@ -180,6 +181,9 @@ def cast(
     for arm, given in (("teacher", [teacher]), ("student", student), ("independent", independent)):
         listed: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
         for seed, module in enumerate(listed):
+            if not isinstance(module, torch.nn.Module):
+                kind = type(module).__name__
+                raise RequestError(f"{arm} is a {kind}, not one network (torch.nn.Module)")
             if not isinstance(module, Normalized):
                 module = Normalized(module, (*(mean or (0.0,) * 3),), (*(std or (1.0,) * 3),))
             members.append(member(arm, seed, module))
@@ -245,7 +249,7 @@ def measure(
 
     wanted = chosen(properties)
     complete = with_classes(of, images)
-    room = members.room(list(complete.everyone()), images.size)
+    room = members.room(complete.everyone(), images.size)
     parts: list[Outcome] = []
     skipped = {}
     for which in wanted:

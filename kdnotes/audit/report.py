@@ -173,7 +173,7 @@ def _networks(audit: Audit, outcome: Outcome) -> list[tuple[Any, ...]]:
     """Of each network: its arm, how it was named, how often it is right, and its size."""
     rows = outcome.table[outcome.table["measure"] == "accuracy"]
     right = rows[rows["condition"] == ""].set_index(["arm", "seed"])["value"]
-    everyone = list(audit.cast.everyone())
+    everyone = audit.cast.everyone()
     named = [text for _, text in audit.request.networks()]
     named = named or [str(audit.request.predictions)] * len(everyone)
     listed = []
@@ -304,7 +304,7 @@ def _maps(audit: Audit, apart: pd.DataFrame) -> list[list[dict[str, Any]]]:
         return []
     places = torch.tensor(items)
     classes = audit.images.labels[places]
-    first = {member.arm: member for member in reversed(list(audit.cast.everyone()))}
+    first = {member.arm: member for member in reversed(audit.cast.everyone())}
     heats = {
         arm: localization.last_map(first[arm], audit.images, places, classes).numpy()
         for arm in NAMES

@@ -98,6 +98,13 @@ class Audit:
             state.update(self.images.batch(indices).contiguous().numpy().tobytes())
         return state.hexdigest()
 
+    @cached_property
+    def marks(self) -> list[str]:
+        """What names each network, or else its predictions, in the cast's order."""
+        if self.logits is not None:
+            return [store.checksum(each.numpy().tobytes()) for each in self.logits]
+        return [members.digest(member.network) for member in self.cast.everyone()]
+
     def count(self, which: Property) -> int:
         """How many of the images a property is measured on."""
         return measuring.count_of(which, len(self.images), self.request.gradient_images)
@@ -304,17 +311,17 @@ def measured(audit: Audit, out: Path) -> tuple[dict[str, Outcome], dict[str, str
     parts: dict[str, Outcome] = {}
     lost: dict[str, str] = {}
     failed = []
-    everyone = list(audit.cast.everyone()) if audit.has_networks else []
+    everyone = audit.cast.everyone() if audit.has_networks else []
     room = members.room(everyone, audit.images.size) if everyone else (1, 1)
     folders = _folders(audit, room, out / PARTS)
     kept = {folder.name for folder in folders.values()}
     passes = {which.name: which.passes * audit.count(which) for which in audit.wanted}
     (out / PARTS).mkdir(exist_ok=True)
     with progress.shown(NAME, sum(passes.values())) as shown:
-        for member in everyone:
+        for member, mark in zip(everyone, audit.marks, strict=False):
             network: Any = member.network
             network.report = lambda count: shown.advance(count / len(everyone))
-            state = members.digest(network) + _code() + repr(results.versions())
+            state = mark + _code() + repr(results.versions())
             kept.add(name := ANSWERS + store.checksum(state.encode())[:16])
             network.answers = members.Answers(out / PARTS / name)
         done = 0.0
@@ -361,10 +368,7 @@ def _finished(folder: Path) -> Outcome | None:
 def _folders(audit: Audit, room: tuple[int, int], parts: Path) -> dict[str, Path]:
     """Where each property's outcome lies, by all that it depends on: networks, images and code."""
     state = hashlib.sha256(repr((room, _code(), results.versions(), audit.cast.classes)).encode())
-    for place, member in enumerate(audit.cast.everyone()):
-        mark = members.digest(member.network)
-        if audit.logits is not None:
-            mark = store.checksum(audit.logits[place].numpy().tobytes())
+    for member, mark in zip(audit.cast.everyone(), audit.marks, strict=True):
         state.update(f"{member.arm} {member.seed} {mark} ".encode())
     state.update(audit.pixels.encode() + audit.images.labels.numpy().tobytes())
     found = {}

@@ -93,7 +93,7 @@ class Cover:
             if words[word]
         ]
         if gapless := words[stats.NO_GAP] + words[stats.UNCERTAIN_GAP]:
-            parts.append(f"in {gapless} there is no clear gap to close")
+            parts.append(f"in {gapless} there is no gap large enough to take a share of")
         if unknown := words[CANNOT_TELL]:
             parts.append(f"in {unknown} nobody can tell")
         others = [

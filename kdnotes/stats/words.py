@@ -25,7 +25,7 @@ UNCERTAIN_GAP = "a gap too small or too uncertain to divide by"
 
 def brief(word: str) -> str:
     """A word for how much where there is little room."""
-    return "no clear gap" if word == UNCERTAIN_GAP else word
+    return "gap too small" if word == UNCERTAIN_GAP else word
 
 
 def how_much(low: float, high: float) -> str:

@@ -126,7 +126,7 @@ def _proving(key: str) -> Iterator[None]:
     except (OSError, SafetensorError, ValueError) as error:
         problem = str(error)
         if isinstance(error, OSError):
-            problem = f"{Path(error.filename).name} cannot be read: {error.strerror}"
+            problem = f"{Path(error.filename or 'it').name} cannot be read: {error.strerror}"
         elif isinstance(error, ValidationError):
             problem = f"{MANIFEST} does not describe a network ({store.first_problem(error)})"
         raise DamagedError(f"cached network {key}: {problem}") from error
