@@ -36,8 +36,12 @@ def run(source: str, folder: Path, forked: bool = True) -> list[str]:
 
 
 def ends(process: int) -> bool:
+    """Whether it ends in seconds; who inherits an orphan may take longer to notice its end."""
     for _ in range(100):
-        if not psutil.pid_exists(process):
+        try:
+            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.1)
     return False

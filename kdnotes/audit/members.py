@@ -21,7 +21,6 @@ from kdnotes import networks
 from kdnotes.errors import RequestError
 from kdnotes.networks import Normalized
 from kdnotes.probes.base import BATCH_SIZE, Member, check_finite, device_of
-from kdnotes.study.study import resolve_device
 
 CHUNK = 6 * 224**2  # pixels of a pass on one core: their maps stay near the processor
 ROOM = 1e9  # bytes for what a batch needs at once
@@ -144,6 +143,8 @@ def member(
 
     Raises RequestError for weights that are not finite.
     """
+    from kdnotes.study.study import resolve_device
+
     for name, values in network.state_dict().items():
         if not bool(values.isfinite().all()):
             raise RequestError(f"{arm} {seed} has weights that are not finite numbers ({name})")
