@@ -54,8 +54,10 @@ def appearing(path: Path, folder: bool = False) -> Iterator[Path]:
                 yield scratch
             scratch.replace(path)
     finally:
-        with suppress(RunFailedError):
-            remove(scratch)
+        if folder:
+            shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 appearing_folder = partial(appearing, folder=True)

@@ -420,6 +420,14 @@ def test_no_view_of_shares_beyond_nothing_and_everything(second: float, bound: b
     assert (low >= -0.05 and high <= 1.05) == bound
 
 
+def test_curve_draws_nothing_of_an_arm_without_a_value() -> None:
+    rows = [(arm, 0, "tau=4", "kappa", value) for arm, value in (("kl", 0.5), ("hint", math.nan))]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "condition", "measure", "value"])
+    figure = draw.curve(table, "kappa", {"tau=4": 4}, ["kl", "hint"], "Temperature", "Kappa")
+    assert len(lines_named(figure, "kl")[0].get_xdata()) == 1
+    assert not len(lines_named(figure, "hint")[0].get_xdata())
+
+
 def test_curve_sets_names_side_by_side() -> None:
     table = make_table(("layer=stem", "layer=stages.2"))
     places = {"layer=stem": "stem", "layer=stages.2": "last"}

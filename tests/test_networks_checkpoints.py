@@ -327,7 +327,7 @@ def test_odd_contents_are_refused(content: Any, said: str, tmp_path: Path) -> No
         ("resnet1800:none.pth", "unknown model"),
         ("none.pth", "say of which architecture, as NAME"),
         ("resnet10t:none.pth", "no checkpoint 'none.pth'"),
-        (f"resnet10t:{'x' * 200}/none.pth", "no checkpoint"),
+        (f"resnet10t:{'x' * 200}/none.pth", "xxx/none.pth'"),
         ("vgg-small", "there are no weights 'vgg-small'"),
     ],
 )
@@ -349,3 +349,7 @@ def test_published_weights_are_looked_for_here_alone(tmp_path: Path, monkeypatch
         expected = logits_of(thousand, classes=1000)
         assert torch.equal(opened(ARCHITECTURE).network(IMAGES), expected)
     refused(ARCHITECTURE, "has a head of 1000 classes; 10 are needed", classes=10)
+    # timm itself would take one of them without a word.
+    several = {"state_dict_ema": thousand, "averaged_model": published(seed=1, classes=1000)}
+    torch.save(several, tmp_path / f"{ARCHITECTURE}.pth")
+    refused(ARCHITECTURE, "several such networks")

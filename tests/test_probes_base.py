@@ -202,7 +202,9 @@ def test_a_slope_over_arms_is_the_least_squares_line_of_each_seed() -> None:
 def test_students_of_two_teachers_are_averaged_seed_by_seed_and_image_by_image() -> None:
     def of_teacher(seed: int, students: dict[int, list[float]]) -> Outcome:
         recorder = Recorder(some_data(4))
-        recorder.add(member("teacher", seed, net(0)), "share", [1, 1, 1, 1], [0, 0, 0, 0])
+        teacher = member("teacher", seed, net(0))
+        recorder.add(teacher, "share", [1, 1, 1, 1], [0, 0, 0, 0])
+        recorder.add(teacher, "part", [1, 0], [0, 0], "eps=2", items=[2, seed % 2])
         for number, values in students.items():
             which = member("kl", number, net(0))
             recorder.add(which, "share", values, [number] * 4)
@@ -214,10 +216,13 @@ def test_students_of_two_teachers_are_averaged_seed_by_seed_and_image_by_image()
     both = Outcome.averaged(one, two)
     assert value_of(both.table, "kl", 100, "share") == pytest.approx((1 / 4 + 2 / 3) / 2)
     assert value_of(both.table, "kl", 101, "share") == pytest.approx((1 + 1 / 2) / 2)
-    assert both.table[both.table["arm"] == "teacher"]["seed"].tolist() == [100]
+    assert set(both.table[both.table["arm"] == "teacher"]["seed"]) == {100}
     items = both.items.set_index(["arm", "seed", "measure", "item"])["value"]
     assert items["kl", 100, "share"].tolist() == [1, 0.5, 0, 0]
     assert items["kl", 101, "part"].to_dict() == {3: 1, 0: 1, 1: 1}
+    # What only the second teacher answered counts as the one teacher's as well.
+    assert items["teacher", 100, "part"].to_dict() == {2: 1, 0: 0, 1: 0}
+    assert set(both.items[both.items["arm"] == "teacher"]["seed"]) == {100}
     with pytest.raises(ValueError, match="one of the two teachers only"):
         Outcome.averaged(one, two.keep(lambda rows: rows["seed"] != 100))
 

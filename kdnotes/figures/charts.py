@@ -193,7 +193,7 @@ def _line(axis: Axes, arm: str, values: Series) -> None:
     places = values.index.get_level_values(0)
     axis.plot(places, values, **drawing.ink(look, markersize=3, alpha=0.4, label=None))
     intervals = {place: vars(stats.t_interval(seeds)) for place, seeds in values.groupby(places)}
-    found = DataFrame(intervals).T
+    found = DataFrame(intervals, index=["estimate", "low", "high"]).T
     axis.fill_between(
         found.index, found["low"], found["high"], color=look.colour, alpha=0.18, linewidth=0
     )

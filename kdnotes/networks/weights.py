@@ -41,6 +41,10 @@ _Triple = tuple[float, float, float]
 _Shapes = Mapping[str, tuple[int | None, ...]]  # by name; None stands for the number of classes
 
 
+class _MisfitError(RequestError):
+    pass
+
+
 @dataclass(frozen=True)
 class Opened:
     """A network as somebody named it: [0, 1] images of ``size`` pixels in, logits out."""
@@ -140,7 +144,7 @@ def _published(name: str, weights: str) -> Opened:
     known = weights if _is_architecture(weights) else name
     try:
         return _from_file(known, found, "", None)
-    except RequestError:
+    except _MisfitError:
         if config is None:
             raise
         # Perhaps they are published under other names, which timm knows how to change.
@@ -201,7 +205,7 @@ def _from_file(name: str, path: Path, entry: str, size: int | None) -> Opened:
             break
         problem, named = (problem, named) if problem else (why, by_name)
     else:
-        raise RequestError(f"{shown} does not fit {name}: {brief(problem, 150)}")
+        raise _MisfitError(f"{shown} does not fit {name}: {brief(problem, 150)}")
     values, notes = _chosen(found, shown)
     body = variant.make(num_classes=found[0].classes)
     body.load_state_dict(values, strict=False)  # what is missing was looked at
@@ -293,7 +297,9 @@ def _shapes(make: Callable[..., nn.Module]) -> _Shapes:
 def _read(path: Path) -> dict[str, Tensor]:
     """All tensors of a file by their full names, entries and prefixes joined by dots."""
     if not path.is_file():
-        raise RequestError(f"no checkpoint {brief(str(path))!r}")
+        text = str(path)
+        named = text if len(text) <= 100 else f"...{text[-97:]}"  # its end tells most
+        raise RequestError(f"no checkpoint {named!r}")
     name = brief(path.name, 60)
     with path.open("rb") as opened:
         start = opened.read(200)

@@ -307,21 +307,28 @@ class Outcome:
         Undefined values are left out. Raises ValueError where a row is not in both.
         """
 
-        def together(frames: Iterable[pd.DataFrame], of: Sequence[str]) -> Any:
-            placed = (it.assign(place=it.groupby("arm")["seed"].rank("dense")) for it in frames)
-            return pd.concat(placed).groupby(["arm", "place", *of], sort=False)
+        seeds = [each.table.groupby("arm")["seed"].unique() for each in (first, second)]
+        of_first = {
+            (arm, there): here
+            for arm in seeds[0].index.intersection(seeds[1].index)
+            for there, here in zip(sorted(seeds[1][arm]), sorted(seeds[0][arm]), strict=False)
+        }
 
-        tables = together((first.table, second.table), ["condition", "measure"])
+        def together(one: pd.DataFrame, two: pd.DataFrame, by: Sequence[str]) -> Any:
+            named = zip(two["arm"], two["seed"], strict=True)
+            two = two.assign(seed=[of_first.get(each, each[1]) for each in named])
+            return pd.concat([one, two]).groupby(list(by), sort=False)
+
+        tables = together(first.table, second.table, TABLE_COLUMNS[:-1])
         if len(lacking := tables.size()[lambda count: count != 2]):
             raise ValueError(f"measured with one of the two teachers only: {lacking.index[0]}")
-        kept: dict[str, Any] = {"seed": "first", "value": "mean"}
-        table = tables.agg(kept).reset_index()[list(TABLE_COLUMNS)]
+        table = tables.agg({"value": "mean"}).reset_index()
         if not len(first.items):
             return Outcome(table, first.items)
-        named = (each.items.astype(NAMES_AS_TEXT) for each in (first, second))
-        images = together(named, ["item", "source", "condition", "measure"])
-        items = images.agg(kept | {"prediction": "first"}).reset_index()[list(ITEM_COLUMNS)]
-        return Outcome(table, items.astype(_ITEM_KINDS))
+        named = [each.items.astype(NAMES_AS_TEXT) for each in (first, second)]
+        images = together(*named, ["item", "source", "arm", "seed", "condition", "measure"])
+        items = images.agg({"value": "mean", "prediction": "first"}).reset_index()
+        return Outcome(table, items[list(ITEM_COLUMNS)].astype(_ITEM_KINDS))
 
     def under(self, condition: str) -> Outcome:
         """The same rows, with ``condition`` put before each row's own."""

@@ -250,7 +250,9 @@ def simulate_error_rate(
     for _ in range(n_claims):  # Holm takes that many steps at most; each can only reject more
         step = np.minimum(rejected.sum(axis=1), n_claims - 1)
         critical = share * of_seeds[step] + (1 - share) * of_items[step]
-        rejected = size > critical * standard_error
+        before, rejected = rejected, size > critical * standard_error
+        if (rejected.sum(axis=1) == before.sum(axis=1)).all():
+            break
     above = distance > 0
     return ErrorRates(
         agrees=float((alone & above).mean()),

@@ -137,7 +137,7 @@ class Learner(nn.Module):
         layer = self._layer or "logits"
         with tapped(self.network, () if layer == "logits" else (layer,)) as outputs:
             logits, features = forward_with_features(self.network, images)
-        return Outputs(logits, features, outputs.get(layer, logits))
+        return Outputs(logits, features, logits if layer == "logits" else outputs[layer])
 
     def _batch(self, student: Outputs, shown: Shown, answers: Outputs) -> Batch:
         def soft_labels(tau: float) -> Tensor:

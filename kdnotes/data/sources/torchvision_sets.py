@@ -148,8 +148,9 @@ def _root(name: str, data_dir: Path | None) -> Path:
     if missing and data_dir is None:
         _download(name, root)
     elif missing:
+        more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
         raise RequestError(
-            f"{name}: {root} has no {missing[0]}. Name a data_dir that holds {name} in "
+            f"{name}: {root} has no {missing[0]}{more}. Name a data_dir that holds {name} in "
             f"torchvision's layout, or leave data_dir empty to download it into {data_folder()}"
         )
     return root
