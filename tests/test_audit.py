@@ -238,6 +238,7 @@ def test_a_table_of_images_with_groups(tmp_path: Path, photos: Path, models: lis
     rows = [(path.relative_to(photos), path.parent.name, path.stem) for path in files]
     table = pd.DataFrame(rows, columns=["file", "label", "shot"])
     table["shot"] = ["early" if int(shot) < 6 else "la`te\n<b>" for shot in table["shot"]]
+    table["unknown"] = ""
     table.to_csv(photos / "images.csv", index=False)
     asked = ("--teacher", models[0], "--student", models[1], "--only", "fidelity")
     for data, out in ((photos, "folder"), (photos / "images.csv", "table")):
@@ -250,11 +251,15 @@ def test_a_table_of_images_with_groups(tmp_path: Path, photos: Path, models: lis
     assert "<b>\n" not in page
     changed = pd.read_csv(tmp_path / "table" / "audit.changes.csv")
     assert dict(changed.groupby("by")["images"].sum()) == {"class": 24, "shot": 24}
-    groups = table.rename(columns={"shot": "when"})[["file", "when"]]
+    groups = table.rename(columns={"shot": "when", "unknown": "self"})[["file", "when", "self"]]
     groups["file"] = groups["file"].astype(str).str.removeprefix("test/")
     groups.to_csv(tmp_path / "groups.csv", index=False)
     found = inputs.listed(str(photos / "test"), groups=str(tmp_path / "groups.csv"))
     assert sorted(set(found.groups["when"])) == ["early", "la`te\n<b>"]
+    assert set(found.groups["self"]) == {""}
+    for column, said in (("", "no column ''"), ("file", "no column besides 'file'")):
+        with pytest.raises(RequestError, match=said):
+            inputs.listed(str(photos / "test"), groups=f"{tmp_path / 'groups.csv'}:{column}")
 
 
 def test_damaged_files_are_named_and_left_out_on_request(
@@ -465,6 +470,7 @@ def test_predictions_are_enough_for_what_answers_tell(tmp_path: Path, kind: str)
     ("change", "said"),
     [
         (lambda t: t.assign(a=t["a"] + 1), "are no probabilities"),
+        (lambda t: t.assign(a=t["a"].where(t.index > 0)), "are no probabilities"),
         (lambda t: t.assign(b="x"), "no numbers"),
         (lambda t: t.drop(columns="label"), "no column 'label'"),
         (lambda t: t.drop(columns="network"), "no column 'network'"),

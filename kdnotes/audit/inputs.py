@@ -59,7 +59,9 @@ def listed(source: str, count: int | None = None, groups: str | None = None) -> 
     path = place(source)
     found = _in_table(source) if path.is_file() and path.suffix == ".csv" else _in_folder(source)
     if groups:
-        found = replace(found, groups=found.groups.assign(**_groups(found, groups)))
+        more = _groups(found, groups)
+        kept = found.groups.drop(columns=more.columns, errors="ignore")
+        found = replace(found, groups=kept.join(more))
     if count is None or count >= len(found.labels):
         return found
     order = torch.randperm(len(found.labels), generator=torch.Generator().manual_seed(0))
@@ -130,8 +132,9 @@ def _in_table(text: str) -> Listed:
 
 def _groups(of: Listed, text: str) -> pd.DataFrame:
     file, column = file_and_column(text)
-    table = _table(file, "groups", ("file", column) if column else ("file",)).set_index("file")
-    if not len(table.columns):
+    needed = ("file",) if column is None else ("file", column)
+    table = _table(file, "groups", needed).set_index("file")
+    if column == "file" or not len(table.columns):
         raise RequestError(f"groups {text!r} has no column besides 'file' to group by")
     names = of.labels.index
     if not names.isin(table.index).any():
@@ -139,13 +142,13 @@ def _groups(of: Listed, text: str) -> pd.DataFrame:
             f"groups {text!r} names none of the images; its column 'file' is relative to {of.root},"
             f" such as {names[0]}"
         )
-    return table[[column] if column else list(table)].reindex(names, fill_value="")
+    return table[list(table) if column is None else [column]].reindex(names, fill_value="")
 
 
-def file_and_column(groups: str) -> tuple[str, str]:
-    """The parts of ``FILE.csv:COLUMN``; the second is empty where only a file is named."""
+def file_and_column(groups: str) -> tuple[str, str | None]:
+    """The parts of ``FILE.csv:COLUMN``; the second is None where only a file is named."""
     before, ending, column = groups.rpartition(".csv:")
-    return (f"{before}.csv", column) if ending else (groups, "")
+    return (f"{before}.csv", column) if ending else (groups, None)
 
 
 # --- predictions ---------------------------------------------------------------------------------
@@ -199,7 +202,7 @@ def _probabilities(file: str, network: str, given: pd.DataFrame, names: list[str
     if lost := sorted(set(names) - set(given.index)):
         raise RequestError(f"{file} has nothing of {network} for {enumerated(lost)}")
     try:
-        values = given.loc[names].to_numpy(np.float64)
+        values = given.loc[names].replace("", "nan").to_numpy(np.float64)
     except (TypeError, ValueError) as error:
         raise RequestError(f"{file} has probabilities of {network} that are no numbers") from error
     wrong = ~(abs(values.sum(1) - 1) < OF_SUM) | ~(values >= 0).all(1)

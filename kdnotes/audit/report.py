@@ -325,7 +325,8 @@ def by_names(audit: Audit, outcome: Outcome) -> dict[str, pd.DataFrame]:
     """By class, and by every grouping of the images, as `answers.by_name`."""
     classes = [audit.listed.classes[at] for at in audit.listed.labels]
     named = {"class": classes, **audit.listed.groups}
-    return {of: answers.by_name(outcome, names) for of, names in named.items()}
+    found = {of: answers.by_name(outcome, names) for of, names in named.items()}
+    return {of: table for of, table in found.items() if len(table)}  # else no image has a name
 
 
 def _flips(audit: Audit, found: Measured, changes: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _row(
     images = _images(run)
     beside = {path: other for path, other in others.items() if _images(other) != images}
     if not own:
-        run = next((each for path, each in others.items() if path not in beside), run)
+        run = [run, *(each for path, each in others.items() if path not in beside)][-1]
     condition = entry.get("condition", "")
     measure = probes.check_measure(entry["measure"], condition)
     measure = measure.at(condition, entry.get("sentence", ""))

@@ -35,6 +35,7 @@ ITEM_COLUMNS = ("item", "source", "arm", "seed", "condition", "prediction", "mea
 CLAIM_KEYS = ("id", "measure", "estimate", "low", "high", "criterion", "verdict", "paper")
 SUFFIXES = (".csv", ".items.parquet", ".json")
 _CALLED = {"cifar10": "CIFAR-10", "mnist": "MNIST", "pacs": "PACS", "fairface": "FairFace"}
+_CALLED |= {"scenes-of-mnist": "scenes of MNIST"}
 # Whose version can change a number in the tables.
 PACKAGES = (
     "kdnotes",
@@ -130,7 +131,7 @@ class Saved(BaseModel):
 
 def called(images: str) -> str:
     """What readers know the images of a published folder by, such as "scenes of MNIST"."""
-    return " ".join(_CALLED.get(word, word) for word in images.split("-"))
+    return _CALLED.get(images, images)
 
 
 def folder() -> Path:
