@@ -325,8 +325,8 @@ class Outcome:
         table = tables.agg({"value": "mean"}).reset_index()
         if not len(first.items):
             return Outcome(table, first.items)
-        named = [each.items.astype(NAMES_AS_TEXT) for each in (first, second)]
-        images = together(*named, ["item", "source", "arm", "seed", "condition", "measure"])
+        one, two = (each.items.astype(NAMES_AS_TEXT) for each in (first, second))
+        images = together(one, two, ["item", "source", "arm", "seed", "condition", "measure"])
         items = images.agg({"value": "mean", "prediction": "first"}).reset_index()
         return Outcome(table, items[list(ITEM_COLUMNS)].astype(_ITEM_KINDS))
 
