@@ -36,8 +36,8 @@ def run(source: str, folder: Path, forked: bool = True) -> list[str]:
 
 
 def ends(process: int) -> bool:
-    """Whether it ends in seconds; who inherits an orphan may take longer to notice its end."""
-    for _ in range(100):
+    """Whether it ends soon; its entry stands until the process that it came from notices."""
+    for _ in range(300):  # the libraries' server ends slowly where its files have to be read again
         try:
             if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
                 return True
