@@ -242,8 +242,9 @@ def _cast(
         for name, values in (("mean", request.mean), ("std", request.std)):
             if values:
                 getattr(network, name).copy_(torch.tensor(values).view(1, -1, 1, 1))
-        mine, own = made.setdefault(arm, []), size if size != side else None
-        mine.append(members.member(arm, len(mine), network, own, columns))
+        mine = made.setdefault(arm, [])
+        own_side = None if size == side else size
+        mine.append(members.member(arm, len(mine), network, own_side, columns))
     teacher, *taught = (member for mine in made.values() for member in mine)
     notes = list(dict.fromkeys(note for opened in loaded for note in opened.notes))
     return Cast(teacher, None, tuple(taught), ()), side, notes

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from kdnotes.study import Study
 
 ARROW = "\N{RIGHTWARDS ARROW}"
-_NOT_ASKED = ("not asked", "")  # verdict and estimate
 _LARGEST = 30  # rows of means, where a run has no answer
 # What chapters that are judged together should have been run with.
 _IMAGES_AND_NETWORKS = ("preset", "dataset", "teacher", "student", "train_count")
@@ -425,10 +424,13 @@ def _compared(name: str, *folders: Path) -> str:
     parts = [f"{name}\n{aligned(rows) if rows else '  the same parameters'}"]
     if one.answers and other.answers:
         parts.append(_answers(one.answers, other.answers))
-    known = {claim["id"]: (claim["verdict"], _estimate(claim)) for claim in other.claims}
-    told = [(claim["id"], claim["verdict"], _estimate(claim)) for claim in one.claims]
-    lines = [(f"  {name}", *its, *known.get(name, _NOT_ASKED)) for name, *its in told]
-    flips = sum(there not in (here, _NOT_ASKED[0]) for _, here, _, there, _ in lines)
+    there = {claim["id"]: claim for claim in other.claims}
+    lines, flips = [], 0
+    for claim in one.claims:
+        again = there.get(claim["id"])
+        flips += again is not None and again["verdict"] != claim["verdict"]
+        told = (again["verdict"], _estimate(again)) if again else ("not asked", "")
+        lines.append((f"  {claim['id']}", claim["verdict"], _estimate(claim), *told))
     if lines:
         heads = ("  claim", str(folders[0]), "", str(folders[1]), "")
         parts.append(f"verdicts: {flips} of {len(lines)} differ\n{aligned([heads, *lines])}")

@@ -123,9 +123,13 @@ def measure(
     noisy = show(cast.teacher, lambda images, _: noise(images), own.kept)
     _record(recorder, noisy, condition("noise"))
     if cast.second_teacher:
-        _compare(recorder, "own_teacher_fooling", own, trials["second-teacher", primary])
+        other = trials["second-teacher", primary]
+        _compare(recorder, "own_teacher_fooling", own, other, cast.members, 0.5)
     if foreign:
-        _compare(recorder, "double_difference", own, trials["foreign", primary])
+        right = torch.stack([answers == data.labels for answers in clean.values()]).all(0)
+        other = trials["foreign", primary]
+        own = own._replace(kept=own.kept & right)
+        _compare(recorder, "double_difference", own, other, members[1:], 1.0)
     return recorder.outcome()
 
 
@@ -146,17 +150,20 @@ def _record(recorder: Recorder, trial: _Trial, where: str, attacked: Member | No
         recorder.add(member, "same_wrong_class", same, its[misled], where, misled)
 
 
-def _compare(recorder: Recorder, measure: str, own: _Trial, other: _Trial) -> None:
-    """How much more students are fooled in one trial than in another, on images kept in both."""
-    halved, among = measure == "own_teacher_fooling", own.kept & other.kept
-    for answers in () if halved else own.clean.values():
-        among = among & (answers == recorder.data.labels)
-    items = among.nonzero().flatten()
-    for member in list(own.answers)[2 if halved else 1 :]:
+def _compare(
+    recorder: Recorder,
+    measure: str,
+    own: _Trial,
+    other: _Trial,
+    students: Sequence[Member],
+    share: float,
+) -> None:
+    """A share of how much more students are fooled in one trial than in another, of images kept."""
+    items = (own.kept & other.kept).nonzero().flatten()
+    for member in students:
         after = [trial.answers[member][items] for trial in (own, other)]
         by_own, by_other = ((each != own.clean[member][items]).float() for each in after)
-        more = (by_own - by_other) / (2 if halved else 1)
-        recorder.add(member, measure, more, after[0], condition(""), items)
+        recorder.add(member, measure, share * (by_own - by_other), after[0], condition(""), items)
 
 
 def craft(
