@@ -138,6 +138,15 @@ def test_networks_trained_on_grey_images_share_their_chroma_weights_to_the_end()
     grey = value_of(table, "kl", 0, "first_layer_cosine", "part=grey,against=independent")
     assert chroma == pytest.approx(1, abs=1e-5)
     assert grey < 0.999
+    # Students that start where their teacher did are compared with each other.
+    alike = [replace(each, arm=f"its-start-{each.arm}") for each in cast.members]
+    taught = {each.arm: of.arm for each, of in zip(alike, cast.members, strict=True)}
+    both = replace(cast, members=(*cast.members[::-1], *alike))
+    table = identifiability.first_layers(both, taught).table
+    where = "first_layer_cosine", "part=chroma,against=independent"
+    assert value_of(table, "its-start-kl", 0, *where) == chroma
+    assert value_of(table, "kl", 0, *where) == chroma
+    assert "its-start-independent" not in set(table[table["condition"] == where[1]]["arm"])
     against = value_of(table, "kl", 0, "first_layer_cosine", "part=chroma,against=teacher")
     assert abs(against) < 0.9
     conditions = set(table.loc[table["arm"] == "independent", "condition"])

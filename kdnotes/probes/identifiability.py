@@ -6,8 +6,9 @@ Linear models are matrices (classes, features + 1) in float64, the last column b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 from kdnotes.lazy import torch
 from kdnotes.probes import base
@@ -169,15 +170,16 @@ def parts(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return grey, weights - grey
 
 
-def first_layers(cast: Cast) -> Outcome:
+def first_layers(cast: Cast, same_start: Mapping[str, str] = MappingProxyType({})) -> Outcome:
     """How alike the first layers of two networks are: mean cosine of their filters, by `parts`.
 
     With the teacher's, and with those of the independent student that began with the same weights.
-    NaN where networks have no such layer, or one of another shape.
+    NaN where networks have no such layer, or one of another shape. ``same_start``: arms that begin
+    with the teacher's weights, with those that are taught alike (`Plan.same_start`).
     """
-    alone = ("independent", "independent-same-start")
-    starts = [((each.seed, each.arm.endswith("-same-start")), each) for each in cast.members]
-    begun = {key: member for key, member in starts if member.arm in alone}
+    starts = [((each.seed, each.arm in same_start), each) for each in cast.members]
+    alone = [each for each in starts if same_start.get(each[1].arm, each[1].arm) == "independent"]
+    begun = dict(alone)
     rows: list[Row] = []
     for key, member in starts:
         partners = {"teacher": cast.teacher, "independent": begun.get(key, member)}

@@ -154,12 +154,18 @@ class Plan:
             if method.name in methods:
                 self.students(arms.plain(method), of=plain)
 
-    def same_start(self, first: NetworkSpec) -> None:
-        """Few students, by KL and alone, that start where their teacher did, if they can."""
+    def same_start(self, first: NetworkSpec) -> dict[str, str]:
+        """Few students, by KL and alone, that start where their teacher did, if they can.
+
+        Returns their arms, with those of the students that start elsewhere.
+        """
+        found = {}
         if self.student_model == self.teacher_model and not self._must_be_short:
             for arm, of in ((self.method("kl"), first), (arms.INDEPENDENT, None)):
                 same = arm.variant("same-start", "the teacher's start", "same start")
                 self.students(same, of, seeds="few", start_seed=first.initialisation_seed)
+                found[same.name] = arm.name
+        return found
 
     def needs_maps(self, stages: int, cells: int) -> None:
         """Raise RequestError unless each of the last stages has maps of so many cells on a side."""
@@ -173,10 +179,10 @@ class Plan:
                 f"images have {side} pixels: name another network",
             )
 
-    def stopped_early(self, arm: Arm, of: NetworkSpec | None = None) -> None:
-        """Students of an arm that have only half of the epochs."""
+    def stopped_early(self, arm: Arm, of: NetworkSpec | None = None) -> str:
+        """Students of an arm that have only half of the epochs; returns what they are called."""
         stopped = arm.variant("matched", "stopped early", "early", marker=arm.marker)
-        self.students(stopped, of, epochs=self.epochs(0.5))
+        return self.students(stopped, of, epochs=self.epochs(0.5)).name
 
     def depths(self, of: NetworkSpec) -> list[str]:
         """Students of Hint at rising depth: their arms; none without Hint, or on photographs."""
